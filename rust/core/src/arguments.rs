@@ -1,0 +1,423 @@
+//! The snapshot of one call's arguments: filled once by the binding, then read by policy and (later) audit.
+//!
+//! A flat arena: one text buffer and one node list in preorder, no pointers, reused from call to call so that a warm
+//! snapshot allocates nothing. It knows neither Cedar programs nor audit entries. It holds plain data only: the JSON
+//! escapes `__entity` and `__extn` are ordinary keys here and never become entities or extension values.
+
+use thiserror::Error;
+
+use crate::limits::{ARGUMENT_BYTES_MAX, ARGUMENT_NESTING_MAX};
+
+/// Bytes of structure charged per node, so that a million empty lists are as bounded as a megabyte of text.
+const NODE_BYTES: usize = 16;
+
+/// Why a snapshot could not be taken. Nothing of the value is in the message.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ArgumentsError {
+    /// More bytes than the bound.
+    #[error("arguments take more than {limit} bytes")]
+    TooLarge {
+        /// The bound in bytes.
+        limit: usize,
+    },
+    /// Nested deeper than the bound.
+    #[error("arguments nest deeper than {limit} levels")]
+    TooDeep {
+        /// The bound in levels.
+        limit: usize,
+    },
+    /// The same key twice in one object.
+    #[error("an object in the arguments has the same key twice")]
+    DuplicateKey,
+    /// `null` has no meaning inside a list.
+    #[error("a list in the arguments holds null, which Cedar cannot represent")]
+    NullInList,
+}
+
+impl ArgumentsError {
+    /// The denial code this becomes at the gate.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::TooLarge { .. } | Self::TooDeep { .. } => "input.too_large",
+            Self::DuplicateKey | Self::NullInList => "input.unrepresentable",
+        }
+    }
+}
+
+/// A range of the text buffer.
+#[derive(Debug, Clone, Copy, Default)]
+struct Text {
+    start: u32,
+    len: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Null,
+    Bool(bool),
+    Long(i64),
+    /// Kept as it came: whether it is a decimal is decided when it is read.
+    Float(f64),
+    /// A decimal in units of 10^-4, made by a schema that says `number`.
+    Decimal(i64),
+    Str(Text),
+    List,
+    Object,
+    /// An integer beyond 64 bits.
+    Unrepresentable,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Node {
+    /// Key of this node in its object; empty in lists and at the root.
+    key: Text,
+    /// Index of the first node after this one's subtree.
+    end: u32,
+    kind: Kind,
+}
+
+/// One call's arguments.
+#[derive(Debug, Default)]
+pub struct Arguments {
+    text: String,
+    nodes: Vec<Node>,
+    /// Indices of the objects and lists still open while filling.
+    open: Vec<u32>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Arguments {
+    /// An empty snapshot with the bound of `check`.
+    pub fn new() -> Self {
+        Self { bytes_max: ARGUMENT_BYTES_MAX, ..Self::default() }
+    }
+
+    /// Empties the snapshot, keeps its buffers, and sets the bound for the next filling.
+    pub fn reset(&mut self, bytes_max: usize) {
+        self.text.clear();
+        self.nodes.clear();
+        self.open.clear();
+        self.bytes = 0;
+        self.bytes_max = bytes_max;
+    }
+
+    /// Bytes charged so far.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn charge(&mut self, bytes: usize) -> Result<(), ArgumentsError> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > self.bytes_max {
+            return Err(ArgumentsError::TooLarge { limit: self.bytes_max });
+        }
+        Ok(())
+    }
+
+    fn copy_text(&mut self, text: &str) -> Result<Text, ArgumentsError> {
+        self.charge(text.len())?;
+        let too_large = ArgumentsError::TooLarge { limit: self.bytes_max };
+        let start = u32::try_from(self.text.len()).map_err(|_| too_large.clone())?;
+        let len = u32::try_from(text.len()).map_err(|_| too_large)?;
+        self.text.push_str(text);
+        Ok(Text { start, len })
+    }
+
+    fn push(&mut self, key: Option<&str>, kind: Kind) -> Result<u32, ArgumentsError> {
+        self.charge(NODE_BYTES)?;
+        let key = match key {
+            Some(key) => {
+                self.refuse_duplicate(key)?;
+                self.copy_text(key)?
+            }
+            None => Text::default(),
+        };
+        let index = u32::try_from(self.nodes.len()).map_err(|_| ArgumentsError::TooLarge { limit: self.bytes_max })?;
+        self.nodes.push(Node { key, end: index.saturating_add(1), kind });
+        Ok(index)
+    }
+
+    /// Quadratic in the fields of one object. The bound on bytes keeps an object of `check` under 4,096 fields, and
+    /// a length compare settles most pairs; without it two equal keys could show policy one value and the tool another.
+    fn refuse_duplicate(&self, key: &str) -> Result<(), ArgumentsError> {
+        let Some(parent) = self.open.last() else { return Ok(()) };
+        let mut index = parent.saturating_add(1);
+        while let Some(node) = self.nodes.get(index as usize) {
+            if self.str_of(node.key) == key {
+                return Err(ArgumentsError::DuplicateKey);
+            }
+            index = node.end;
+        }
+        Ok(())
+    }
+
+    /// Adds `null`: an absent attribute in an object, refused in a list.
+    pub fn push_null(&mut self, key: Option<&str>) -> Result<(), ArgumentsError> {
+        if key.is_none() {
+            return Err(ArgumentsError::NullInList);
+        }
+        self.push(key, Kind::Null).map(drop)
+    }
+
+    /// Adds a boolean.
+    pub fn push_bool(&mut self, key: Option<&str>, value: bool) -> Result<(), ArgumentsError> {
+        self.push(key, Kind::Bool(value)).map(drop)
+    }
+
+    /// Adds an integer.
+    pub fn push_long(&mut self, key: Option<&str>, value: i64) -> Result<(), ArgumentsError> {
+        self.push(key, Kind::Long(value)).map(drop)
+    }
+
+    /// Adds an integer that does not fit 64 bits: present, but a policy that reads it errs.
+    pub fn push_unrepresentable(&mut self, key: Option<&str>) -> Result<(), ArgumentsError> {
+        self.push(key, Kind::Unrepresentable).map(drop)
+    }
+
+    /// Adds a float.
+    pub fn push_float(&mut self, key: Option<&str>, value: f64) -> Result<(), ArgumentsError> {
+        self.push(key, Kind::Float(value)).map(drop)
+    }
+
+    /// Adds text.
+    pub fn push_str(&mut self, key: Option<&str>, value: &str) -> Result<(), ArgumentsError> {
+        let text = self.copy_text(value)?;
+        self.push(key, Kind::Str(text)).map(drop)
+    }
+
+    /// Opens an object; close it with [`Arguments::close`].
+    pub fn open_object(&mut self, key: Option<&str>) -> Result<(), ArgumentsError> {
+        self.open_node(key, Kind::Object)
+    }
+
+    /// Opens a list; close it with [`Arguments::close`].
+    pub fn open_list(&mut self, key: Option<&str>) -> Result<(), ArgumentsError> {
+        self.open_node(key, Kind::List)
+    }
+
+    fn open_node(&mut self, key: Option<&str>, kind: Kind) -> Result<(), ArgumentsError> {
+        if self.open.len() >= ARGUMENT_NESTING_MAX {
+            return Err(ArgumentsError::TooDeep { limit: ARGUMENT_NESTING_MAX });
+        }
+        let index = self.push(key, kind)?;
+        self.open.push(index);
+        Ok(())
+    }
+
+    /// Closes the innermost open object or list.
+    pub fn close(&mut self) {
+        let end = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
+        if let Some(index) = self.open.pop()
+            && let Some(node) = self.nodes.get_mut(index as usize)
+        {
+            node.end = end;
+        }
+    }
+
+    /// The root value; `None` before anything was pushed.
+    pub fn root(&self) -> Option<ArgumentRef<'_>> {
+        (!self.nodes.is_empty()).then_some(ArgumentRef { arguments: self, index: 0 })
+    }
+
+    #[inline]
+    fn str_of(&self, text: Text) -> &str {
+        let start = text.start as usize;
+        self.text.get(start..start.saturating_add(text.len as usize)).unwrap_or_default()
+    }
+}
+
+/// One node of a snapshot.
+#[derive(Debug, Clone, Copy)]
+pub struct ArgumentRef<'a> {
+    arguments: &'a Arguments,
+    index: u32,
+}
+
+/// What a node holds.
+#[derive(Debug, Clone, Copy)]
+pub enum Argument<'a> {
+    /// JSON null
+    Null,
+    /// Boolean
+    Bool(bool),
+    /// 64-bit integer
+    Long(i64),
+    /// IEEE double, as it came
+    Float(f64),
+    /// Units of 10^-4
+    Decimal(i64),
+    /// Text
+    Str(&'a str),
+    /// A list: iterate with [`ArgumentRef::children`]
+    List,
+    /// An object: iterate with [`ArgumentRef::children`], look up with [`ArgumentRef::get`]
+    Object,
+    /// An integer beyond 64 bits
+    Unrepresentable,
+}
+
+impl<'a> ArgumentRef<'a> {
+    /// What this node holds.
+    #[inline]
+    pub fn value(self) -> Argument<'a> {
+        let Some(node) = self.arguments.nodes.get(self.index as usize) else { return Argument::Null };
+        match node.kind {
+            Kind::Null => Argument::Null,
+            Kind::Bool(b) => Argument::Bool(b),
+            Kind::Long(n) => Argument::Long(n),
+            Kind::Float(x) => Argument::Float(x),
+            Kind::Decimal(n) => Argument::Decimal(n),
+            Kind::Str(text) => Argument::Str(self.arguments.str_of(text)),
+            Kind::List => Argument::List,
+            Kind::Object => Argument::Object,
+            Kind::Unrepresentable => Argument::Unrepresentable,
+        }
+    }
+
+    /// Children with their keys (empty in lists), in the order they were pushed; nulls included.
+    #[inline]
+    pub fn children(self) -> Children<'a> {
+        let end = self.arguments.nodes.get(self.index as usize).map_or(0, |node| node.end);
+        Children { arguments: self.arguments, next: self.index.saturating_add(1), end }
+    }
+
+    /// The child named `key`, null included.
+    #[inline]
+    pub fn get(self, key: &str) -> Option<Self> {
+        self.children().find(|(name, _)| *name == key).map(|(_, child)| child)
+    }
+
+    /// Position of the node in the snapshot: stable while the snapshot is, usable as a key.
+    pub const fn index(self) -> u32 {
+        self.index
+    }
+}
+
+/// Iterator over the children of one node.
+#[derive(Debug)]
+pub struct Children<'a> {
+    arguments: &'a Arguments,
+    next: u32,
+    end: u32,
+}
+
+impl<'a> Iterator for Children<'a> {
+    type Item = (&'a str, ArgumentRef<'a>);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next >= self.end {
+            return None;
+        }
+        let node = self.arguments.nodes.get(self.next as usize)?;
+        let child = ArgumentRef { arguments: self.arguments, index: self.next };
+        self.next = node.end;
+        Some((self.arguments.str_of(node.key), child))
+    }
+}
+
+/// A float as a decimal: its shortest decimal form, if that has at most four fraction digits and fits.
+pub fn decimal_from_float(value: f64) -> Option<i64> {
+    /// Below this, a product with 10^4 that divides back to the same double is the shortest form: at most 15 digits
+    /// always survive the way to a double and back.
+    const EXACT_MAX: f64 = 99_999_999_999.0;
+    if !value.is_finite() {
+        return None;
+    }
+    if value.abs() <= EXACT_MAX {
+        let scaled = (value * 10_000.0).round();
+        #[expect(clippy::cast_possible_truncation, reason = "at most 10^15, exact in i64")]
+        #[expect(clippy::float_cmp, reason = "the question is whether the decimal is exactly this double")]
+        return (scaled / 10_000.0 == value).then_some(scaled as i64);
+    }
+    let text = value.to_string();
+    let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));
+    if fraction.len() > 4 {
+        return None;
+    }
+    format!("{whole}{fraction:0<4}").parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn floats_become_decimals_by_their_shortest_form() {
+        for (value, expected) in [
+            (0.0, Some(0)),
+            (-0.0, Some(0)),
+            (1.5, Some(15_000)),
+            (0.1, Some(1_000)),
+            (-2.3456, Some(-23_456)),
+            (1.23456, None),
+            (1e-5, None),
+            (f64::NAN, None),
+            (f64::INFINITY, None),
+            (1e300, None),
+            (922_337_203_685_477.5, Some(9_223_372_036_854_775_000)),
+            (922_337_203_685_478.0, None),
+        ] {
+            assert_eq!(decimal_from_float(value), expected, "{value}");
+        }
+    }
+
+    proptest! {
+        /// The fast path equals parsing the shortest printed form.
+        #[test]
+        fn float_conversion_equals_the_printed_form(value in prop_oneof![
+            any::<f64>(),
+            (-10_000_000_000_000i64..10_000_000_000_000).prop_map(|n| n as f64 / 10_000.0),
+            (-1_000_000_000_000i64..1_000_000_000_000).prop_map(|n| n as f64 / 100_000.0),
+        ]) {
+            let printed = format!("{value}");
+            let expected = if value.is_finite() {
+                let (whole, fraction) = printed.split_once('.').unwrap_or((&printed, ""));
+                if fraction.len() > 4 { None } else { format!("{whole}{fraction:0<4}").parse::<i64>().ok() }
+            } else {
+                None
+            };
+            prop_assert_eq!(decimal_from_float(value), expected);
+        }
+    }
+
+    #[test]
+    fn snapshot_reads_back_what_was_pushed() {
+        let mut arguments = Arguments::new();
+        arguments.open_object(None).unwrap();
+        arguments.push_str(Some("to"), "bob").unwrap();
+        arguments.open_list(Some("n")).unwrap();
+        arguments.push_long(None, 1).unwrap();
+        arguments.push_long(None, 2).unwrap();
+        arguments.close();
+        arguments.push_null(Some("cc")).unwrap();
+        arguments.close();
+        let root = arguments.root().unwrap();
+        assert_eq!(root.children().map(|(key, _)| key).collect::<Vec<_>>(), ["to", "n", "cc"]);
+        assert!(matches!(root.get("to").unwrap().value(), Argument::Str("bob")));
+        assert_eq!(root.get("n").unwrap().children().count(), 2);
+        assert!(matches!(root.get("cc").unwrap().value(), Argument::Null));
+        assert!(root.get("bcc").is_none());
+    }
+
+    #[test]
+    fn bounds_and_refusals() {
+        let mut arguments = Arguments::new();
+        arguments.reset(64);
+        arguments.open_object(None).unwrap();
+        assert_eq!(arguments.push_str(Some("k"), &"x".repeat(64)), Err(ArgumentsError::TooLarge { limit: 64 }));
+        arguments.reset(1 << 16);
+        for _ in 0..ARGUMENT_NESTING_MAX {
+            arguments.open_list(None).unwrap();
+        }
+        assert_eq!(arguments.open_list(None), Err(ArgumentsError::TooDeep { limit: ARGUMENT_NESTING_MAX }));
+        arguments.reset(1 << 16);
+        arguments.open_object(None).unwrap();
+        arguments.push_bool(Some("a"), true).unwrap();
+        assert_eq!(arguments.push_bool(Some("a"), true), Err(ArgumentsError::DuplicateKey));
+        assert_eq!(arguments.push_null(None), Err(ArgumentsError::NullInList));
+    }
+}

@@ -1,0 +1,1 @@
+//! The gate: the only room that sees the others.

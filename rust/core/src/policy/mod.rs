@@ -1,0 +1,1 @@
+//! The policy room: what is allowed. Knows nothing of budgets, audit or Python.

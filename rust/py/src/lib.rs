@@ -1,0 +1,1 @@
+//! The Python binding: converts, calls, maps errors. Decides nothing.
