@@ -73,8 +73,7 @@ impl EntityUid {
 impl PartialEq for EntityUid {
     #[inline]
     fn eq(&self, other: &Self) -> bool {
-        std::ptr::eq(self, other)
-            || (self.hash == other.hash && self.ty_len == other.ty_len && self.text == other.text)
+        std::ptr::eq(self, other) || (self.hash == other.hash && self.ty_len == other.ty_len && self.text == other.text)
     }
 }
 

@@ -153,7 +153,13 @@ impl<'a> Value<'a> {
             | (Self::Datetime(a), Self::Datetime(b))
             | (Self::Duration(a), Self::Duration(b)) => a.cmp(b),
             (Self::Str(a), Self::Str(b)) => a.cmp(b),
-            (Self::Entity(a), Self::Entity(b)) => if a == b { Ordering::Equal } else { a.cmp(b) },
+            (Self::Entity(a), Self::Entity(b)) => {
+                if a == b {
+                    Ordering::Equal
+                } else {
+                    a.cmp(b)
+                }
+            }
             (Self::Ip(a), Self::Ip(b)) => a.cmp(b),
             _ => match (self.elements(), other.elements(), self.fields(), other.fields()) {
                 (Some(a), Some(b), ..) => a.cmp_by(b),
