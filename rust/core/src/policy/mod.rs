@@ -1,3 +1,4 @@
 //! The policy room: what is allowed. Knows nothing of budgets, audit or Python.
 
 pub mod extension;
+pub mod like;
