@@ -1,1 +1,3 @@
 //! The policy room: what is allowed. Knows nothing of budgets, audit or Python.
+
+pub mod error;
