@@ -1,3 +1,6 @@
 //! The policy room: what is allowed. Knows nothing of budgets, audit or Python.
 
 pub mod error;
+pub mod front;
+pub mod parse;
+mod schema_bounds;
