@@ -1,4 +1,8 @@
 //! The policy room: what is allowed. Knows nothing of budgets, audit or Python.
 
+pub mod error;
 pub mod extension;
+pub mod front;
 pub mod like;
+pub mod parse;
+mod schema_bounds;
