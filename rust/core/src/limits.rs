@@ -55,6 +55,15 @@ pub const JSON_NESTING_MAX: usize = 64;
 pub const ENTITIES_MAX: usize = 4_000_000;
 /// Entity-ancestor pairs in one store: a chain of 10,000 entities closes to 50 million pairs, which is a mistake.
 pub const ANCESTORS_MAX: usize = 64_000_000;
+/// Slots looked at while closing: an entity with many parents that share their ancestors looks at each list and keeps
+/// little of it. This many steps took 1.4 s.
+pub const CLOSURE_STEPS_MAX: usize = 1_000_000_000;
+/// Entries of a delta layer beyond which it should be compacted: each update copies the delta, at 0.2 us an entry.
+pub const ENTITY_DELTA_MAX: usize = 4_096;
+/// Parent and ancestor slots of a delta layer beyond which it should be compacted (4 bytes each).
+pub const ENTITY_DELTA_PAIRS_MAX: usize = 262_144;
+/// Bytes of a context document in Cedar's JSON.
+pub const CONTEXT_BYTES_MAX: usize = 4 << 20;
 
 /// Nesting of call arguments.
 pub const ARGUMENT_NESTING_MAX: usize = 32;

@@ -1,5 +1,6 @@
 //! The policy room: what is allowed. Knows nothing of budgets, audit or Python.
 
+pub mod entities;
 pub mod error;
 pub mod extension;
 pub mod front;
