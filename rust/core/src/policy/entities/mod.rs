@@ -266,6 +266,12 @@ impl<'a> EntityRef<'a> {
         self.store.find(uid).is_some_and(|(_, entry)| ancestors.binary_search(&entry.slot).is_ok())
     }
 
+    /// Number of strict ancestors.
+    #[inline]
+    pub fn ancestors_len(&self) -> usize {
+        self.layer.span(self.entry.ancestors).len()
+    }
+
     /// Strict ancestors, those that do not exist included, in no meaningful order.
     #[inline]
     pub fn ancestors(&self) -> impl Iterator<Item = &'a EntityUid> + use<'a> {
