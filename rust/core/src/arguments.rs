@@ -196,6 +196,11 @@ impl Arguments {
         self.push(key, Kind::Float(value)).map(drop)
     }
 
+    /// Adds a decimal, in units of 10^-4: what a schema that says `number` makes of a number.
+    pub fn push_decimal(&mut self, key: Option<&str>, units: i64) -> Result<(), ArgumentsError> {
+        self.push(key, Kind::Decimal(units)).map(drop)
+    }
+
     /// Adds text.
     pub fn push_str(&mut self, key: Option<&str>, value: &str) -> Result<(), ArgumentsError> {
         let text = self.copy_text(value)?;
@@ -387,13 +392,18 @@ mod tests {
         }
     }
 
+    #[expect(clippy::cast_precision_loss, reason = "both counts are below 2^53")]
+    fn ratio(count: i64, unit: i64) -> f64 {
+        count as f64 / unit as f64
+    }
+
     proptest! {
         /// The fast path equals parsing the shortest printed form.
         #[test]
         fn float_conversion_equals_the_printed_form(value in prop_oneof![
             any::<f64>(),
-            (-10_000_000_000_000i64..10_000_000_000_000).prop_map(|n| n as f64 / 10_000.0),
-            (-1_000_000_000_000i64..1_000_000_000_000).prop_map(|n| n as f64 / 100_000.0),
+            (-10_000_000_000_000i64..10_000_000_000_000).prop_map(|n| ratio(n, 10_000)),
+            (-1_000_000_000_000i64..1_000_000_000_000).prop_map(|n| ratio(n, 100_000)),
         ]) {
             let printed = format!("{value}");
             let expected = if value.is_finite() {

@@ -300,7 +300,7 @@ mod tests {
             r#"Ü::"a""#,
             r#"U::"*""#,
             r#"U::"\*""#,
-            r#"U::{x: 1}"#,
+            r"U::{x: 1}",
         ] {
             agree(text).unwrap();
         }
