@@ -1,1 +1,32 @@
 //! The Python binding: converts, calls, maps errors. Decides nothing.
+//!
+//! | file | what it is for |
+//! |---|---|
+//! | `guard` | the one way into the core: a panic becomes `InternalError` |
+//! | `fork` | a handle knows whether it was inherited through a fork |
+//! | `errors` | the one mapping from the core's errors to Python's exceptions |
+//! | `convert` | Python arguments to the core's snapshot |
+//! | `uid` | `EntityUid`, and arguments that are a uid or its text |
+//! | `probe` | private functions the tests look through |
+//!
+//! A room adds its own file and one `pymodule_export` line below. There is no module initialiser: with one, the stub
+//! generator could no longer promise that the stub is complete; and nothing may start a thread at import.
+
+#![expect(clippy::doc_markdown, reason = "the documentation of what is exported becomes Python docstrings")]
+
+mod convert;
+mod errors;
+mod fork;
+mod guard;
+mod probe;
+mod uid;
+
+/// The native half of the package. Import from `tollkeeper`, not from here.
+#[pyo3::pymodule]
+mod _native {
+    #[pymodule_export]
+    use super::uid::PyEntityUid;
+
+    #[pymodule_export]
+    use super::probe::{build_info, echo_arguments, echo_uid, fork_generation, measure_arguments, panic_on_purpose};
+}

@@ -1,0 +1,127 @@
+# Thin recipes over cargo, maturin, pip and pytest. Needs Python >= 3.11, a Rust toolchain and a C compiler; everything
+# else goes into .venv. Nothing is built or installed twice: stamps and file times decide.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+.DELETE_ON_ERROR:
+
+# The first interpreter that is new enough.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# maturin finds the environment by this variable; RUSTFLAGS of the caller would rebuild everything.
+export VIRTUAL_ENV := $(abspath $(VENV))
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP := $(BIN)/python -m pip install --quiet
+MATURIN := $(BIN)/maturin
+
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
+NATIVE := python/tollkeeper/_native.abi3.so
+STUB := python/tollkeeper/_native.pyi
+
+# Passed to pytest; with it only the Python tests run: make test ARGS="tests/policy -k uid"
+ARGS ?=
+
+.PHONY: run test test-rust test-python build wheel lint fmt fmt-check types stubs stubs-check bench fuzz clean
+
+build: $(NATIVE)
+
+run: build
+	$(BIN)/python -c 'import tollkeeper; print("tollkeeper", *tollkeeper.build_info().values())'
+
+# --- environment ------------------------------------------------------------------------------------------------
+
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found; set PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.created requirements/test.txt
+	$(PIP) -r requirements/test.txt
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.test requirements/lint.txt
+	$(PIP) -r requirements/lint.txt
+	@touch $@
+
+# --- build ------------------------------------------------------------------------------------------------------
+
+# Release, because the tests have to run what is shipped and nobody should measure a debug build by mistake.
+$(NATIVE): $(RUST_SOURCES) pyproject.toml $(VENV)/.test
+	$(MATURIN) develop --release --quiet
+	@touch $@
+
+# One wheel for every CPython >= 3.11. ZIG=1 links against an older C library: see CONTRIBUTING.md.
+WHEEL_FLAGS := $(if $(ZIG),--zig --compatibility manylinux_2_28)
+wheel: dist/.built
+dist/.built: $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml README.md LICENSE $(NATIVE)
+	rm -rf dist && mkdir dist
+	$(MATURIN) build --release --quiet --auditwheel check --out dist $(WHEEL_FLAGS)
+	@ls -l dist/*.whl
+	@touch $@
+
+# --- test -------------------------------------------------------------------------------------------------------
+
+ifeq ($(strip $(ARGS)),)
+test: test-rust test-python
+else
+test: test-python
+endif
+
+test-rust:
+	cargo test --locked --quiet --package tollkeeper-core
+
+test-python: build wheel
+	$(BIN)/python -m pytest $(ARGS)
+
+# --- checks -----------------------------------------------------------------------------------------------------
+
+fmt: $(VENV)/.lint
+	cargo fmt
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only --quiet .
+
+fmt-check: $(VENV)/.lint
+	cargo fmt --check
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/.lint
+	cargo clippy --locked --quiet --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check .
+	@if command -v cargo-deny >/dev/null; then cargo deny --log-level error check bans licenses sources; \
+	else echo "cargo-deny is not installed; tests/test_tidy.py checks licences and sources against deny.toml"; fi
+
+types: build $(VENV)/.lint
+	$(BIN)/mypy
+	$(BIN)/basedpyright
+	$(BIN)/python -m mypy.stubtest tollkeeper._native --concise
+
+# The signatures are read back out of a build of their own; the shipped one carries none.
+FRESH := target/stubs/tollkeeper/_native.pyi
+define write-stub
+	$(MATURIN) generate-stubs --quiet --locked --features inspect --out target/stubs
+	$(BIN)/ruff check --quiet --isolated --fix-only --select PYI020 $(FRESH)
+	$(BIN)/ruff format --quiet $(FRESH)
+endef
+
+stubs: $(VENV)/.lint
+	$(write-stub)
+	cp $(FRESH) $(STUB)
+
+stubs-check: $(VENV)/.lint
+	$(write-stub)
+	diff -u $(STUB) $(FRESH)
+
+bench: build
+	$(BIN)/python -m pytest benches/python --benchmark-enable --benchmark-only $(ARGS)
+
+# make fuzz TARGET=name FUZZ_SECONDS=600; needs cargo-fuzz.
+FUZZ_SECONDS ?= 60
+fuzz:
+	cd fuzz && cargo fuzz run --sanitizer none $(TARGET) -- -max_total_time=$(FUZZ_SECONDS)
+
+clean:
+	rm -rf $(VENV) dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	cargo clean

@@ -1,0 +1,114 @@
+"""The exceptions of Tollkeeper.
+
+Each has a stable ``code`` to branch on, a message for people, and a ``help`` line that says what to do. A denial is a
+value, never one of these. The native module raises them too; they are defined in Python so that they inherit from the
+builtin exceptions callers already handle and survive pickling.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+__all__ = [
+    "ArgumentsError",
+    "ContextError",
+    "EntityError",
+    "ErrorDetail",
+    "HandleError",
+    "InternalError",
+    "PolicyError",
+    "TollkeeperError",
+]
+
+
+class ErrorDetail(NamedTuple):
+    """One finding in a text that a person wrote."""
+
+    code: str
+    """Stable name, such as ``policy.syntax``."""
+    message: str
+    """What is wrong, in one line."""
+    file: str | None = None
+    """The file or the name the text was given under."""
+    line: int = 0
+    """Counted from 1; 0 where the finding has no place."""
+    column: int = 0
+    """Counted from 1, in characters; 0 where the finding has no place."""
+    offending: str = ""
+    """The start of the line in question."""
+    help: str | None = None
+    """What to do about it."""
+
+
+class TollkeeperError(Exception):
+    """The base of every exception this package raises.
+
+    Args:
+        message: What is wrong, with the actual value and the limit.
+        code: Stable name; see the attribute.
+        help: What to do about it.
+
+    Example:
+        >>> from tollkeeper import EntityUid, TollkeeperError
+        >>> try:
+        ...     EntityUid("not a type", "x")
+        ... except TollkeeperError as error:
+        ...     error.code
+        'uid.syntax'
+    """
+
+    code: str
+    """Stable name to branch on, such as ``input.too_large``."""
+    help: str | None
+    """What to do about it."""
+
+    def __init__(self, message: str, code: str = "internal", help: str | None = None) -> None:  # noqa: A002 - the attribute's name
+        super().__init__(message)
+        self.code = code
+        self.help = help
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (*self.args, self.code, self.help)
+
+
+class _DetailedError(TollkeeperError, ValueError):
+    """Text that a person wrote cannot be used; every finding is listed."""
+
+    errors: tuple[ErrorDetail, ...]
+    """The findings, in the order of the text; capped by the core."""
+
+    def __init__(
+        self,
+        message: str,
+        code: str = "internal",
+        help: str | None = None,  # noqa: A002 - the attribute's name
+        errors: Iterable[tuple[str, str, str | None, int, int, str, str | None]] = (),
+    ) -> None:
+        super().__init__(message, code, help)
+        self.errors = tuple(ErrorDetail(*detail) for detail in errors)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (*self.args, self.code, self.help, self.errors)
+
+
+class PolicyError(_DetailedError):
+    """A policy or a schema cannot be used; ``errors`` says where and why."""
+
+
+class EntityError(_DetailedError):
+    """An entity, or the name of one, cannot be used."""
+
+
+class ContextError(_DetailedError):
+    """A request's context cannot be used."""
+
+
+class ArgumentsError(TollkeeperError, ValueError):
+    """Arguments are not plain data, or too much of it. The message names the place and never the value."""
+
+
+class HandleError(TollkeeperError, RuntimeError):
+    """A handle cannot be used any more: it is closed, or it was made before a fork in another process."""
+
+
+class InternalError(TollkeeperError, RuntimeError):
+    """A defect of this package. Whatever was being decided is denied."""

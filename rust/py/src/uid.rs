@@ -1,0 +1,113 @@
+//! `EntityUid`, and arguments that are either one or its text.
+
+use std::ops::Deref;
+
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+use tollkeeper_core::uid::EntityUid;
+
+use crate::errors::Error;
+use crate::guard::guard;
+
+/// The name of a principal, an action or a resource: a type and an id.
+///
+/// Prepared once and used many times, it saves reading the text on each call.
+///
+/// Args:
+///     type: The type name, such as `User` or `Ns::User`.
+///     id: The id; any text, not escaped.
+///
+/// Raises:
+///     EntityError: The type is not a type name.
+///
+/// Example:
+///     >>> from tollkeeper import EntityUid
+///     >>> alice = EntityUid("User", "alice")
+///     >>> str(alice)
+///     'User::"alice"'
+///     >>> EntityUid.parse('User::"alice"') == alice
+///     True
+#[pyclass(frozen, eq, name = "EntityUid", module = "tollkeeper")]
+#[derive(PartialEq)]
+pub(crate) struct PyEntityUid {
+    inner: EntityUid,
+}
+
+#[pymethods]
+impl PyEntityUid {
+    #[new]
+    #[pyo3(signature = (r#type, id))]
+    fn new(r#type: &str, id: &str) -> PyResult<Self> {
+        guard(|| EntityUid::from_parts(r#type, id).map(|inner| Self { inner }).map_err(Error::from))
+    }
+
+    /// Reads the text form, `Type::"id"`, exactly as Cedar prints it.
+    ///
+    /// Raises:
+    ///     EntityError: The text is not a uid in its printed form.
+    #[staticmethod]
+    #[pyo3(signature = (text, /))]
+    fn parse(text: &str) -> PyResult<Self> {
+        guard(|| EntityUid::parse(text).map(|inner| Self { inner }).map_err(Error::from))
+    }
+
+    /// The type name.
+    #[getter]
+    fn r#type(&self) -> &str {
+        self.inner.ty()
+    }
+
+    /// The id, not escaped.
+    #[getter]
+    fn id(&self) -> &str {
+        self.inner.id()
+    }
+
+    fn __str__(&self) -> String {
+        self.inner.to_string()
+    }
+
+    fn __repr__(&self) -> String {
+        self.inner.to_string()
+    }
+
+    fn __hash__(&self) -> u64 {
+        self.inner.hash()
+    }
+
+    fn __getnewargs__(&self) -> (&str, &str) {
+        (self.inner.ty(), self.inner.id())
+    }
+}
+
+/// A uid that came as an argument: borrowed from its handle, or read from its text.
+#[derive(Debug)]
+pub(crate) enum UidArg<'a> {
+    /// A prepared handle.
+    Handle(&'a EntityUid),
+    /// Text, read for this call.
+    Text(EntityUid),
+}
+
+impl Deref for UidArg<'_> {
+    type Target = EntityUid;
+
+    #[inline]
+    fn deref(&self) -> &EntityUid {
+        match self {
+            Self::Handle(uid) => uid,
+            Self::Text(uid) => uid,
+        }
+    }
+}
+
+/// Accepts a prepared `EntityUid` or its text. Subclasses of `str` too, enumerations above all: their text is read from
+/// the object and no method of theirs runs.
+#[inline]
+pub(crate) fn uid_arg<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<UidArg<'a>> {
+    if let Ok(handle) = value.cast::<PyEntityUid>() {
+        return Ok(UidArg::Handle(&handle.get().inner));
+    }
+    let text = value.cast::<PyString>()?.to_str()?;
+    Ok(UidArg::Text(EntityUid::parse(text).map_err(Error::from)?))
+}
