@@ -4,6 +4,7 @@
 //! a class made here could not do under the stable ABI. Each is raised with a message, a code and a help line.
 
 use pyo3::PyErr;
+use tollkeeper_core::policy::error::{PolicyError, PolicyErrors};
 use tollkeeper_core::uid::UidError;
 
 use crate::convert::ConvertError;
@@ -11,9 +12,11 @@ use crate::convert::ConvertError;
 mod python {
     //! The classes of `tollkeeper/errors.py`.
     pyo3::import_exception!(tollkeeper.errors, ArgumentsError);
+    pyo3::import_exception!(tollkeeper.errors, ContextError);
     pyo3::import_exception!(tollkeeper.errors, EntityError);
     pyo3::import_exception!(tollkeeper.errors, HandleError);
     pyo3::import_exception!(tollkeeper.errors, InternalError);
+    pyo3::import_exception!(tollkeeper.errors, PolicyError);
 }
 
 /// Everything the binding may have to raise.
@@ -21,6 +24,8 @@ mod python {
 pub(crate) enum Error {
     /// The arguments are not plain data, or too much of it.
     Arguments(ConvertError),
+    /// A text that a person wrote cannot be used: policies, a schema, entities or a context, told apart by the code.
+    Text(Box<PolicyErrors>),
     /// A text is not an entity uid.
     Uid(UidError),
     /// A handle was used in a child of the process that made it.
@@ -35,6 +40,18 @@ impl From<ConvertError> for Error {
     }
 }
 
+impl From<PolicyErrors> for Error {
+    fn from(errors: PolicyErrors) -> Self {
+        Self::Text(Box::new(errors))
+    }
+}
+
+impl From<PolicyError> for Error {
+    fn from(error: PolicyError) -> Self {
+        PolicyErrors::from(error).into()
+    }
+}
+
 impl From<UidError> for Error {
     fn from(error: UidError) -> Self {
         Self::Uid(error)
@@ -46,6 +63,7 @@ impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
         match error {
             Error::Arguments(e) => python::ArgumentsError::new_err((e.to_string(), e.code(), e.help())),
+            Error::Text(errors) => text_error(&errors),
             Error::Uid(e) => python::EntityError::new_err((e.to_string(), e.code(), e.help())),
             Error::Forked => python::HandleError::new_err((
                 "this handle was made before a fork, in the parent process",
@@ -58,5 +76,24 @@ impl From<Error> for PyErr {
                 "report this as a defect, with the panic message that was written to standard error",
             )),
         }
+    }
+}
+
+/// One finding as the Python side takes it.
+type Detail = (&'static str, String, Option<String>, u32, u32, String, Option<String>);
+
+#[cold]
+fn text_error(errors: &PolicyErrors) -> PyErr {
+    let first = errors.first();
+    let details: Vec<Detail> = errors
+        .iter()
+        .map(|e| (e.code, e.message.clone(), e.file.clone(), e.line, e.column, e.offending.clone(), e.help.clone()))
+        .collect();
+    let arguments = (errors.to_string(), first.code, first.help.clone(), details);
+    match first.code.split('.').next() {
+        Some("entities") => python::EntityError::new_err(arguments),
+        Some("context") => python::ContextError::new_err(arguments),
+        Some("internal") => python::InternalError::new_err((errors.to_string(), first.code, first.help.clone())),
+        _ => python::PolicyError::new_err(arguments),
     }
 }

@@ -6,6 +6,7 @@
 //! | `fork` | a handle knows whether it was inherited through a fork |
 //! | `errors` | the one mapping from the core's errors to Python's exceptions |
 //! | `convert` | Python arguments to the core's snapshot |
+//! | `policy`, `entities` | the policy room: sets, contexts, answers; the entity store |
 //! | `uid` | `EntityUid`, and arguments that are a uid or its text |
 //! | `probe` | private functions the tests look through |
 //!
@@ -15,9 +16,11 @@
 #![expect(clippy::doc_markdown, reason = "the documentation of what is exported becomes Python docstrings")]
 
 mod convert;
+mod entities;
 mod errors;
 mod fork;
 mod guard;
+mod policy;
 mod probe;
 mod uid;
 
@@ -26,6 +29,12 @@ mod uid;
 mod _native {
     #[pymodule_export]
     use super::uid::PyEntityUid;
+
+    #[pymodule_export]
+    use super::entities::{PyEntities, PyEntity};
+
+    #[pymodule_export]
+    use super::policy::{PyAnswer, PyContext, PyEvaluationError, PyPolicySet};
 
     #[pymodule_export]
     use super::probe::{build_info, echo_arguments, echo_uid, fork_generation, measure_arguments, panic_on_purpose};

@@ -89,6 +89,23 @@ pub(crate) enum UidArg<'a> {
     Text(EntityUid),
 }
 
+impl UidArg<'_> {
+    /// The uid itself, copied if it was borrowed.
+    pub(crate) fn into_owned(self) -> EntityUid {
+        match self {
+            Self::Handle(uid) => EntityUid::new(uid.ty(), uid.id()),
+            Self::Text(uid) => uid,
+        }
+    }
+}
+
+impl PyEntityUid {
+    /// A copy of the uid.
+    pub(crate) fn to_owned_uid(&self) -> EntityUid {
+        EntityUid::new(self.inner.ty(), self.inner.id())
+    }
+}
+
 impl Deref for UidArg<'_> {
     type Target = EntityUid;
 

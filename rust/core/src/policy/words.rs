@@ -29,10 +29,10 @@ fn write_value(text: &mut String, value: &Value<'_>, depth: usize) {
         Value::Long(value) => text.push_str(&value.to_string()),
         Value::Str(value) => write_string(text, value),
         Value::Entity(uid) => text.push_str(&uid.to_string()),
-        Value::Decimal(value) => call_text(text, "decimal", &extension::decimal_text(*value)),
-        Value::Datetime(value) => call_text(text, "datetime", &extension::datetime_text(*value)),
-        Value::Duration(value) => call_text(text, "duration", &extension::duration_text(*value)),
-        Value::Ip(value) => call_text(text, "ip", &extension::ip_text(value)),
+        Value::Decimal(value) => text.push_str(&extension::decimal_text(*value)),
+        Value::Datetime(value) => text.push_str(&extension::datetime_text(*value)),
+        Value::Duration(value) => text.push_str(&extension::duration_text(*value)),
+        Value::Ip(value) => text.push_str(&extension::ip_text(value)),
         Value::RecordArgs(_) => text.push_str("{...}"),
         Value::Unrepresentable => text.push_str("(a value Cedar cannot represent)"),
         Value::Set(_) | Value::SetTemp(_) => {
@@ -59,13 +59,6 @@ fn write_string(text: &mut String, value: &str) {
     text.push('"');
     text.extend(value.escape_debug());
     text.push('"');
-}
-
-fn call_text(text: &mut String, function: &str, argument: &str) {
-    text.push_str(function);
-    text.push_str("(\"");
-    text.push_str(argument);
-    text.push_str("\")");
 }
 
 /// Writes items with commas, the first few of them.
