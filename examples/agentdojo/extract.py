@@ -1,0 +1,128 @@
+"""Read the AgentDojo task suites and print them as one JSON document.
+
+For: `run.py`, which starts this file with the Python of AgentDojo's own virtual environment. The document
+holds, per suite, the JSON Schema of every tool, the tool calls that solve each user task, the tool calls
+that each attack needs, and the environment as its owner left it before any attack was planted.
+
+Refuses to: decide anything, use the network, call a model, or go on when the suites are not the ones that
+the policies were written for (`EXPECTED` below); a benchmark that changed must be noticed, not averaged in.
+
+Idea from: AgentDojo, a dynamic environment to evaluate attacks and defences for LLM agents (2024).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+BENCHMARK_VERSION = "v1.2.2"
+
+# What the authors' release holds, counted over its four suites. An attack task without recorded calls is
+# one whose `ground_truth` is empty; `injection_calls.toml` writes those calls down.
+EXPECTED = {
+    "user_tasks": 97,
+    "user_calls": 339,
+    "injection_tasks": 35,
+    "injection_tasks_with_calls": 26,
+    "injection_calls": 47,
+}
+
+
+class GroundTruthPipeline:
+    """Stands in for AgentDojo's class of this name, which only a benchmark run with a model uses."""
+
+    def __init__(self, *_args: object) -> None:
+        message = "this process only reads task suites; running them needs the whole of AgentDojo"
+        raise RuntimeError(message)
+
+
+def import_without_model_clients() -> None:
+    """Let the suites be imported where no model vendor's client library is installed.
+
+    The suites import two small modules of `agentdojo.agent_pipeline`, but that package's `__init__` and its
+    `ground_truth_pipeline` import every vendor's client. So the package is entered here with its real path
+    and an empty body, and the one class that would drag the clients in is replaced by one that refuses.
+    """
+    spec = importlib.util.find_spec("agentdojo")
+    if spec is None or not spec.submodule_search_locations:
+        message = "the agentdojo package is not installed in this environment; start run.py, which installs it"
+        raise SystemExit(message)
+    package = types.ModuleType("agentdojo.agent_pipeline")
+    package.__path__ = [str(Path(spec.submodule_search_locations[0]) / "agent_pipeline")]
+    sys.modules[package.__name__] = package
+    stand_in = types.ModuleType("agentdojo.agent_pipeline.ground_truth_pipeline")
+    stand_in.GroundTruthPipeline = GroundTruthPipeline  # type: ignore[attr-defined]
+    sys.modules[stand_in.__name__] = stand_in
+
+
+def plain_calls(calls: Any) -> list[dict[str, Any]]:
+    """AgentDojo's call objects as plain data."""
+    return [{"tool": call.function, "args": dict(call.args)} for call in calls]
+
+
+def read_suite(suite: Any) -> dict[str, Any]:
+    """One suite: its tools, the calls of its tasks, and the environment that its owner left."""
+    owned = suite.load_and_inject_default_environment({})
+    user_tasks = {}
+    for task_id, task in suite.user_tasks.items():
+        # A task may arrange the environment for itself first, so each one gets a copy of its own.
+        environment = task.init_environment(owned.model_copy(deep=True))
+        user_tasks[task_id] = plain_calls(task.ground_truth(environment))
+    injection_tasks = {}
+    for task_id, task in suite.injection_tasks.items():
+        injection_tasks[task_id] = plain_calls(task.ground_truth(owned.model_copy(deep=True)))
+    return {
+        "tools": {tool.name: tool.parameters.model_json_schema() for tool in suite.tools},
+        "user_tasks": user_tasks,
+        "injection_tasks": injection_tasks,
+        "environment": owned.model_dump(mode="json"),
+    }
+
+
+def count(suites: dict[str, Any]) -> dict[str, int]:
+    """The figures that `EXPECTED` pins."""
+    user = [calls for suite in suites.values() for calls in suite["user_tasks"].values()]
+    injection = [calls for suite in suites.values() for calls in suite["injection_tasks"].values()]
+    return {
+        "user_tasks": len(user),
+        "user_calls": sum(len(calls) for calls in user),
+        "injection_tasks": len(injection),
+        "injection_tasks_with_calls": sum(1 for calls in injection if calls),
+        "injection_calls": sum(len(calls) for calls in injection),
+    }
+
+
+def main() -> None:
+    """Write the document to `--out`, or to standard output."""
+    parser = argparse.ArgumentParser(description="Print the AgentDojo task suites as one JSON document.")
+    parser.add_argument("--out", type=Path, help="write to this file instead of standard output")
+    arguments = parser.parse_args()
+
+    import_without_model_clients()
+    # This import runs the package, so it has to come after the line above and not at the top of the file.
+    from agentdojo.task_suite.load_suites import get_suites  # noqa: PLC0415 - see the line above
+
+    suites = {name: read_suite(suite) for name, suite in sorted(get_suites(BENCHMARK_VERSION).items())}
+    found = count(suites)
+    if found != EXPECTED:
+        raise SystemExit(f"the suites of benchmark {BENCHMARK_VERSION} hold {found}, expected {EXPECTED}")
+    document = {
+        "package": importlib.metadata.version("agentdojo"),
+        "benchmark": BENCHMARK_VERSION,
+        "suites": suites,
+    }
+    text = json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+    if arguments.out is None:
+        sys.stdout.write(text)
+    else:
+        arguments.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
