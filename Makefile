@@ -54,11 +54,11 @@ $(NATIVE): $(RUST_SOURCES) pyproject.toml $(VENV)/.test
 	@touch $@
 
 # One wheel for every CPython >= 3.11. ZIG=1 links against an older C library: see CONTRIBUTING.md.
-WHEEL_FLAGS := $(if $(ZIG),--zig --compatibility manylinux_2_28)
+WHEEL_FLAGS := $(if $(ZIG),--zig --target $(shell rustc -vV | sed -n 's|host: ||p') --compatibility manylinux_2_28)
 wheel: dist/.built
 dist/.built: $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml README.md LICENSE $(NATIVE)
 	rm -rf dist && mkdir dist
-	$(MATURIN) build --release --quiet --auditwheel check --out dist $(WHEEL_FLAGS)
+	PATH="$(abspath $(BIN)):$$PATH" $(MATURIN) build --release --quiet --auditwheel check --out dist $(WHEEL_FLAGS)
 	@ls -l dist/*.whl
 	@touch $@
 

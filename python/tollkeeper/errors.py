@@ -5,8 +5,12 @@ value, never one of these. The native module raises them too; they are defined i
 builtin exceptions callers already handle and survive pickling.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from __future__ import annotations
+
+# Not from `typing`: importing that and `collections` would be nearly all the time an import of this package takes.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "ArgumentsError",
@@ -20,23 +24,53 @@ __all__ = [
 ]
 
 
-class ErrorDetail(NamedTuple):
-    """One finding in a text that a person wrote."""
+class ErrorDetail:
+    """One finding in a text that a person wrote.
 
-    code: str
-    """Stable name, such as ``policy.syntax``."""
-    message: str
-    """What is wrong, in one line."""
-    file: str | None = None
-    """The file or the name the text was given under."""
-    line: int = 0
-    """Counted from 1; 0 where the finding has no place."""
-    column: int = 0
-    """Counted from 1, in characters; 0 where the finding has no place."""
-    offending: str = ""
-    """The start of the line in question."""
-    help: str | None = None
-    """What to do about it."""
+    Attributes:
+        code: Stable name, such as ``policy.syntax``.
+        message: What is wrong, in one line.
+        file: The file, or the name the text was given under.
+        line: Counted from 1; 0 where the finding has no place.
+        column: Counted from 1, in characters; 0 where the finding has no place.
+        offending: The start of the line in question.
+        help: What to do about it.
+    """
+
+    __slots__ = ("code", "column", "file", "help", "line", "message", "offending")
+
+    def __init__(  # noqa: PLR0913, PLR0917 - one argument per attribute
+        self,
+        code: str,
+        message: str,
+        file: str | None = None,
+        line: int = 0,
+        column: int = 0,
+        offending: str = "",
+        help: str | None = None,  # noqa: A002 - the attribute's name
+    ) -> None:
+        self.code = code
+        self.message = message
+        self.file = file
+        self.line = line
+        self.column = column
+        self.offending = offending
+        self.help = help
+
+    def _values(self) -> tuple[str, str, str | None, int, int, str, str | None]:
+        return self.code, self.message, self.file, self.line, self.column, self.offending, self.help
+
+    def __eq__(self, other: object) -> bool:
+        return self._values() == other._values() if isinstance(other, ErrorDetail) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        return f"ErrorDetail{self._values()!r}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return ErrorDetail, self._values()
 
 
 class TollkeeperError(Exception):
@@ -81,10 +115,10 @@ class _DetailedError(TollkeeperError, ValueError):
         message: str,
         code: str = "internal",
         help: str | None = None,  # noqa: A002 - the attribute's name
-        errors: Iterable[tuple[str, str, str | None, int, int, str, str | None]] = (),
+        errors: Iterable[ErrorDetail | tuple[str, str, str | None, int, int, str, str | None]] = (),
     ) -> None:
         super().__init__(message, code, help)
-        self.errors = tuple(ErrorDetail(*detail) for detail in errors)
+        self.errors = tuple(detail if isinstance(detail, ErrorDetail) else ErrorDetail(*detail) for detail in errors)
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (*self.args, self.code, self.help, self.errors)

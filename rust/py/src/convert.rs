@@ -322,8 +322,11 @@ impl Msgspec {
         let modules = py.import("sys").ok()?.getattr("modules").ok()?;
         let core = modules.cast_exact::<PyDict>().ok()?.get_item("msgspec._core").ok()??;
         let slot = py.import("types").ok()?.getattr("MemberDescriptorType").ok()?.unbind();
-        let found =
-            Self { meta: core.getattr("StructMeta").ok()?.unbind(), unset: core.getattr("UNSET").ok()?.unbind(), slot };
+        let found = Self {
+            meta: core.getattr("Struct").ok()?.get_type().into_any().unbind(),
+            unset: core.getattr("UNSET").ok()?.unbind(),
+            slot,
+        };
         Some(FOUND.get_or_init(py, || found))
     }
 }
