@@ -111,17 +111,26 @@ impl<'a> Evaluation<'a> {
     }
 
     /// Runs the policy at `position`: whether it is satisfied, or the fault and the instruction it happened at.
+    #[inline]
     pub fn run(&self, position: usize) -> Result<bool, (Fault, u32)> {
-        let mut at = self.program.entries.get(position).map_or(usize::MAX, |entry| *entry as usize);
+        let entry = self.program.entries.get(position).map_or(usize::MAX, |entry| *entry as usize);
+        let (result, at) = self.run_from(entry);
+        result.map_err(|fault| (fault, at))
+    }
+
+    /// Runs from the instruction at which a policy or one of its top-level conjuncts starts; also says at which
+    /// instruction the run ended, which is how explanations find the conjunct that settled it.
+    pub fn run_from(&self, start: usize) -> (Result<bool, Fault>, u32) {
+        let mut at = start;
         let mut stack = Stack::new();
+        #[expect(clippy::cast_possible_truncation, reason = "the program has fewer than 2^32 instructions")]
         loop {
-            let Some(op) = self.program.ops.get(at) else { return Ok(false) };
+            let Some(op) = self.program.ops.get(at) else { return (Ok(false), at as u32) };
             match self.step(*op, &mut stack) {
                 Ok(Flow::Next) => at = at.wrapping_add(1),
                 Ok(Flow::Jump(target)) => at = target as usize,
-                Ok(Flow::Done(satisfied)) => return Ok(satisfied),
-                #[expect(clippy::cast_possible_truncation, reason = "the program has fewer than 2^32 instructions")]
-                Err(fault) => return Err((fault, at as u32)),
+                Ok(Flow::Done(satisfied)) => return (Ok(satisfied), at as u32),
+                Err(fault) => return (Err(fault), at as u32),
             }
         }
     }

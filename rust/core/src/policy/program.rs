@@ -115,6 +115,13 @@ pub enum Op {
     Satisfied,
 }
 
+impl Op {
+    /// Whether this is the last instruction of a top-level conjunct.
+    pub const fn ends_conjunct(self) -> bool {
+        matches!(self, Self::Require | Self::RequireTest(_) | Self::RequireNot(_))
+    }
+}
+
 /// The instructions of a policy set.
 #[derive(Debug, Default)]
 pub struct Program {
