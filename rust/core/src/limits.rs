@@ -66,6 +66,27 @@ pub const ENTITY_DELTA_PAIRS_MAX: usize = 262_144;
 /// Bytes of a context document in Cedar's JSON.
 pub const CONTEXT_BYTES_MAX: usize = 4 << 20;
 
+/// Bytes of one sentence of an explanation; a person reads no longer one.
+pub const EXPLAIN_SENTENCE_BYTES_MAX: usize = 600;
+/// Levels of an expression that an explanation follows.
+pub const EXPLAIN_DEPTH_MAX: usize = 12;
+/// Items of a list in an explanation.
+pub const EXPLAIN_ITEMS_MAX: usize = 8;
+/// Characters of a literal or a name in an explanation.
+pub const EXPLAIN_TEXT_CHARS_MAX: usize = 80;
+/// Characters of a value of the request or of an entity in an explanation.
+pub const EXPLAIN_VALUE_CHARS_MAX: usize = 60;
+/// Characters of an annotation or a policy id in an explanation.
+pub const EXPLAIN_ANNOTATION_CHARS_MAX: usize = 200;
+/// Unsatisfied candidates printed with a request; the rest are counted.
+pub const EXPLAIN_CANDIDATES_MAX: usize = 200;
+/// Rows of a matrix: with 10,000 policies, 64 x 128 cells took 1.1 to 1.9 s in a dev build.
+pub const MATRIX_ROWS_MAX: usize = 64;
+/// See [`MATRIX_ROWS_MAX`].
+pub const MATRIX_COLUMNS_MAX: usize = 128;
+/// Conditions named in one cell of a matrix.
+pub const MATRIX_CONDITIONS_MAX: usize = 6;
+
 /// Nesting of call arguments.
 pub const ARGUMENT_NESTING_MAX: usize = 32;
 /// Bytes of text and structure copied from one call's arguments by `check`.

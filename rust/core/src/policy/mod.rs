@@ -3,10 +3,12 @@
 //! Text comes in through [`front`] and [`parse`], is lowered to a [`tree`], compiled to a [`program`] and indexed by
 //! [`index`]; a [`set::PolicySet`] answers requests against [`entities`].
 
+pub mod cases;
 pub mod compile;
 pub mod entities;
 pub mod error;
 pub mod eval;
+pub mod explain;
 pub mod extension;
 pub mod front;
 pub mod index;
