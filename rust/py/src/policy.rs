@@ -15,6 +15,7 @@ use tollkeeper_core::limits::{ARGUMENT_BYTES_MAX, ARGUMENT_BYTES_WAIT_MAX};
 use tollkeeper_core::policy::entities::{Entities, context_from_json, context_from_json_with_schema};
 use tollkeeper_core::policy::error::PolicyErrors;
 use tollkeeper_core::policy::eval::Request;
+use tollkeeper_core::policy::explain::{self, Axes, Explanation, Outcome};
 use tollkeeper_core::policy::parse::{self, Source};
 use tollkeeper_core::policy::set::{self, Decision, Ids, LoadOptions, Mode, PolicySet, Scratch};
 use tollkeeper_core::value::{Val, Value};
@@ -238,6 +239,73 @@ impl PyPolicySet {
         Ok(self.inner.place(u32::try_from(policy).unwrap_or(u32::MAX)))
     }
 
+    /// Says in words what a policy does, or every policy and template.
+    ///
+    /// Raises:
+    ///     KeyError: No policy has this id.
+    #[pyo3(signature = (id = None))]
+    fn explain(&self, id: Option<&str>) -> PyResult<String> {
+        guard(|| {
+            let Some(id) = id else { return Ok(explain::policies(&self.inner)) };
+            let policy = self.inner.policies().iter().position(|body| *body.id == *id);
+            let policy = policy.ok_or_else(|| PyKeyError::new_err(id.to_owned()))?;
+            Ok::<_, PyErr>(explain::policy(&self.inner, u32::try_from(policy).unwrap_or(u32::MAX)))
+        })
+    }
+
+    /// Says in words how a request is decided: the verdict, every policy whose scope matches with the condition that
+    /// was or was not met, and for a denial the nearest permit and what it lacked. Values of the request are shown.
+    #[pyo3(signature = (principal: "EntityUid | str", action: "EntityUid | str", resource: "EntityUid | str", context: "Context | dict[str, typing.Any] | None" = None, entities: "Entities | None" = None))]
+    fn explain_request(
+        &self,
+        principal: &Bound<'_, PyAny>,
+        action: &Bound<'_, PyAny>,
+        resource: &Bound<'_, PyAny>,
+        context: Option<&Bound<'_, PyAny>>,
+        entities: Option<&Bound<'_, PyEntities>>,
+    ) -> PyResult<String> {
+        self.explained(principal, action, resource, context, entities).map(|explanation| explanation.to_string())
+    }
+
+    /// How each policy whose scope matches a request ends: `"satisfied"`, `"unsatisfied"` or `"error"`, by id.
+    #[pyo3(signature = (principal: "EntityUid | str", action: "EntityUid | str", resource: "EntityUid | str", context: "Context | dict[str, typing.Any] | None" = None, entities: "Entities | None" = None) -> "dict[str, str]")]
+    fn outcomes<'py>(
+        &self,
+        py: Python<'py>,
+        principal: &Bound<'py, PyAny>,
+        action: &Bound<'py, PyAny>,
+        resource: &Bound<'py, PyAny>,
+        context: Option<&Bound<'py, PyAny>>,
+        entities: Option<&Bound<'py, PyEntities>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let explanation = self.explained(principal, action, resource, context, entities)?;
+        let dict = PyDict::new(py);
+        for candidate in &explanation.candidates {
+            let outcome = match candidate.outcome {
+                Outcome::Satisfied => "satisfied",
+                Outcome::Unsatisfied(_) => "unsatisfied",
+                Outcome::Error(_) => "error",
+            };
+            dict.set_item(self.inner.id(candidate.policy), outcome)?;
+        }
+        Ok(dict)
+    }
+
+    /// The compiled instructions of each policy and the buckets of the index.
+    fn program(&self) -> PyResult<String> {
+        guard(|| Ok::<_, PyErr>(explain::program(&self.inner)))
+    }
+
+    /// Principals' types and groups by actions: each cell allow, never, or when, with the conditions below.
+    #[pyo3(signature = (entities: "Entities | None" = None))]
+    fn matrix(&self, entities: Option<&Bound<'_, PyEntities>>) -> PyResult<String> {
+        guard(|| {
+            let entities = entities.map_or(&*NO_ENTITIES, |entities| &entities.get().inner);
+            let axes = Axes::found(&self.inner, entities);
+            Ok::<_, PyErr>(explain::matrix(&self.inner, entities, axes).to_string())
+        })
+    }
+
     /// Warnings of the validator.
     #[getter]
     fn warnings(&self) -> Vec<String> {
@@ -256,6 +324,26 @@ impl PyPolicySet {
 
     fn __repr__(&self) -> String {
         format!("<PolicySet of {} policies>", self.inner.len())
+    }
+}
+
+impl PyPolicySet {
+    fn explained(
+        &self,
+        principal: &Bound<'_, PyAny>,
+        action: &Bound<'_, PyAny>,
+        resource: &Bound<'_, PyAny>,
+        context: Option<&Bound<'_, PyAny>>,
+        entities: Option<&Bound<'_, PyEntities>>,
+    ) -> PyResult<Explanation> {
+        guard(|| {
+            let (principal, action, resource) = (uid_arg(principal)?, uid_arg(action)?, uid_arg(resource)?);
+            let entities = entities.map_or(&*NO_ENTITIES, |entities| &entities.get().inner);
+            with_context(context, |context| {
+                let request = Request { principal: &principal, action: &action, resource: &resource, context };
+                explain::request(&self.inner, &request, entities)
+            })
+        })
     }
 }
 

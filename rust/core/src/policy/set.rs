@@ -435,8 +435,13 @@ impl Loading {
         let set: &cedar_policy_core::ast::PolicySet = parsed.as_ref();
         let mut templates: Vec<_> = set.all_templates().collect();
         templates.sort_by_key(|template| template.loc().map_or(0, cedar_policy_core::parser::Loc::start));
+        let before = self.bodies.len().saturating_add(self.templates.len());
         for (ordinal, template) in templates.into_iter().enumerate() {
             let mut body = lower::template(&mut self.tree, template, index_u32(number));
+            if ids == Ids::Positional && before > 0 {
+                // Counted on from the source before, as if the texts were one.
+                body.id = format!("policy{}", before.saturating_add(ordinal)).into();
+            }
             if ids == Ids::Annotation {
                 let own = body.annotations.iter().find(|(key, _)| **key == *"id").map(|(_, value)| value.clone());
                 body.id = own.unwrap_or_else(|| {
