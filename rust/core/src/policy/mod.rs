@@ -11,6 +11,7 @@ pub mod eval;
 pub mod explain;
 pub mod extension;
 pub mod front;
+pub mod guards;
 pub mod index;
 pub mod like;
 pub mod lower;
