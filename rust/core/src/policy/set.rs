@@ -222,6 +222,21 @@ impl PolicySet {
         false
     }
 
+    /// Everything one evaluation finds, of both effects, without drawing a verdict from it.
+    pub fn evaluate(&self, request: &Request<'_>, entities: &Entities, scratch: &mut Scratch) -> Outcome {
+        let Scratch { bump, candidates } = scratch;
+        bump.reset();
+        let bump = &*bump;
+        let evaluation = Evaluation::new(&self.program, &self.tree, entities, request, bump);
+        self.index.candidates(request, entities, &evaluation, candidates);
+        let mut verdict = Verdict::default();
+        for word in &candidates.words {
+            self.run_word(*word, &evaluation, &mut verdict, Mode::Full);
+        }
+        let (permits, forbids) = (std::mem::take(&mut verdict.permits), std::mem::take(&mut verdict.forbids));
+        Outcome { permits, forbids, errors: verdict.answer(self, std::mem::take(&mut candidates.erring)) }
+    }
+
     /// Number of policies that can decide: static ones and links.
     pub fn len(&self) -> usize {
         self.bodies.len()
@@ -388,6 +403,34 @@ impl Verdict {
         let below = |word: &Word| word.at.saturating_mul(64).saturating_add(word.bits.trailing_zeros()) < set.forbids;
         let forbid_erred = self.forbid_erred || erring.iter().any(|group| group.words.iter().any(below));
         Answer { decision, reasons, forbid_erred, faults: self.faults, erring }
+    }
+}
+
+/// Everything one evaluation found: what the gate draws its verdicts from, with and without shadow policies.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Indices of the satisfied permits
+    pub permits: SmallVec<[u32; 4]>,
+    /// Indices of the satisfied forbids
+    pub forbids: SmallVec<[u32; 4]>,
+    /// Carries the errors only; its decision means nothing
+    errors: Answer,
+}
+
+impl Outcome {
+    /// Whether a forbid erred.
+    pub const fn forbid_erred(&self) -> bool {
+        self.errors.forbid_erred
+    }
+
+    /// Number of policies that erred.
+    pub fn errors_len(&self) -> usize {
+        self.errors.errors_len()
+    }
+
+    /// The policies that erred, with why.
+    pub fn errors(&self, set: &PolicySet) -> Vec<PolicyFault> {
+        self.errors.errors(set)
     }
 }
 
