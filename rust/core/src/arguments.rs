@@ -248,11 +248,55 @@ impl Arguments {
         (!self.nodes.is_empty()).then_some(ArgumentRef { arguments: self, index: 0 })
     }
 
+    /// Makes one value what the tool's schema says it is. The schema decides before anything reads the snapshot.
+    pub fn convert(&mut self, conversion: Conversion) {
+        let (index, kind) = match conversion {
+            Conversion::Long(index, value) => (index, Kind::Long(value)),
+            Conversion::Decimal(index, value) => (index, Kind::Decimal(value)),
+            Conversion::Unrepresentable(index) => (index, Kind::Unrepresentable),
+        };
+        if let Some(node) = self.nodes.get_mut(index as usize) {
+            node.kind = kind;
+        }
+    }
+
+    /// Where a node stands, as keys and positions: `to[2].name`. Empty for the root. For messages only.
+    pub fn location(&self, index: u32) -> String {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        let mut at = self.root();
+        while let Some(node) = at.filter(|node| node.index != index) {
+            let in_list = matches!(node.value(), Argument::List);
+            let inside = node.children().enumerate().filter(|(_, (_, child))| child.index <= index).last();
+            at = inside.map(|(position, (key, child))| {
+                // Writing to a String cannot fail.
+                let _ = if in_list {
+                    write!(text, "[{position}]")
+                } else {
+                    write!(text, "{}{key}", if text.is_empty() { "" } else { "." })
+                };
+                child
+            });
+        }
+        text
+    }
+
     #[inline]
     fn str_of(&self, text: Text) -> &str {
         let start = text.start as usize;
         self.text.get(start..start.saturating_add(text.len as usize)).unwrap_or_default()
     }
+}
+
+/// What a schema makes of one node, by its [`ArgumentRef::index`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conversion {
+    /// A 64-bit integer
+    Long(u32, i64),
+    /// A decimal in units of 10^-4
+    Decimal(u32, i64),
+    /// Present, but a policy that reads it errs
+    Unrepresentable(u32),
 }
 
 /// One node of a snapshot.
@@ -433,6 +477,28 @@ mod tests {
         assert_eq!(root.get("n").unwrap().children().count(), 2);
         assert!(matches!(root.get("cc").unwrap().value(), Argument::Null));
         assert!(root.get("bcc").is_none());
+    }
+
+    #[test]
+    fn nodes_are_converted_in_place_and_located() {
+        let mut arguments = Arguments::new();
+        arguments.open_object(None).unwrap();
+        arguments.open_list(Some("to")).unwrap();
+        arguments.push_long(None, 1).unwrap();
+        arguments.open_object(None).unwrap();
+        arguments.push_float(Some("rate"), 1.5).unwrap();
+        arguments.close();
+        arguments.close();
+        arguments.push_long(Some("n"), 2).unwrap();
+        arguments.close();
+        let locations: Vec<String> = (0..6).map(|index| arguments.location(index)).collect();
+        assert_eq!(locations, ["", "to", "to[0]", "to[1]", "to[1].rate", "n"]);
+        arguments.convert(Conversion::Decimal(4, 15_000));
+        arguments.convert(Conversion::Unrepresentable(5));
+        let root = arguments.root().unwrap();
+        let inner = root.get("to").unwrap().children().nth(1).unwrap().1;
+        assert!(matches!(inner.get("rate").unwrap().value(), Argument::Decimal(15_000)));
+        assert!(matches!(root.get("n").unwrap().value(), Argument::Unrepresentable));
     }
 
     #[test]

@@ -93,3 +93,22 @@ pub const ARGUMENT_NESTING_MAX: usize = 32;
 pub const ARGUMENT_BYTES_MAX: usize = 64 << 10;
 /// The same where the caller may wait.
 pub const ARGUMENT_BYTES_WAIT_MAX: usize = 4 << 20;
+
+/// Tools in one registry.
+pub const TOOLS_MAX: usize = 10_000;
+/// Bytes of a tool's name: runtimes stop at 64 or 128 characters.
+pub const TOOL_NAME_BYTES_MAX: usize = 256;
+/// Bytes of one tool's JSON Schema.
+pub const TOOL_SCHEMA_BYTES_MAX: usize = 256 << 10;
+/// Subschemas of one tool.
+pub const TOOL_SCHEMA_NODES_MAX: usize = 10_000;
+/// Schemas entered inside one another while reading arguments: arguments nest at most [`ARGUMENT_NESTING_MAX`] deep,
+/// and each level may pass a reference and an alternative.
+pub const TOOL_SCHEMA_DEPTH_MAX: usize = 128;
+/// Pairs of a value and a subschema looked at for one call: the largest `check` has 4,096 values, and alternatives
+/// inside alternatives would otherwise double with each level.
+pub const TOOL_SCHEMA_STEPS_MAX: u32 = 100_000;
+/// Labels of one session.
+pub const SESSION_LABELS_MAX: usize = 64;
+/// Bytes of a session id or a label.
+pub const SESSION_TEXT_BYTES_MAX: usize = 256;

@@ -1,0 +1,270 @@
+//! The pipeline of one check. Each step either lets the call on or names the code of its denial; the first one that
+//! denies is the answer.
+//!
+//! 1. **scope**: somebody is acting;
+//! 2. **tool**: the name is registered, the arguments have the shape its schema declares, its paths stay where they are;
+//! 3. **policy**: principal from the scope, action and resource from the registry, arguments under `context.input`;
+//!    errors, shadow policies and approvals are the gate's own rules on top of Cedar's answer;
+//! 4. **budget** will stand between [`Gate::check`]'s policy step and the return of its decision: claim a slot of the
+//!    audit ring, then reserve. A decision that comes out of step 3 as allowed is where it plugs in;
+//! 5. **audit** will publish the claimed slot with the final verdict, denials of steps 1 to 3 included.
+//!
+//! No step waits, takes a lock or does I/O.
+
+use std::sync::Arc;
+
+use super::Gate;
+use super::code::Code;
+use super::decision::{Decision, Detail};
+use super::scope::Scope;
+use super::state::{GateMode, GateState, OnError};
+use super::tools::Tool;
+use crate::arguments::{Argument, ArgumentRef, Arguments, ArgumentsError, Conversion};
+use crate::policy::eval::{Fault, Request};
+use crate::policy::set::{self, Outcome};
+use crate::policy::tree::Effect;
+use crate::value::Value;
+
+/// Buffers that are reused from check to check: with them a warm check allocates nothing.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    policy: set::Scratch,
+    conversions: Vec<Conversion>,
+}
+
+impl Scratch {
+    /// Fresh buffers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Gate {
+    /// Decides whether `scope`'s principal may call `tool` with `arguments` at `now_ms` (since 1970, UTC).
+    ///
+    /// The arguments are converted in place as the tool's schema says, so what is read afterwards is what was decided on.
+    ///
+    /// # Concurrency
+    /// Any number of threads may check at once, during a reload too; each needs its own `scratch`.
+    pub fn check(
+        &self,
+        scope: Option<&Scope>,
+        tool: &str,
+        arguments: &mut Arguments,
+        now_ms: i64,
+        scratch: &mut Scratch,
+    ) -> Decision {
+        let state = self.state();
+        let tool_index = state.registry().find(tool);
+        let admitted = admit(&state, scope, tool_index, tool, arguments, now_ms, scratch);
+        let mut decision = self.blank(state);
+        decision.tool = tool_index;
+        match admitted {
+            Ok((outcome, verdict)) => {
+                decision.outcome = Some(outcome);
+                verdict.write(&mut decision);
+            }
+            Err((code, detail)) => (decision.code, decision.detail) = (code, detail),
+        }
+        decision
+    }
+
+    /// The decision for arguments of which no snapshot could be taken.
+    pub fn refuse_arguments(&self, tool: &str, error: &ArgumentsError) -> Decision {
+        let mut decision = self.blank(self.state());
+        decision.code = match error {
+            ArgumentsError::TooLarge { .. } | ArgumentsError::TooDeep { .. } => Code::InputTooLarge,
+            ArgumentsError::DuplicateKey | ArgumentsError::NullInList => Code::InputUnrepresentable,
+        };
+        decision.tool = decision.state.registry().find(tool);
+        decision.detail = Detail::Text(error.to_string().into());
+        decision
+    }
+
+    /// A denial that does not come from the pipeline: a closed or forked gate, a panic that the binding caught, or
+    /// arguments that are no plain data (with a sentence that holds no value).
+    pub fn refuse(&self, code: Code, reason: Option<String>) -> Decision {
+        let mut decision = self.blank(self.state());
+        // This is for denials; asked for anything else it still denies.
+        decision.code = if code == Code::Allow { Code::InternalPanic } else { code };
+        decision.detail = reason.map_or(Detail::None, |reason| Detail::Text(reason.into()));
+        decision
+    }
+
+    /// A decision that denies until a step says otherwise.
+    #[inline]
+    fn blank(&self, state: Arc<GateState>) -> Decision {
+        Decision {
+            state,
+            id: self.next_id(),
+            code: Code::InternalPanic,
+            would_deny: None,
+            by_shadow_policies: false,
+            detail: Detail::None,
+            tool: None,
+            outcome: None,
+        }
+    }
+}
+
+type Denial = (Code, Detail);
+
+fn admit(
+    state: &GateState,
+    scope: Option<&Scope>,
+    tool_index: Option<u32>,
+    name: &str,
+    arguments: &mut Arguments,
+    now_ms: i64,
+    scratch: &mut Scratch,
+) -> Result<(Outcome, Verdict), Denial> {
+    let scope = scope.ok_or((Code::ScopeMissing, Detail::None))?;
+    let Some(tool) = tool_index.and_then(|index| state.registry().tool(index)) else {
+        return Err((Code::InputUnknownTool, Detail::UnknownTool(name.into())));
+    };
+    let input = read_input(tool, arguments, scratch)?;
+    let narrowed = !scope.allows(tool.name());
+    if narrowed && state.mode() == GateMode::Enforce {
+        return Err((Code::PolicyForbidden, Detail::Narrowed));
+    }
+    let outcome = evaluate(scope, state, tool, input, now_ms, scratch)?;
+    let verdict = Verdict::draw(state, &outcome, narrowed);
+    Ok((outcome, verdict))
+}
+
+/// Schema and paths: what the arguments are, before policy sees them.
+fn read_input<'a>(tool: &Tool, arguments: &'a mut Arguments, scratch: &mut Scratch) -> Result<ArgumentRef<'a>, Denial> {
+    let refuse = |reason: String| (Code::InputUnrepresentable, Detail::Text(reason.into()));
+    if !arguments.root().is_some_and(|root| matches!(root.value(), Argument::Object)) {
+        return Err(refuse("the arguments are not an object with named values".to_owned()));
+    }
+    if let Some(schema) = tool.schema() {
+        schema.apply(arguments, &mut scratch.conversions).map_err(refuse)?;
+    }
+    tool.check_paths(arguments).map_err(refuse)?;
+    arguments.root().ok_or_else(|| refuse("the arguments are empty".to_owned()))
+}
+
+/// Maps the call to a Cedar request and evaluates it. Records are sorted by key, as the evaluator expects.
+fn evaluate(
+    scope: &Scope,
+    state: &GateState,
+    tool: &Tool,
+    input: ArgumentRef<'_>,
+    now_ms: i64,
+    scratch: &mut Scratch,
+) -> Result<Outcome, Denial> {
+    let entities = scope.entities(state).map_err(|errors| {
+        let reason = format!("the run's principal cannot be used since the last reload: {}", errors.first().message);
+        (Code::ScopeMissing, Detail::Text(reason.into()))
+    })?;
+    let session = [("id", Value::Str(scope.session())), ("labels", scope.labels().as_value())];
+    let (input, now) = (("input", Value::RecordArgs(input)), ("now", Value::Datetime(now_ms)));
+    let session = ("session", Value::RecordTemp(&session));
+    let alone = [input, now, session];
+    let delegated;
+    let fields: &[(&str, Value<'_>)] = match scope.on_behalf_of() {
+        None => &alone,
+        Some(uid) => {
+            delegated = [input, now, ("on_behalf_of", Value::Entity(uid)), session];
+            &delegated
+        }
+    };
+    let request = Request {
+        principal: scope.principal(),
+        action: tool.action(),
+        resource: tool.resource(),
+        context: Value::RecordTemp(fields),
+    };
+    Ok(state.set().evaluate(&request, &entities, &mut scratch.policy))
+}
+
+struct Verdict {
+    code: Code,
+    would_deny: Option<Code>,
+    by_shadow_policies: bool,
+    narrowed: bool,
+}
+
+impl Verdict {
+    #[inline]
+    fn draw(state: &GateState, outcome: &Outcome, narrowed: bool) -> Self {
+        let mut verdict = Self { code: Code::PolicyForbidden, would_deny: None, by_shadow_policies: false, narrowed };
+        // A run narrowed to other tools is denied by now, but for shadow mode.
+        if !narrowed {
+            verdict.code = judge(state, outcome, false);
+        }
+        if state.mode() == GateMode::Shadow && verdict.code.flips_in_shadow() {
+            // What is flipped must not hide an argument that could not be read: that denies in any mode.
+            if forbid_error(state, outcome, false) == Some(Code::InputUnrepresentable) {
+                verdict.code = Code::InputUnrepresentable;
+            } else {
+                verdict.would_deny = Some(verdict.code);
+                verdict.code = Code::Allow;
+            }
+        } else if verdict.code == Code::Allow && state.any_marks().shadow {
+            let with_shadow = judge(state, outcome, true);
+            verdict.would_deny = (with_shadow != Code::Allow).then_some(with_shadow);
+            verdict.by_shadow_policies = true;
+        }
+        verdict
+    }
+
+    #[inline]
+    fn write(self, decision: &mut Decision) {
+        decision.code = self.code;
+        decision.would_deny = self.would_deny;
+        decision.by_shadow_policies = self.by_shadow_policies;
+        if self.narrowed {
+            decision.detail = Detail::Narrowed;
+        }
+    }
+}
+
+/// Cedar's answer with the gate's rules: a satisfied forbid denies, an erring forbid denies, no satisfied permit
+/// denies, and if any satisfied permit asks for an approval, it is needed, whatever other permits say.
+#[inline]
+fn judge(state: &GateState, outcome: &Outcome, with_shadow: bool) -> Code {
+    let shadow = state.any_marks().shadow && !with_shadow;
+    let counts = |policy: &&u32| !shadow || !state.marks(**policy).shadow;
+    if outcome.forbids.iter().any(|policy| counts(&policy)) {
+        return Code::PolicyForbidden;
+    }
+    if let Some(code) = forbid_error(state, outcome, with_shadow) {
+        return code;
+    }
+    let mut permits = outcome.permits.iter().filter(counts).peekable();
+    if permits.peek().is_none() {
+        return Code::PolicyNoPermit;
+    }
+    if state.any_marks().approval && permits.any(|policy| state.marks(*policy).approval) {
+        return Code::ApprovalRequired;
+    }
+    Code::Allow
+}
+
+/// What forbids that erred come to.
+#[inline]
+fn forbid_error(state: &GateState, outcome: &Outcome, with_shadow: bool) -> Option<Code> {
+    if !outcome.forbid_erred() || state.on_error() == OnError::Cedar {
+        return None;
+    }
+    worst_fault(state, outcome, with_shadow)
+}
+
+#[cold]
+fn worst_fault(state: &GateState, outcome: &Outcome, with_shadow: bool) -> Option<Code> {
+    let mut worst = None;
+    for fault in outcome.errors(state.set()) {
+        let forbid =
+            state.set().policies().get(fault.policy as usize).is_some_and(|body| body.effect == Effect::Forbid);
+        if !forbid || (!with_shadow && state.marks(fault.policy).shadow) {
+            continue;
+        }
+        if fault.fault == Fault::Unrepresentable {
+            return Some(Code::InputUnrepresentable);
+        }
+        worst = Some(Code::PolicyError);
+    }
+    worst
+}

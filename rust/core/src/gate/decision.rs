@@ -1,0 +1,241 @@
+//! What a check answers. The decision holds numbers; its sentences are built when somebody asks for them.
+//!
+//! No sentence holds a value of the arguments, an attribute or a session id: decisions are logged and shown to models.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::code::Code;
+use super::state::GateState;
+use super::tools::{self, Tool};
+use crate::policy::set::{Outcome, PolicyFault};
+use crate::policy::tree::Effect;
+
+/// Policies named in a sentence; the rest are counted.
+const NAMED_MAX: usize = 3;
+/// Characters of an annotation that a sentence shows.
+const ANNOTATION_CHARS_MAX: usize = 500;
+
+/// Names a decision: the gate that made it and how many it had made before. Budget and audit will know the same id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DecisionId {
+    /// The gate instance
+    pub gate: u64,
+    /// Counted from 1
+    pub number: u64,
+}
+
+impl fmt::Display for DecisionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{}", self.gate, self.number)
+    }
+}
+
+/// What a sentence needs beyond the code.
+#[derive(Debug)]
+pub(super) enum Detail {
+    None,
+    /// Made while denying
+    Text(Box<str>),
+    /// The run was narrowed to other tools
+    Narrowed,
+    /// Nobody registered this name
+    UnknownTool(Box<str>),
+}
+
+/// One answer of the gate.
+///
+/// It keeps the policies it was made with alive, also after a reload.
+#[derive(Debug)]
+pub struct Decision {
+    pub(super) state: Arc<GateState>,
+    pub(super) id: DecisionId,
+    pub(super) code: Code,
+    pub(super) would_deny: Option<Code>,
+    /// Whether it takes the policies in shadow to make `would_deny`
+    pub(super) by_shadow_policies: bool,
+    pub(super) detail: Detail,
+    /// Its number in the state's registry
+    pub(super) tool: Option<u32>,
+    pub(super) outcome: Option<Outcome>,
+}
+
+impl Decision {
+    /// Whether the action may go ahead.
+    pub const fn allowed(&self) -> bool {
+        matches!(self.code, Code::Allow)
+    }
+
+    /// Why.
+    pub const fn code(&self) -> Code {
+        self.code
+    }
+
+    /// What the code would have been without shadow mode, or with the policies that are in it.
+    pub const fn would_deny(&self) -> Option<Code> {
+        self.would_deny
+    }
+
+    /// Its name.
+    pub const fn id(&self) -> DecisionId {
+        self.id
+    }
+
+    /// The state that decided.
+    pub const fn state(&self) -> &Arc<GateState> {
+        &self.state
+    }
+
+    /// The tool, if it is registered.
+    pub fn tool(&self) -> Option<&Tool> {
+        self.tool.and_then(|tool| self.state.registry().tool(tool))
+    }
+
+    /// Ids of the policies that decided, in the order of their texts.
+    pub fn policies(&self) -> Vec<&str> {
+        self.ids(self.deciding(self.code, false))
+    }
+
+    /// Ids of the policies behind [`Decision::would_deny`].
+    pub fn would_deny_policies(&self) -> Vec<&str> {
+        self.would_deny.map_or_else(Vec::new, |code| self.ids(self.deciding(code, self.by_shadow_policies)))
+    }
+
+    /// Policies that could not be evaluated, those in shadow included, with why.
+    pub fn faults(&self) -> Vec<PolicyFault> {
+        self.outcome.as_ref().map_or_else(Vec::new, |outcome| outcome.errors(self.state.set()))
+    }
+
+    /// The same as id and sentence.
+    pub fn errors(&self) -> Vec<(&str, String)> {
+        let set = self.state.set();
+        self.faults().iter().map(|fault| (set.id(fault.policy), set.fault_message(fault))).collect()
+    }
+
+    /// `@obligation` of the permits that allowed, without repetitions; empty for a denial.
+    pub fn obligations(&self) -> Vec<&str> {
+        if !self.allowed() {
+            return Vec::new();
+        }
+        let mut all: Vec<&str> = Vec::new();
+        for policy in self.deciding(Code::Allow, false) {
+            if let Some(obligation) = self.state.set().annotation(policy, "obligation")
+                && !all.contains(&obligation)
+            {
+                all.push(obligation);
+            }
+        }
+        all
+    }
+
+    /// What kind of approval is asked for: `@approval` of the permits that need one.
+    pub fn approvals(&self) -> Vec<&str> {
+        let asked = self.code == Code::ApprovalRequired || self.would_deny == Some(Code::ApprovalRequired);
+        let permits = if asked { self.deciding(Code::ApprovalRequired, self.by_shadow_policies) } else { Vec::new() };
+        permits.into_iter().filter_map(|policy| self.state.set().annotation(policy, "approval")).collect()
+    }
+
+    /// The sentence for whoever asked. Of an allowed action: empty, or what shadow mode held back.
+    pub fn reason(&self) -> String {
+        match (self.code, self.would_deny) {
+            (Code::Allow, None) => String::new(),
+            (Code::Allow, Some(code)) => {
+                format!("allowed in shadow mode; otherwise: {}", self.sentence(code, self.by_shadow_policies))
+            }
+            (code, _) => self.sentence(code, false),
+        }
+    }
+
+    fn ids(&self, mut policies: Vec<u32>) -> Vec<&str> {
+        policies.sort_unstable();
+        policies.into_iter().map(|policy| self.state.set().id(policy)).collect()
+    }
+
+    /// Indices of the policies that make a code, with or without those in shadow.
+    fn deciding(&self, code: Code, with_shadow: bool) -> Vec<u32> {
+        let Some(outcome) = &self.outcome else { return Vec::new() };
+        let state = &*self.state;
+        let counts = |policy: &u32| with_shadow || !state.marks(*policy).shadow;
+        match code {
+            Code::Allow => outcome.permits.iter().copied().filter(counts).collect(),
+            Code::ApprovalRequired => {
+                outcome.permits.iter().copied().filter(counts).filter(|policy| state.marks(*policy).approval).collect()
+            }
+            Code::PolicyForbidden => outcome.forbids.iter().copied().filter(counts).collect(),
+            Code::PolicyError | Code::InputUnrepresentable => {
+                let forbid = |fault: &PolicyFault| {
+                    let body = state.set().policies().get(fault.policy as usize);
+                    body.is_some_and(|body| body.effect == Effect::Forbid)
+                };
+                outcome
+                    .errors(state.set())
+                    .iter()
+                    .filter(|fault| forbid(fault))
+                    .map(|f| f.policy)
+                    .filter(counts)
+                    .collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn sentence(&self, code: Code, with_shadow: bool) -> String {
+        let tool = self.tool().map_or_else(|| "the tool".to_owned(), |tool| format!("tool `{}`", tool.name()));
+        if let Detail::Text(text) = &self.detail {
+            return text.clone().into_string();
+        }
+        match code {
+            Code::PolicyForbidden if matches!(self.detail, Detail::Narrowed) => {
+                format!("{tool} is not among the tools this run was started with; use one of those")
+            }
+            Code::PolicyForbidden => self.forbidden(&tool, with_shadow),
+            Code::PolicyNoPermit => self.not_permitted(&tool),
+            Code::PolicyError => {
+                format!("{tool} is denied because {} could not be evaluated", self.named(code, with_shadow))
+            }
+            Code::InputUnrepresentable => {
+                format!(
+                    "{tool} is denied because {} reads an argument that Cedar has no value for",
+                    self.named(code, with_shadow)
+                )
+            }
+            Code::ApprovalRequired => {
+                format!("{tool} needs an approval by {}; ask for it and try again", self.named(code, with_shadow))
+            }
+            Code::InputUnknownTool => match &self.detail {
+                Detail::UnknownTool(name) => tools::stanza(name),
+                _ => code.meaning().to_owned(),
+            },
+            _ => code.meaning().to_owned(),
+        }
+    }
+
+    fn forbidden(&self, tool: &str, with_shadow: bool) -> String {
+        let mut policies = self.deciding(Code::PolicyForbidden, with_shadow);
+        policies.sort_unstable();
+        let written = policies.iter().find_map(|policy| self.state.set().annotation(*policy, "reason"));
+        match written {
+            Some(reason) if !reason.is_empty() => reason.chars().take(ANNOTATION_CHARS_MAX).collect(),
+            _ => format!("{tool} is forbidden by {}", self.named(Code::PolicyForbidden, with_shadow)),
+        }
+    }
+
+    fn not_permitted(&self, tool: &str) -> String {
+        let erring = self.outcome.as_ref().map_or(0, Outcome::errors_len);
+        let hint = if erring == 0 {
+            "use another tool or other arguments, or ask for a permit".to_owned()
+        } else {
+            format!("{erring} policies could not be evaluated, see errors")
+        };
+        format!("no policy permits {tool} with these arguments; {hint}")
+    }
+
+    fn named(&self, code: Code, with_shadow: bool) -> String {
+        let ids = self.ids(self.deciding(code, with_shadow));
+        let shown: Vec<String> =
+            ids.iter().take(NAMED_MAX).map(|id| format!("`{}`", super::names::shown(id))).collect();
+        let rest = ids.len().saturating_sub(NAMED_MAX);
+        let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+        format!("policy {}{more}", shown.join(", "))
+    }
+}

@@ -1,0 +1,298 @@
+//! Everything a check reads, loaded together and never changed: policies, entities, tools and modes.
+//!
+//! A reload builds another state; a check works with one state from beginning to end, and a decision keeps the state
+//! it was made with, so that its sentences speak of the policies that decided.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::tools::{CALL_TOOL, Registry, Tool, ToolSpec};
+use crate::policy::entities::{Entities, EntityData};
+use crate::policy::error::{PolicyError, PolicyErrors};
+use crate::policy::guards;
+use crate::policy::parse::{Source, on_parser_thread, parse_schema};
+use crate::policy::set::{Ids, LoadOptions, PolicySet};
+use crate::policy::tree::Effect;
+use crate::uid::EntityUid;
+
+/// What becomes of denials that policies make.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum GateMode {
+    /// They deny
+    #[default]
+    Enforce,
+    /// They allow, and the decision says what it would have been
+    Shadow,
+}
+
+/// What a forbid that cannot be evaluated does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// It denies
+    #[default]
+    Deny,
+    /// It is skipped, as in the Cedar language
+    Cedar,
+}
+
+/// What loading does about a forbid that reads what may be absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum UnguardedForbid {
+    /// Refuses it
+    #[default]
+    Refuse,
+    /// Loads it with a warning
+    Warn,
+}
+
+/// What a gate is loaded from.
+#[derive(Debug, Clone, Default)]
+pub struct GateSources<'a> {
+    /// Policy texts, in order
+    pub policies: Vec<Source<'a>>,
+    /// Cedar schema, in either syntax
+    pub schema: Option<Source<'a>>,
+    /// Entities document
+    pub entities: Option<Source<'a>>,
+    /// Tools of the configuration
+    pub tools: Vec<ToolSpec>,
+    /// Enforce or shadow
+    pub mode: GateMode,
+    /// What an erring forbid does
+    pub on_error: OnError,
+    /// What an unguarded forbid does
+    pub unguarded_forbid: UnguardedForbid,
+}
+
+/// What the gate reads off a policy's annotations.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Marks {
+    /// `@mode("shadow")`
+    pub(super) shadow: bool,
+    /// `@approval`
+    pub(super) approval: bool,
+}
+
+/// One loaded state of a gate.
+#[derive(Debug)]
+pub struct GateState {
+    generation: u64,
+    set: Arc<PolicySet>,
+    /// As loaded, without the tools' actions
+    plain_entities: Entities,
+    entities: Entities,
+    registry: Registry,
+    mode: GateMode,
+    on_error: OnError,
+    marks: Arc<[Marks]>,
+    any_marks: Marks,
+    warnings: Vec<String>,
+}
+
+/// What `context` always has at the gate; what `now` and the session hold is made there.
+const SUPPLIED: [&[&str]; 5] = [
+    &["context", "input"],
+    &["context", "now"],
+    &["context", "session"],
+    &["context", "session", "id"],
+    &["context", "session", "labels"],
+];
+
+impl GateState {
+    /// Loads and checks everything.
+    ///
+    /// # Errors
+    /// [`PolicyErrors`] with file, line and column where there is a text to point at.
+    pub fn load(sources: &GateSources<'_>) -> Result<Self, PolicyErrors> {
+        Self::load_with(sources, Vec::new())
+    }
+
+    /// The same with tools that were registered before at run time; the configuration's own come first.
+    pub(super) fn load_with(sources: &GateSources<'_>, runtime_tools: Vec<Arc<Tool>>) -> Result<Self, PolicyErrors> {
+        let options = LoadOptions { ids: Ids::Annotation, ..LoadOptions::default() };
+        let set = PolicySet::load(&sources.policies, sources.schema.as_ref(), &options)?;
+        let mut warnings = set.warnings().to_vec();
+        let marks = read_marks(&set, &mut warnings)?;
+        if !set.is_validated() {
+            check_guards(&set, sources.unguarded_forbid, &mut warnings)?;
+        }
+        let plain_entities = load_entities(sources)?;
+        let mut tools =
+            sources.tools.iter().map(|spec| Tool::new(spec, false).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+        tools.extend(runtime_tools);
+        let registry = Registry::new(tools)?;
+        let any_marks = Marks { shadow: marks.iter().any(|m| m.shadow), approval: marks.iter().any(|m| m.approval) };
+        Ok(Self {
+            generation: next_generation(),
+            entities: with_actions(&plain_entities, &registry)?,
+            set: Arc::new(set),
+            plain_entities,
+            registry,
+            mode: sources.mode,
+            on_error: sources.on_error,
+            marks: marks.into(),
+            any_marks,
+            warnings,
+        })
+    }
+
+    /// The same state with more tools.
+    pub(super) fn with_tools(&self, specs: &[ToolSpec]) -> Result<Self, PolicyErrors> {
+        let mut tools = self.registry.tools().to_vec();
+        for spec in specs {
+            tools.push(Arc::new(Tool::new(spec, true)?));
+        }
+        let registry = Registry::new(tools)?;
+        Ok(Self {
+            generation: next_generation(),
+            entities: with_actions(&self.plain_entities, &registry)?,
+            set: Arc::clone(&self.set),
+            plain_entities: self.plain_entities.clone(),
+            registry,
+            mode: self.mode,
+            on_error: self.on_error,
+            marks: Arc::clone(&self.marks),
+            any_marks: self.any_marks,
+            warnings: self.warnings.clone(),
+        })
+    }
+
+    /// Different for every state of the process.
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The policies.
+    pub fn set(&self) -> &PolicySet {
+        &self.set
+    }
+
+    /// The entities, the tools' actions included.
+    pub const fn entities(&self) -> &Entities {
+        &self.entities
+    }
+
+    /// The tools.
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Enforce or shadow.
+    pub const fn mode(&self) -> GateMode {
+        self.mode
+    }
+
+    /// What an erring forbid does.
+    pub const fn on_error(&self) -> OnError {
+        self.on_error
+    }
+
+    /// What loading had to say without refusing.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    #[inline]
+    pub(super) fn marks(&self, policy: u32) -> Marks {
+        self.marks.get(policy as usize).copied().unwrap_or_default()
+    }
+
+    /// Marks that at least one policy has.
+    pub(super) const fn any_marks(&self) -> Marks {
+        self.any_marks
+    }
+}
+
+fn next_generation() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    // Only uniqueness matters; the state itself is published by the swap.
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+fn load_entities(sources: &GateSources<'_>) -> Result<Entities, PolicyErrors> {
+    let Some(schema) = &sources.schema else {
+        return sources.entities.as_ref().map_or_else(|| Ok(Entities::empty()), |source| named(source, None));
+    };
+    on_parser_thread(|| {
+        let schema = parse_schema(schema)?;
+        // Without a document the schema's actions still take part.
+        named(sources.entities.as_ref().unwrap_or(&Source::unnamed("[]")), Some(&schema))
+    })?
+}
+
+fn named(source: &Source<'_>, schema: Option<&cedar_policy::Schema>) -> Result<Entities, PolicyErrors> {
+    Entities::from_json(source.text, schema).map_err(|errors| {
+        let named =
+            errors.iter().cloned().map(|error| if error.file.is_none() { error.in_file(source.name) } else { error });
+        PolicyErrors::from_parts(named, errors.omitted()).unwrap_or(errors.clone())
+    })
+}
+
+/// Adds each tool's action below `call_tool`; an action that is there keeps its attributes, tags and parents.
+fn with_actions(entities: &Entities, registry: &Registry) -> Result<Entities, PolicyErrors> {
+    if registry.tools().is_empty() {
+        return Ok(entities.clone());
+    }
+    let group = Arc::new(EntityUid::new("Action", CALL_TOOL));
+    let actions = registry.tools().iter().map(|tool| {
+        let mut action = EntityData::new(Arc::clone(tool.action()));
+        if let Some(known) = entities.get(tool.action()) {
+            action.attrs = known.attrs().to_vec();
+            action.tags = known.tags().to_vec();
+            action.parents = known.parents().map(Arc::clone).collect();
+        }
+        action.parents.push(Arc::clone(&group));
+        action
+    });
+    // One layer instead of two: this is read at every check and made once.
+    Ok(entities.update(actions.collect(), &[])?.compact())
+}
+
+fn check_guards(set: &PolicySet, rule: UnguardedForbid, warnings: &mut Vec<String>) -> Result<(), PolicyErrors> {
+    let found = guards::unguarded(set, &SUPPLIED)?;
+    match rule {
+        UnguardedForbid::Warn => warnings.extend(found.iter().map(ToString::to_string)),
+        UnguardedForbid::Refuse => {
+            if let Some(errors) = PolicyErrors::collect(found) {
+                return Err(errors);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads the annotations that mean something here. A meaning that cannot be kept is refused, not ignored.
+fn read_marks(set: &PolicySet, warnings: &mut Vec<String>) -> Result<Vec<Marks>, PolicyErrors> {
+    let mut errors: Vec<PolicyError> = Vec::new();
+    let mut all = Vec::with_capacity(set.len());
+    for (index, body) in (0_u32..).zip(set.policies()) {
+        let mut marks = Marks::default();
+        let refuse = |message: String| {
+            let (file, line, column) = set.place(index);
+            let mut error = PolicyError::new("policy.annotation", message).in_file(file);
+            (error.line, error.column) = (line, column);
+            error
+        };
+        match set.annotation(index, "mode") {
+            None | Some("enforce") => {}
+            Some("shadow") => marks.shadow = true,
+            Some(_) => {
+                errors.push(refuse(format!("policy `{}` has an unknown @mode; it is enforce or shadow", body.id)));
+            }
+        }
+        if set.annotation(index, "approval").is_some() {
+            marks.approval = true;
+            if body.effect == Effect::Forbid {
+                errors.push(refuse(format!("forbid `{}` has @approval, which only a permit can have", body.id)));
+            }
+        }
+        if set.annotation(index, "durability").is_some() {
+            errors.push(refuse(format!("policy `{}` has @durability, which needs the audit log", body.id)));
+        }
+        all.push(marks);
+    }
+    for template in set.templates() {
+        warnings.push(format!("template `{}` is not linked by a gate and decides nothing", template.id));
+    }
+    PolicyErrors::collect(errors).map_or(Ok(all), Err)
+}

@@ -1,0 +1,253 @@
+//! The registry: which tools exist, who owns them, what their arguments are.
+//!
+//! A call names a tool; everything else about it comes from here, never from the caller. Names are looked up as they
+//! are written: no folding, no trimming.
+
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+use unicode_normalization::is_nfc;
+
+use super::names;
+use super::schema::ToolSchema;
+use crate::arguments::{Argument, ArgumentRef, Arguments};
+use crate::limits::TOOLS_MAX;
+use crate::policy::error::{PolicyError, PolicyErrors};
+use crate::uid::{EntityUid, hash_text};
+
+/// The action group that holds every tool.
+pub const CALL_TOOL: &str = "call_tool";
+
+/// A tool as the configuration or a runtime describes it.
+#[derive(Debug, Clone)]
+pub struct ToolSpec {
+    /// Its name
+    pub name: String,
+    /// The server or system that owns it
+    pub resource: Arc<EntityUid>,
+    /// JSON Schema of its arguments, as text
+    pub schema: Option<String>,
+    /// Arguments that are file paths
+    pub paths: Vec<String>,
+}
+
+/// A registered tool.
+#[derive(Debug)]
+pub struct Tool {
+    name: Box<str>,
+    action: Arc<EntityUid>,
+    resource: Arc<EntityUid>,
+    schema: Option<ToolSchema>,
+    paths: Vec<Box<str>>,
+    /// Registered while the gate was open, so a reload of the files keeps it
+    pub(super) by_runtime: bool,
+}
+
+impl Tool {
+    /// Checks and compiles one description.
+    pub fn new(spec: &ToolSpec, by_runtime: bool) -> Result<Self, PolicyError> {
+        names::check(&spec.name).map_err(|message| PolicyError::new("tool.name", message))?;
+        let shown = names::shown(&spec.name);
+        let schema = spec
+            .schema
+            .as_deref()
+            .map(ToolSchema::parse)
+            .transpose()
+            .map_err(|message| PolicyError::new("tool.schema", format!("tool `{shown}`: {message}")))?;
+        for path in &spec.paths {
+            if schema.as_ref().is_some_and(|schema| schema.lacks(path)) {
+                let message = format!(
+                    "tool `{shown}` lists `{}` in paths, but its schema has no such property",
+                    names::shown(path)
+                );
+                return Err(PolicyError::new("tool.paths", message));
+            }
+        }
+        Ok(Self {
+            action: Arc::new(EntityUid::new("Action", &spec.name)),
+            resource: Arc::clone(&spec.resource),
+            name: spec.name.as_str().into(),
+            schema,
+            paths: spec.paths.iter().map(|path| path.as_str().into()).collect(),
+            by_runtime,
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `Action::"NAME"`.
+    pub const fn action(&self) -> &Arc<EntityUid> {
+        &self.action
+    }
+
+    /// The server or system that owns it.
+    pub fn resource(&self) -> &EntityUid {
+        &self.resource
+    }
+
+    /// The schema of its arguments.
+    pub const fn schema(&self) -> Option<&ToolSchema> {
+        self.schema.as_ref()
+    }
+
+    /// Refuses path arguments that leave their directory or read differently for policy and file system: the reason.
+    ///
+    /// All text inside a named argument is looked at, so a path cannot hide in a list. Percent-encoding is not undone:
+    /// a tool that decodes it must not be given a path.
+    pub fn check_paths(&self, arguments: &Arguments) -> Result<(), String> {
+        if self.paths.is_empty() {
+            return Ok(());
+        }
+        let Some(root) = arguments.root() else { return Ok(()) };
+        for (key, child) in root.children() {
+            if self.paths.iter().any(|path| **path == *key) {
+                check_path(child).map_err(|(at, what)| {
+                    format!("path argument `{}` {what}", names::shown(&arguments.location(at)))
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Recursion is bounded by the nesting of arguments.
+fn check_path(value: ArgumentRef<'_>) -> Result<(), (u32, &'static str)> {
+    match value.value() {
+        Argument::Str(text) => path_fault(text).map_or(Ok(()), |what| Err((value.index(), what))),
+        Argument::List | Argument::Object => value.children().try_for_each(|(_, child)| check_path(child)),
+        _ => Ok(()),
+    }
+}
+
+fn path_fault(text: &str) -> Option<&'static str> {
+    if text.contains('\0') {
+        return Some("holds a NUL character");
+    }
+    if text.starts_with('~') {
+        return Some("starts with `~`; give the full path");
+    }
+    if text.split(['/', '\\']).any(|component| component == "..") {
+        return Some("has a `..` component; give the path without it");
+    }
+    (!text.is_ascii() && !is_nfc(text)).then_some("is not in Unicode normal form C")
+}
+
+/// All tools of a gate.
+#[derive(Debug, Default)]
+pub struct Registry {
+    tools: Vec<Arc<Tool>>,
+    by_name: HashTable<u32>,
+}
+
+impl Registry {
+    /// Collects tools; refuses names that are equal but for case.
+    pub fn new(tools: Vec<Arc<Tool>>) -> Result<Self, PolicyErrors> {
+        if tools.len() > TOOLS_MAX {
+            let message = format!("{} tools are registered, the limit is {TOOLS_MAX}", tools.len());
+            return Err(PolicyError::new("tool.too_many", message).into());
+        }
+        let mut folded = std::collections::HashMap::with_capacity(tools.len());
+        let mut by_name = HashTable::with_capacity(tools.len());
+        for (index, tool) in tools.iter().enumerate() {
+            if let Some(other) = folded.insert(names::fold(tool.name()), tool) {
+                let message = format!("tools `{}` and `{}` have the same name but for case", other.name(), tool.name());
+                return Err(PolicyError::new("tool.name", message).into());
+            }
+            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            let hash = |index: &u32| tools.get(*index as usize).map_or(0, |tool| hash_text(tool.name()));
+            by_name.insert_unique(hash_text(tool.name()), index, hash);
+        }
+        Ok(Self { tools, by_name })
+    }
+
+    /// The number of the tool of exactly this name.
+    #[inline]
+    pub fn find(&self, name: &str) -> Option<u32> {
+        let is_it = |index: &u32| self.tools.get(*index as usize).is_some_and(|tool| *tool.name == *name);
+        self.by_name.find(hash_text(name), is_it).copied()
+    }
+
+    /// The tool of exactly this name.
+    pub fn get(&self, name: &str) -> Option<&Tool> {
+        self.find(name).and_then(|index| self.tool(index))
+    }
+
+    /// A tool by its number.
+    #[inline]
+    pub fn tool(&self, index: u32) -> Option<&Tool> {
+        self.tools.get(index as usize).map(|tool| &**tool)
+    }
+
+    /// All tools, in the order of registration.
+    pub fn tools(&self) -> &[Arc<Tool>] {
+        &self.tools
+    }
+}
+
+/// The lines that would register a tool, for whoever reads the denial.
+pub(super) fn stanza(name: &str) -> String {
+    if let Err(problem) = names::check(name) {
+        return format!("the tool is not registered and cannot be: {problem}");
+    }
+    let bare = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+    let key = if bare { name.to_owned() } else { format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\"")) };
+    format!(
+        "tool `{}` is not registered; to register it, add to tollkeeper.toml:\n[tools.{key}]\nresource = 'Mcp::\"SERVER\"'",
+        names::shown(name)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str) -> ToolSpec {
+        ToolSpec {
+            name: name.to_owned(),
+            resource: Arc::new(EntityUid::new("Mcp", "m")),
+            schema: None,
+            paths: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn paths_that_leave_their_directory_are_refused() {
+        for text in ["..", "a/../b", "/a/..", "..\\x", "a\\..\\b", "~", "~root/x", "a\0b", "/e\u{301}"] {
+            assert!(path_fault(text).is_some(), "{text:?}");
+        }
+        for text in ["", "a..b", "/a/...", ".", "a/~b", "/é", "...", "a/.b"] {
+            assert!(path_fault(text).is_none(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn names_equal_but_for_case_are_refused() {
+        let tools = |names: &[&str]| {
+            Registry::new(names.iter().map(|name| Arc::new(Tool::new(&spec(name), false).unwrap())).collect())
+        };
+        assert_eq!(tools(&["Send", "send"]).unwrap_err().first().code, "tool.name");
+        let registry = tools(&["send", "read"]).unwrap();
+        assert!(registry.get("send").is_some() && registry.get("Send").is_none() && registry.get(" send").is_none());
+    }
+
+    #[test]
+    fn stanzas_are_valid_toml() {
+        assert!(stanza("a.b\"c").contains("[tools.\"a.b\\\"c\"]"));
+        assert!(stanza("send").contains("[tools.send]\n"));
+        assert!(stanza("x\u{202e}y").contains("cannot be"));
+        assert!(!stanza("x\u{202e}y").contains('\u{202e}'));
+    }
+
+    #[test]
+    fn a_path_must_be_a_property() {
+        let mut tool = spec("a");
+        tool.schema = Some(r#"{"properties":{"file":{"type":"string"}}}"#.to_owned());
+        tool.paths = vec!["fiel".to_owned()];
+        assert_eq!(Tool::new(&tool, false).unwrap_err().code, "tool.paths");
+        tool.paths = vec!["file".to_owned()];
+        assert!(Tool::new(&tool, false).is_ok());
+    }
+}

@@ -1,0 +1,770 @@
+//! The gate as its users see it: every code raised, both argument attacks refused, shadow, reload, narrowing; and two
+//! properties held over generated policies: it never allows what the reference denies, and a forbid that the guard
+//! analysis accepts never errs for something missing.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "tests"
+)]
+
+mod generate;
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use cedar_policy as reference;
+use generate::{Seeded, Source as _};
+use serde_json::{Value as Json, json};
+use tollkeeper_core::arguments::{Argument, ArgumentRef, Arguments, ArgumentsError, decimal_from_float};
+use tollkeeper_core::gate::Gate;
+use tollkeeper_core::gate::check::Scratch;
+use tollkeeper_core::gate::code::Code;
+use tollkeeper_core::gate::decision::Decision;
+use tollkeeper_core::gate::scope::{Scope, ScopeSpec};
+use tollkeeper_core::gate::state::{GateMode, GateSources, OnError, UnguardedForbid};
+use tollkeeper_core::gate::tools::ToolSpec;
+use tollkeeper_core::policy::entities::{Entities, EntityData, context_from_json};
+use tollkeeper_core::policy::eval::{Fault, Request};
+use tollkeeper_core::policy::guards;
+use tollkeeper_core::policy::parse::{Source, on_parser_thread};
+use tollkeeper_core::policy::set::{self, LoadOptions, PolicySet};
+use tollkeeper_core::uid::EntityUid;
+use tollkeeper_core::value::Val;
+
+const NOW: i64 = 1_767_225_600_000;
+
+fn tool(name: &str) -> ToolSpec {
+    ToolSpec { name: name.to_owned(), resource: Arc::new(EntityUid::new("Mcp", "m0")), schema: None, paths: Vec::new() }
+}
+
+fn sources(text: &str) -> GateSources<'_> {
+    GateSources {
+        policies: vec![Source { name: Some("p.cedar"), text }],
+        tools: vec![tool("send"), tool("read")],
+        ..GateSources::default()
+    }
+}
+
+fn gate(text: &str) -> Gate {
+    Gate::open(&sources(text), 7).unwrap()
+}
+
+fn spec(id: &str) -> ScopeSpec {
+    ScopeSpec {
+        principal: EntityData::new(EntityUid::new("Agent", id)),
+        session: "s-1".to_owned(),
+        labels: Vec::new(),
+        on_behalf_of: None,
+        tools: None,
+    }
+}
+
+fn scope(gate: &Gate) -> Scope {
+    Scope::new(spec("a"), &gate.state()).unwrap()
+}
+
+fn push(arguments: &mut Arguments, key: Option<&str>, json: &Json) {
+    match json {
+        Json::Null => arguments.push_null(key).unwrap(),
+        Json::Bool(value) => arguments.push_bool(key, *value).unwrap(),
+        Json::Number(number) => match number.as_i64() {
+            Some(whole) => arguments.push_long(key, whole).unwrap(),
+            None => arguments.push_float(key, number.as_f64().unwrap()).unwrap(),
+        },
+        Json::String(text) => arguments.push_str(key, text).unwrap(),
+        Json::Array(items) => {
+            arguments.open_list(key).unwrap();
+            for item in items {
+                push(arguments, None, item);
+            }
+            arguments.close();
+        }
+        Json::Object(fields) => {
+            arguments.open_object(key).unwrap();
+            fields.iter().for_each(|(key, value)| push(arguments, Some(key), value));
+            arguments.close();
+        }
+    }
+}
+
+fn filled(json: &Json) -> Arguments {
+    let mut arguments = Arguments::new();
+    push(&mut arguments, None, json);
+    arguments
+}
+
+fn check(gate: &Gate, scope: &Scope, tool: &str, json: &Json) -> Decision {
+    gate.check(Some(scope), tool, &mut filled(json), NOW, &mut Scratch::new())
+}
+
+fn ask(text: &str, json: &Json) -> Decision {
+    let gate = gate(text);
+    check(&gate, &scope(&gate), "send", json)
+}
+
+const PERMIT: &str = "@id(\"all\") permit(principal, action, resource);";
+
+#[test]
+fn every_code_is_raised() {
+    let open = gate(PERMIT);
+    let run = scope(&open);
+    let mut raised = vec![
+        check(&open, &run, "send", &json!({})),
+        ask(
+            &format!(
+                "{PERMIT} @id(\"no\") @reason(\"write to the team instead\") forbid(principal, action, resource);"
+            ),
+            &json!({}),
+        ),
+        ask("", &json!({})),
+        ask(
+            &format!(
+                "{PERMIT} forbid(principal, action, resource) when {{ context.input has n && context.input.n > 3 }};"
+            ),
+            &json!({"n": "x"}),
+        ),
+        ask(
+            &format!(
+                "{PERMIT} forbid(principal, action, resource) when {{ context.input has n && context.input.n > 3 }};"
+            ),
+            &json!({"n": 1e300}),
+        ),
+        check(&open, &run, "sned", &json!({})),
+        open.check(None, "send", &mut filled(&json!({})), NOW, &mut Scratch::new()),
+        ask("@approval(\"ops\") permit(principal, action, resource);", &json!({})),
+        open.refuse_arguments("send", &ArgumentsError::TooLarge { limit: 5 }),
+    ];
+    let expected = [
+        ("allow", ""),
+        ("policy.forbidden", "write to the team instead"),
+        (
+            "policy.no_permit",
+            "no policy permits tool `send` with these arguments; use another tool or other arguments, or ask for a permit",
+        ),
+        ("policy.error", "tool `send` is denied because policy `p.cedar#2` could not be evaluated"),
+        (
+            "input.unrepresentable",
+            "tool `send` is denied because policy `p.cedar#2` reads an argument that Cedar has no value for",
+        ),
+        (
+            "input.unknown_tool",
+            "tool `sned` is not registered; to register it, add to tollkeeper.toml:\n[tools.sned]\nresource = 'Mcp::\"SERVER\"'",
+        ),
+        ("scope.missing", "The check ran outside a run, or the run's principal cannot be used."),
+        ("approval.required", "tool `send` needs an approval by policy `p.cedar#1`; ask for it and try again"),
+        ("input.too_large", "arguments take more than 5 bytes"),
+    ];
+    for (decision, (slug, reason)) in raised.iter().zip(expected) {
+        assert_eq!((decision.code().slug(), decision.reason().as_str()), (slug, reason));
+        assert_eq!(decision.allowed(), slug == "allow");
+    }
+    assert_eq!(raised[0].policies(), ["all"]);
+    assert_eq!(raised[1].policies(), ["no"]);
+    assert_eq!(raised[3].policies(), ["p.cedar#2"]);
+    assert_eq!(raised[7].approvals(), ["ops"]);
+    assert_eq!(raised[3].errors().len(), 1);
+    raised.extend([Code::GateForked, Code::GateClosed, Code::InternalPanic].map(|code| open.refuse(code, None)));
+    for code in Code::ALL {
+        assert!(raised.iter().any(|decision| decision.code() == code), "{code} is not raised");
+        assert!(code.meaning().ends_with('.'));
+    }
+    assert!(!open.refuse(Code::Allow, None).allowed(), "a refusal never allows");
+}
+
+#[test]
+fn decisions_are_numbered_and_named() {
+    let gate = gate(
+        "@id(\"p\") @obligation(\"log\") permit(principal, action in Action::\"call_tool\", resource == Mcp::\"m0\");",
+    );
+    let run = scope(&gate);
+    let first = check(&gate, &run, "send", &json!({}));
+    let second = check(&gate, &run, "read", &json!({}));
+    assert_eq!((first.id().to_string(), second.id().number), ("0000000000000007-1".to_owned(), 2));
+    assert!(first.allowed() && second.allowed());
+    assert_eq!(first.obligations(), ["log"]);
+}
+
+/// Reference 7, first attack: a list where text was meant makes a `like` err.
+#[test]
+fn type_confusion_does_not_open_a_forbid() {
+    let forbid =
+        "forbid(principal, action, resource) when { context.input has path && context.input.path like \"*/.ssh/*\" };";
+    let text = format!("{PERMIT} {forbid}");
+    assert_eq!(ask(&text, &json!({"path": "/a/.ssh/id"})).code(), Code::PolicyForbidden);
+    assert_eq!(ask(&text, &json!({"path": ["/a/.ssh/id"]})).code(), Code::PolicyError);
+    assert!(ask(&text, &json!({"path": "/a"})).allowed());
+    // Without the guard the policy does not even load, because leaving the path out would open it.
+    let unguarded =
+        format!("{PERMIT}\nforbid(principal, action, resource)\nwhen {{ context.input.path like \"*/.ssh/*\" }};");
+    let errors = Gate::open(&sources(&unguarded), 0).unwrap_err();
+    let shown = errors.first().to_string();
+    assert!(shown.starts_with("p.cedar:3:8: forbid `p.cedar#2` reads `context.input.path`"), "{shown}");
+    assert!(shown.contains("`context.input has path && ...`"), "{shown}");
+    let warned =
+        Gate::open(&GateSources { unguarded_forbid: UnguardedForbid::Warn, ..sources(&unguarded) }, 0).unwrap();
+    assert!(warned.state().warnings()[0].contains("p.cedar:3:8"));
+    assert_eq!(check(&warned, &scope(&warned), "send", &json!({})).code(), Code::PolicyError);
+    // With a schema the list is refused for what it is.
+    let mut with_schema = sources(&text);
+    with_schema.tools[0].schema = Some(json!({"properties": {"path": {"type": "string"}}}).to_string());
+    let gate = Gate::open(&with_schema, 0).unwrap();
+    let denied = check(&gate, &scope(&gate), "send", &json!({"path": ["/a/.ssh/id"]}));
+    assert_eq!(denied.code(), Code::InputUnrepresentable);
+    assert_eq!(denied.reason(), "argument `path` has a type that the tool's schema does not allow");
+}
+
+/// Reference 7, second attack: escapes in arguments are ordinary records.
+#[test]
+fn escapes_in_arguments_are_plain_data() {
+    let text = "permit(principal, action, resource) when { context.input.owner == principal };
+        permit(principal, action, resource) when { context.input.ip.isLoopback() };";
+    let attack = json!({
+        "owner": {"__entity": {"type": "Agent", "id": "a"}},
+        "ip": {"__extn": {"fn": "ip", "arg": "127.0.0.1"}},
+    });
+    assert_eq!(ask(text, &attack).code(), Code::PolicyNoPermit);
+}
+
+#[test]
+fn on_error_cedar_skips_erring_forbids() {
+    let text =
+        format!("{PERMIT} forbid(principal, action, resource) when {{ context.input has n && context.input.n > 3 }};");
+    let gate = Gate::open(&GateSources { on_error: OnError::Cedar, ..sources(&text) }, 0).unwrap();
+    assert!(check(&gate, &scope(&gate), "send", &json!({"n": "x"})).allowed());
+    assert!(!check(&gate, &scope(&gate), "send", &json!({"n": 4})).allowed());
+}
+
+#[test]
+fn schemas_decide_what_numbers_are() {
+    let text = "permit(principal, action, resource) when { context.input.rate.lessThan(decimal(\"2.0\")) && context.input.n == 5 };";
+    let mut with_schema = sources(text);
+    with_schema.tools[0].schema =
+        Some(json!({"properties": {"rate": {"type": "number"}, "n": {"type": "integer"}}}).to_string());
+    let gate = Gate::open(&with_schema, 0).unwrap();
+    let run = scope(&gate);
+    assert!(check(&gate, &run, "send", &json!({"rate": 1, "n": 5.0})).allowed());
+    assert!(!check(&gate, &run, "send", &json!({"rate": 2, "n": 5})).allowed());
+    // The other tool has no schema: there an integer stays one, and the comparison errs.
+    assert_eq!(check(&gate, &run, "read", &json!({"rate": 1, "n": 5})).code(), Code::PolicyNoPermit);
+}
+
+#[test]
+fn path_arguments_are_refused_before_policy() {
+    let mut with_paths = sources(PERMIT);
+    with_paths.tools[0].paths = vec!["file".to_owned()];
+    let gate = Gate::open(&with_paths, 0).unwrap();
+    let run = scope(&gate);
+    assert!(check(&gate, &run, "send", &json!({"file": "/srv/x", "note": "../x"})).allowed());
+    for file in [json!("/srv/../etc"), json!("~/x"), json!("a\0b"), json!(["ok", "e\u{301}"]), json!({"p": [".."]})] {
+        let denied = check(&gate, &run, "send", &json!({ "file": file }));
+        assert_eq!(denied.code(), Code::InputUnrepresentable, "{file}");
+        assert!(denied.reason().starts_with("path argument `file"), "{}", denied.reason());
+        assert!(!denied.reason().contains("etc"));
+    }
+}
+
+#[test]
+fn arguments_must_be_an_object() {
+    let gate = gate(PERMIT);
+    let run = scope(&gate);
+    assert_eq!(check(&gate, &run, "send", &json!(["x"])).code(), Code::InputUnrepresentable);
+    let empty = gate.check(Some(&run), "send", &mut Arguments::new(), NOW, &mut Scratch::new());
+    assert_eq!(empty.code(), Code::InputUnrepresentable);
+}
+
+#[test]
+fn shadow_flips_policy_and_approval_only() {
+    let shadow = |text: &str, json: &Json| {
+        let gate = Gate::open(&GateSources { mode: GateMode::Shadow, ..sources(text) }, 0).unwrap();
+        check(&gate, &scope(&gate), "send", json)
+    };
+    let forbid = "@id(\"f\") forbid(principal, action, resource) when { context.input has n && context.input.n > 3 };";
+    let text = format!("{PERMIT} {forbid}");
+    let flipped = shadow(&text, &json!({"n": 4}));
+    assert!(flipped.allowed());
+    assert_eq!((flipped.code(), flipped.would_deny()), (Code::Allow, Some(Code::PolicyForbidden)));
+    assert_eq!(flipped.would_deny_policies(), ["f"]);
+    assert_eq!(flipped.reason(), "allowed in shadow mode; otherwise: tool `send` is forbidden by policy `f`");
+    assert_eq!(shadow("", &json!({})).would_deny(), Some(Code::PolicyNoPermit));
+    assert_eq!(shadow(&text, &json!({"n": "x"})).would_deny(), Some(Code::PolicyError));
+    assert_eq!(shadow(&text, &json!({"n": 1})).would_deny(), None);
+    let approval = shadow("@approval(\"ops\") permit(principal, action, resource);", &json!({}));
+    assert_eq!(approval.would_deny(), Some(Code::ApprovalRequired));
+    // Input, scope and tools are never flipped, also not behind a denial that is.
+    assert_eq!(shadow(&text, &json!({"n": 1e300})).code(), Code::InputUnrepresentable);
+    let both = format!("{text} forbid(principal, action, resource);");
+    assert_eq!(shadow(&both, &json!({"n": 1e300})).code(), Code::InputUnrepresentable);
+    assert_eq!(shadow(&text, &json!([1])).code(), Code::InputUnrepresentable);
+    let gate = Gate::open(&GateSources { mode: GateMode::Shadow, ..sources(&text) }, 0).unwrap();
+    let run = scope(&gate);
+    assert_eq!(check(&gate, &run, "other", &json!({})).code(), Code::InputUnknownTool);
+    let mut arguments = filled(&json!({}));
+    assert_eq!(gate.check(None, "send", &mut arguments, NOW, &mut Scratch::new()).code(), Code::ScopeMissing);
+    let narrow = run.narrowed(Some(&["read".to_owned()]), &[]).unwrap();
+    let narrowed = check(&gate, &narrow, "send", &json!({}));
+    assert_eq!((narrowed.code(), narrowed.would_deny()), (Code::Allow, Some(Code::PolicyForbidden)));
+    assert_eq!(check(&gate, &narrow, "send", &json!({"n": 1e300})).code(), Code::InputUnrepresentable);
+}
+
+#[test]
+fn shadow_policies_are_left_out_of_the_verdict() {
+    let text = format!(
+        "{PERMIT} @id(\"new\") @mode(\"shadow\") forbid(principal, action, resource) when {{ context.input has n && context.input.n > 3 }};"
+    );
+    let allowed = ask(&text, &json!({"n": 4}));
+    assert!(allowed.allowed());
+    assert_eq!((allowed.would_deny(), allowed.would_deny_policies()), (Some(Code::PolicyForbidden), vec!["new"]));
+    assert_eq!(allowed.policies(), ["all"]);
+    assert_eq!(ask(&text, &json!({"n": "x"})).would_deny(), Some(Code::PolicyError));
+    assert_eq!(ask(&text, &json!({})).would_deny(), None);
+    // A permit in shadow permits nothing.
+    assert_eq!(ask("@mode(\"shadow\") permit(principal, action, resource);", &json!({})).code(), Code::PolicyNoPermit);
+    // An active forbid denies whatever stands in shadow.
+    let both = format!("{text} forbid(principal, action, resource);");
+    assert_eq!(ask(&both, &json!({"n": 4})).policies(), ["p.cedar#3"]);
+}
+
+#[test]
+fn any_permit_with_approval_asks_for_it() {
+    let text = format!(
+        "{PERMIT} @id(\"big\") @approval(\"finance\") permit(principal, action, resource) when {{ context.input.n > 3 }};"
+    );
+    assert!(ask(&text, &json!({"n": 1})).allowed());
+    let asked = ask(&text, &json!({"n": 4}));
+    assert_eq!(
+        (asked.code(), asked.approvals(), asked.policies()),
+        (Code::ApprovalRequired, vec!["finance"], vec!["big"])
+    );
+}
+
+#[test]
+fn annotations_that_cannot_be_kept_are_refused() {
+    for text in [
+        "@mode(\"shadwo\") permit(principal, action, resource);",
+        "@approval(\"ops\") forbid(principal, action, resource);",
+        "@durability(\"sync\") permit(principal, action, resource);",
+    ] {
+        let error = Gate::open(&sources(text), 0).unwrap_err();
+        assert_eq!((error.first().code, error.first().line), ("policy.annotation", 1), "{text}");
+    }
+    let twice = "@id(\"a\") permit(principal, action, resource);\n@id(\"a\") permit(principal, action, resource);";
+    assert_eq!(Gate::open(&sources(twice), 0).unwrap_err().first().code, "policy.duplicate_id");
+}
+
+#[test]
+fn reload_swaps_or_keeps_the_old_state() {
+    let gate = gate(PERMIT);
+    let run = scope(&gate);
+    gate.register(&[tool("late")]).unwrap();
+    assert!(check(&gate, &run, "late", &json!({})).allowed());
+    let kept = check(&gate, &run, "send", &json!({}));
+    let before = gate.state().generation();
+    let bad = "permit(principal, action, resource) when { ";
+    assert!(gate.reload(&sources(bad)).is_err());
+    assert!(gate.reload(&GateSources { tools: vec![tool("a"), tool("A")], ..sources(PERMIT) }).is_err());
+    assert_eq!(gate.state().generation(), before);
+    assert!(check(&gate, &run, "late", &json!({})).allowed());
+    gate.reload(&sources("@id(\"only\") permit(principal, action == Action::\"late\", resource);")).unwrap();
+    assert_eq!(check(&gate, &run, "send", &json!({})).code(), Code::PolicyNoPermit);
+    assert!(check(&gate, &run, "late", &json!({})).allowed(), "a tool registered at run time stays");
+    assert_eq!(kept.policies(), ["all"], "a decision speaks of the policies that made it");
+    assert!(gate.register(&[tool("x"), tool("call_model")]).is_err());
+    assert_eq!(check(&gate, &run, "x", &json!({})).code(), Code::InputUnknownTool, "all or none");
+}
+
+#[test]
+fn scopes_only_narrow() {
+    let text = format!(
+        "{PERMIT} @id(\"seen\") forbid(principal, action == Action::\"send\", resource) when {{ context.session.labels.contains(\"untrusted\") }};"
+    );
+    let gate = gate(&text);
+    let run = Scope::new(ScopeSpec { tools: Some(vec!["send".to_owned()]), ..spec("a") }, &gate.state()).unwrap();
+    assert!(check(&gate, &run, "send", &json!({})).allowed());
+    let denied = check(&gate, &run, "read", &json!({}));
+    assert_eq!(denied.code(), Code::PolicyForbidden);
+    assert_eq!(denied.reason(), "tool `read` is not among the tools this run was started with; use one of those");
+    let wider = run.narrowed(Some(&["read".to_owned(), "send".to_owned()]), &[]).unwrap();
+    assert_eq!(check(&gate, &wider, "read", &json!({})).code(), Code::PolicyForbidden);
+    let labelled = run.narrowed(None, &["untrusted".to_owned()]).unwrap();
+    assert_eq!(check(&gate, &labelled, "send", &json!({})).policies(), ["seen"]);
+    let inner = labelled.narrowed(Some(&[]), &["pii".to_owned()]).unwrap();
+    assert_eq!(inner.labels(), &Val::set(vec![Val::Str("pii".into()), Val::Str("untrusted".into())]));
+    assert!(!inner.allows("send"));
+}
+
+#[test]
+fn principals_come_from_the_run_or_from_the_snapshot() {
+    let text = "permit(principal in Team::\"t\", action, resource) when { principal.level > 3 };
+        permit(principal, action, resource) when { context has on_behalf_of && context.on_behalf_of == User::\"u\" };";
+    let known = json!([{"uid": {"type": "Agent", "id": "known"}, "attrs": {"level": 5}, "parents": [{"type": "Team", "id": "t"}]}]);
+    let known = known.to_string();
+    let entities = Some(Source { name: Some("e.json"), text: &known });
+    let gate = Gate::open(&GateSources { entities, ..sources(text) }, 0).unwrap();
+    let described = |id: &str| {
+        let mut spec = spec(id);
+        spec.principal.attrs = vec![("level".into(), Val::Long(4))];
+        spec.principal.parents = vec![Arc::new(EntityUid::new("Team", "t"))];
+        spec
+    };
+    let state = gate.state();
+    assert!(check(&gate, &Scope::new(spec("known"), &state).unwrap(), "send", &json!({})).allowed());
+    let new = Scope::new(described("new"), &state).unwrap();
+    assert!(check(&gate, &new, "send", &json!({})).allowed());
+    assert!(!check(&gate, &Scope::new(spec("stranger"), &state).unwrap(), "send", &json!({})).allowed());
+    let for_user = ScopeSpec { on_behalf_of: Some(EntityUid::new("User", "u")), ..spec("stranger") };
+    assert!(check(&gate, &Scope::new(for_user, &state).unwrap(), "send", &json!({})).allowed());
+    assert_eq!(Scope::new(described("known"), &state).unwrap_err().first().code, "scope.invalid");
+    // After a reload that brings the entity, the run's own description is in doubt and nothing is allowed.
+    let brought = known.replace("known", "new");
+    gate.reload(&GateSources { entities: Some(Source { name: None, text: &brought }), ..sources(text) }).unwrap();
+    assert_eq!(check(&gate, &new, "send", &json!({})).code(), Code::ScopeMissing);
+}
+
+#[test]
+fn declared_actions_keep_their_parents() {
+    let document = json!([{"uid": {"type": "Action", "id": "send"}, "attrs": {}, "parents": [{"type": "Action", "id": "writes"}]}]).to_string();
+    let text = "@id(\"w\") permit(principal, action in Action::\"writes\", resource);
+        @id(\"c\") permit(principal, action in Action::\"call_tool\", resource);";
+    let gate = Gate::open(&GateSources { entities: Some(Source::unnamed(&document)), ..sources(text) }, 0).unwrap();
+    assert_eq!(check(&gate, &scope(&gate), "send", &json!({})).policies(), ["w", "c"]);
+    assert_eq!(check(&gate, &scope(&gate), "read", &json!({})).policies(), ["c"]);
+    let schema =
+        "entity Agent, Mcp; action writes; action send in [writes] appliesTo { principal: Agent, resource: Mcp,
+        context: { input: { n: Long }, session: { id: String, labels: Set<String> }, now: datetime } };";
+    let text = "@id(\"w\") permit(principal, action in Action::\"writes\", resource);
+        @id(\"f\") forbid(principal, action == Action::\"send\", resource) when { context.input.n > 3 };";
+    let with_schema = GateSources { schema: Some(Source::unnamed(schema)), ..sources(text) };
+    let gate = Gate::open(&with_schema, 0).unwrap();
+    assert_eq!(check(&gate, &scope(&gate), "send", &json!({"n": 1})).policies(), ["w"]);
+    // The validator guarantees `n`, for callers that keep to the schema; one that does not is denied.
+    assert_eq!(check(&gate, &scope(&gate), "send", &json!({})).code(), Code::PolicyError);
+}
+
+fn guard_errors(condition: &str) -> Vec<String> {
+    let text = format!("forbid(principal, action, resource) when {{ {condition} }};");
+    let set = PolicySet::load(&[Source::unnamed(&text)], None, &LoadOptions::default()).unwrap();
+    let found = guards::unguarded(&set, &[&["context", "input"]]).unwrap();
+    found.iter().map(|error| error.help.clone().unwrap()).collect()
+}
+
+#[test]
+fn guards_are_followed_through_the_condition() {
+    for fine in [
+        "context.input has a && context.input.a == 1",
+        "context.input has a.b && context.input.a.b == 1 && context.input.a == {b: 1}",
+        "context has x.y && context.x.y == 1",
+        "!(context.input has a) || context.input.a == 1",
+        "!(!(context.input has a) || context.input.a == 1)",
+        "if context.input has a then context.input.a == 1 else false",
+        "(if context.input has a then context.input has b else false) && context.input.a == context.input.b",
+        "((context.input has a && context.input has b) || (context.input has b && principal is User)) && context.input.b == 1",
+        "principal has a && resource has a && principal.a == resource.a",
+        "principal.hasTag(\"t\") && principal.getTag(\"t\") == 1",
+        "context.input has k && principal.hasTag(context.input.k) && principal.getTag(context.input.k) == 1",
+        "User::\"a\" has x && User::\"a\".x == 1",
+        "{a: 1}.a == 1 && {a: context.input}.a == 2",
+        "context.input has \"odd name\" && context.input[\"odd name\"] == 1",
+        "context.input has a && [context.input.a].contains(1)",
+    ] {
+        assert_eq!(guard_errors(fine), Vec::<String>::new(), "{fine}");
+    }
+    for (risky, guards) in [
+        ("context.input.a == 1", vec!["context.input has a"]),
+        ("context.a == 1", vec!["context has a"]),
+        ("context.input.a.b == 1", vec!["context.input has a", "context.input.a has b"]),
+        ("context.input has a || context.input.a == 1", vec!["context.input has a"]),
+        ("context.input has a && context.input.b == 1", vec!["context.input has b"]),
+        ("context.input.a == 1 && context.input has a", vec!["context.input has a"]),
+        ("(context.input has a || principal is User) && context.input.a == 1", vec!["context.input has a"]),
+        ("if context.input has a then true else context.input.a == 1", vec!["context.input has a"]),
+        ("!(context.input has a) && context.input.a == 1", vec!["context.input has a"]),
+        ("principal.a == 1", vec!["principal has a"]),
+        ("principal.hasTag(\"t\") && principal.getTag(\"u\") == 1", vec!["principal.hasTag(\"u\")"]),
+        ("User::\"a\" has x && User::\"b\".x == 1", vec!["User::\"b\" has x"]),
+        ("context.input[\"odd name\"] == 1", vec!["context.input has \"odd name\""]),
+        ("{a: 1}.b == 1", vec!["{\"a\": 1} has b"]),
+        ("[1].contains(context.input.a)", vec!["context.input has a"]),
+    ] {
+        let expected: Vec<String> =
+            guards.iter().map(|guard| format!("put the guard before it: `{guard} && ...`")).collect();
+        assert_eq!(guard_errors(risky), expected, "{risky}");
+    }
+    let unless = "forbid(principal, action, resource) unless { context.input has a && context.input.a == 1 };";
+    let set = PolicySet::load(&[Source::unnamed(unless)], None, &LoadOptions::default()).unwrap();
+    assert!(guards::unguarded(&set, &[&["context", "input"]]).unwrap().is_empty());
+}
+
+/// Conditions made of few guards and the reads they could guard, so that the two meet in every arrangement.
+fn guard_condition(seed: &mut Seeded, depth: u32) -> String {
+    const ATOMS: [&str; 16] = [
+        "context.input has a",
+        "context.input has a",
+        "context.input.a",
+        "context.input.a",
+        "context.input has b",
+        "context.input.b",
+        "context.input has n.m",
+        "context.input has n",
+        "context.input.n.m",
+        "context.input.n has m",
+        "principal has p",
+        "principal.p",
+        "principal.hasTag(\"t\")",
+        "principal.getTag(\"t\")",
+        "true",
+        "false",
+    ];
+    if depth == 0 {
+        return ATOMS[seed.below(16) as usize].to_owned();
+    }
+    let below = |seed: &mut Seeded| {
+        let less = 1 + seed.below(2);
+        guard_condition(seed, depth.saturating_sub(less))
+    };
+    match seed.below(8) {
+        0..=2 => format!("({} && {} && {})", below(seed), below(seed), below(seed)),
+        3 | 4 => format!("({} || {})", below(seed), below(seed)),
+        5 | 6 => format!("!({})", below(seed)),
+        _ => format!("(if {} then {} else {})", below(seed), below(seed), below(seed)),
+    }
+}
+
+/// Every combination of present and absent, as context and principal.
+fn presences() -> impl Iterator<Item = (Json, Json)> {
+    (0..64_u32).flat_map(|bits| {
+        let has = move |bit: u32| bits & (1 << bit) != 0;
+        // The values decide which way a condition goes on, so both are tried.
+        [false, true].map(|value| {
+            let mut input = json!({});
+            if has(0) {
+                input["a"] = json!(value);
+            }
+            if has(1) {
+                input["b"] = json!(!value);
+            }
+            if has(2) {
+                input["n"] = if has(3) { json!({"m": value}) } else { json!({}) };
+            }
+            let attrs = if has(4) { json!({"p": value}) } else { json!({}) };
+            let tags = if has(5) { json!({"t": true}) } else { json!({}) };
+            let principal = json!({"uid": {"type": "User", "id": "u"}, "attrs": attrs, "tags": tags, "parents": []});
+            (json!({"input": input}), principal)
+        })
+    })
+}
+
+/// Faults of one request that say something was not there: the policies they happened in.
+fn misses(set: &PolicySet, entities: &Entities, context: &Json, uids: [&EntityUid; 3]) -> Vec<u32> {
+    let context = context_from_json(&context.to_string()).unwrap();
+    let request = Request { principal: uids[0], action: uids[1], resource: uids[2], context: context.as_value() };
+    let outcome = set.evaluate(&request, entities, &mut set::Scratch::new());
+    let missing = |fault: Fault| matches!(fault, Fault::MissingAttribute | Fault::MissingEntity | Fault::MissingTag);
+    outcome.errors(set).iter().filter(|fault| missing(fault.fault)).map(|fault| fault.policy).collect()
+}
+
+/// Loads one policy a line; which of them the analysis refuses.
+fn analysed(text: &str) -> (PolicySet, Vec<bool>) {
+    let set = PolicySet::load(&[Source::unnamed(text)], None, &LoadOptions::default()).unwrap();
+    let mut refused = vec![false; set.len()];
+    for error in guards::unguarded(&set, &[&["context", "input"]]).unwrap() {
+        refused[error.line as usize - 1] = true;
+    }
+    (set, refused)
+}
+
+/// What the analysis accepts never errs for something that is not there; and what it refuses mostly does.
+#[test]
+fn accepted_guards_hold_in_every_combination() {
+    let mut seed = Seeded(31);
+    let lines = (0..3_000).map(|_| {
+        let condition = guard_condition(&mut seed, 3);
+        format!("forbid(principal, action, resource) when {{ {condition} }};\n")
+    });
+    let text: String = lines.collect();
+    let (set, refused) = analysed(&text);
+    let uids = [EntityUid::new("User", "u"), EntityUid::new("Action", "a"), EntityUid::new("Mcp", "m")];
+    let mut missed = vec![false; set.len()];
+    for (context, principal) in presences() {
+        let entities = Entities::from_json(&json!([principal]).to_string(), None).unwrap();
+        for policy in misses(&set, &entities, &context, [&uids[0], &uids[1], &uids[2]]) {
+            let line = || text.lines().nth(policy as usize).unwrap();
+            assert!(refused[policy as usize], "accepted, but errs: {} with {context} {principal}", line());
+            missed[policy as usize] = true;
+        }
+    }
+    let count = |of: &[bool]| of.iter().filter(|is| **is).count();
+    let (refused, missed) = (count(&refused), count(&missed));
+    assert!(refused < 2_800 && missed * 2 > refused, "{refused} refused, {missed} erred");
+}
+
+/// The same over conditions of the usual shape, with values of any type.
+#[test]
+fn accepted_forbids_never_miss_anything() {
+    let mut seed = Seeded(4_711);
+    let mut accepted = 0;
+    for _ in 0..10 {
+        let text: String = generate::policies(&mut seed, 300).lines().map(forbidding).collect();
+        let (set, refused) = analysed(&text);
+        accepted += refused.iter().filter(|is| !**is).count();
+        let entities = Entities::from_json(&generate::entities(&mut seed).to_string(), None).unwrap();
+        for _ in 0..40 {
+            let mut request = generate::request(&mut seed);
+            request.context.as_object_mut().unwrap().entry("input").or_insert(json!({}));
+            let [principal, action, resource] =
+                [&request.principal, &request.action, &request.resource].map(|(ty, id)| EntityUid::new(ty, id));
+            for policy in misses(&set, &entities, &request.context, [&principal, &action, &resource]) {
+                assert!(refused[policy as usize], "{}", text.lines().nth(policy as usize).unwrap());
+            }
+        }
+    }
+    assert!(accepted > 200, "{accepted} accepted");
+}
+
+fn forbidding(line: &str) -> String {
+    format!("{}\n", line.replacen("permit", "forbid", 1))
+}
+
+/// The converted arguments in Cedar's JSON; `None` if one of them has no Cedar value.
+fn cedar_json(value: ArgumentRef<'_>) -> Option<Json> {
+    let decimal = |units: i64| {
+        let sign = if units < 0 { "-" } else { "" };
+        let units = units.unsigned_abs();
+        json!({"__extn": {"fn": "decimal", "arg": format!("{sign}{}.{:04}", units / 10_000, units % 10_000)}})
+    };
+    Some(match value.value() {
+        Argument::Null | Argument::Unrepresentable => return None,
+        Argument::Bool(value) => json!(value),
+        Argument::Long(value) => json!(value),
+        Argument::Float(value) => decimal(decimal_from_float(value)?),
+        Argument::Decimal(value) => decimal(value),
+        Argument::Str(value) => json!(value),
+        Argument::List => value.children().map(|(_, child)| cedar_json(child)).collect::<Option<Vec<Json>>>()?.into(),
+        Argument::Object => {
+            let fields = value.children().filter(|(_, child)| !matches!(child.value(), Argument::Null));
+            let fields = fields.map(|(key, child)| Some((key.to_owned(), cedar_json(child)?)));
+            Json::Object(fields.collect::<Option<_>>()?)
+        }
+    })
+}
+
+fn plain_arguments(seed: &mut Seeded) -> Json {
+    let request = generate::request(seed);
+    let mut input = request.context.get("input").cloned().unwrap_or_else(|| json!({}));
+    for value in input.as_object_mut().unwrap().values_mut() {
+        // Escapes would be records at the gate and values in the reference.
+        if value.get("__entity").is_some() || value.get("__extn").is_some() {
+            *value = [json!(1.5), json!(null), json!(2), json!(1.23456), json!("x")][seed.below(5) as usize].clone();
+        }
+    }
+    input
+}
+
+const TOOL_SCHEMA: &str = r#"{"properties":{"price":{"type":"number"},"amount":{"type":["integer","string","null"]}}}"#;
+
+fn generated_gate(seed: &mut Seeded, text: &str, on_error: OnError) -> Gate {
+    let mut tools: Vec<ToolSpec> = (0..5).map(|at| tool(&format!("tool{at}"))).collect();
+    tools[1].schema = Some(TOOL_SCHEMA.to_owned());
+    tools[2].resource = Arc::new(EntityUid::new("Mcp", "m1"));
+    let document = generate::entities(seed).to_string();
+    let sources = GateSources {
+        policies: vec![Source::unnamed(text)],
+        entities: Some(Source::unnamed(&document)),
+        tools,
+        on_error,
+        unguarded_forbid: UnguardedForbid::Warn,
+        ..GateSources::default()
+    };
+    Gate::open(&sources, 0).unwrap()
+}
+
+struct Asked {
+    principal: String,
+    tool: u32,
+    input: Json,
+    allowed: bool,
+    code: Code,
+    forbid_erred: bool,
+}
+
+fn reference_allows(policies: &reference::PolicySet, entities: &reference::Entities, asked: &Asked) -> bool {
+    let uid = |text: String| reference::EntityUid::from_str(&text).unwrap();
+    let context = json!({
+        "input": asked.input,
+        "now": {"__extn": {"fn": "datetime", "arg": "2026-01-01T00:00:00Z"}},
+        "session": {"id": "s-1", "labels": []},
+    });
+    let request = reference::Request::new(
+        uid(format!("User::\"{}\"", asked.principal)),
+        uid(format!("Action::\"tool{}\"", asked.tool)),
+        uid(format!("Mcp::\"m{}\"", u32::from(asked.tool == 2))),
+        reference::Context::from_json_value(context, None).unwrap(),
+        None,
+    );
+    let response = reference::Authorizer::new().is_authorized(&request.unwrap(), policies, entities);
+    response.decision() == reference::Decision::Allow
+}
+
+/// With Cedar's rule for errors the gate is the reference; with its own it only denies more, and only for errors.
+#[test]
+fn the_gate_never_allows_what_the_reference_denies() {
+    let mut seed = Seeded(99);
+    let (mut allowed, mut stricter) = (0, 0);
+    for round in 0..60 {
+        let size = 1 + seed.below(40);
+        let text = generate::policies(&mut seed, size);
+        let on_error = if round % 2 == 0 { OnError::Deny } else { OnError::Cedar };
+        let gate = generated_gate(&mut seed, &text, on_error);
+        let entities = gate.state().entities().to_json().unwrap();
+        let asked: Vec<Asked> = (0..40).filter_map(|_| ask_generated(&mut seed, &gate)).collect();
+        let answers = on_parser_thread(|| {
+            let policies = reference::PolicySet::from_str(&text).unwrap();
+            let entities = reference::Entities::from_json_value(entities, None).unwrap();
+            asked.iter().map(|asked| reference_allows(&policies, &entities, asked)).collect::<Vec<bool>>()
+        });
+        for (asked, reference) in asked.iter().zip(answers.unwrap()) {
+            assert!(reference || !asked.allowed, "{text} {} {} {}", asked.principal, asked.tool, asked.input);
+            let expected = reference && !(on_error == OnError::Deny && asked.forbid_erred);
+            assert_eq!(asked.allowed, expected, "{} {text} {}", asked.code, asked.input);
+            allowed += usize::from(asked.allowed);
+            stricter += usize::from(reference && !asked.allowed);
+        }
+    }
+    assert!(allowed > 50 && stricter > 5, "{allowed} allowed, {stricter} stricter than the reference");
+}
+
+fn ask_generated(seed: &mut Seeded, gate: &Gate) -> Option<Asked> {
+    let principal = format!("u{}", seed.below(6));
+    let spec = ScopeSpec { principal: EntityData::new(EntityUid::new("User", &principal)), ..spec("") };
+    let scope = Scope::new(spec, &gate.state()).unwrap();
+    let tool = seed.below(5);
+    let mut arguments = filled(&plain_arguments(seed));
+    let decision = gate.check(Some(&scope), &format!("tool{tool}"), &mut arguments, NOW, &mut Scratch::new());
+    // A shape that the schema refuses is not a question for the reference.
+    if decision.code() == Code::InputUnrepresentable && decision.policies().is_empty() {
+        return None;
+    }
+    let input = cedar_json(arguments.root().unwrap())?;
+    let state = gate.state();
+    let forbid_erred = decision.faults().iter().any(|fault| {
+        let body = &state.set().policies()[fault.policy as usize];
+        body.effect == tollkeeper_core::policy::tree::Effect::Forbid
+    });
+    Some(Asked { principal, tool, input, allowed: decision.allowed(), code: decision.code(), forbid_erred })
+}
+
+/// What a registry or a schema refuses says which tool and why.
+#[test]
+fn bad_tools_are_refused_at_load() {
+    let refuse = |tools: Vec<ToolSpec>| {
+        let errors = Gate::open(&GateSources { tools, ..sources(PERMIT) }, 0).unwrap_err();
+        errors.first().to_string()
+    };
+    assert!(refuse(vec![tool("call_tool")]).contains("`call_tool` is reserved"));
+    assert!(refuse(vec![tool("se\u{200b}nd")]).contains("U+200B"));
+    assert!(refuse(vec![tool("send"), tool("SEND")]).contains("the same name but for case"));
+    let mut broken = tool("send");
+    broken.schema = Some("{".to_owned());
+    assert!(refuse(vec![broken]).starts_with("tool `send`: schema is not JSON"));
+}
