@@ -302,7 +302,7 @@ def _sources(path: Path) -> dict[str, Any]:
     """Reads the configuration and the files it names."""
     import json  # noqa: PLC0415 - see the top
 
-    from tollkeeper import config  # noqa: PLC0415
+    from tollkeeper import config  # noqa: PLC0415 - see the top
 
     settings = config.load(path)
 

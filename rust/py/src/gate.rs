@@ -245,8 +245,11 @@ impl PyGate {
         }
         let asked = with_arguments_mut(arguments, ARGUMENT_BYTES_MAX, |arguments| self.ask(tool, arguments, scope));
         asked.unwrap_or_else(|error| {
-            let code =
-                if error.code() == Code::InputTooLarge.slug() { Code::InputTooLarge } else { Code::InputUnrepresentable };
+            let code = if error.code() == Code::InputTooLarge.slug() {
+                Code::InputTooLarge
+            } else {
+                Code::InputUnrepresentable
+            };
             self.inner.refuse(code, Some(error.to_string()))
         })
     }
@@ -267,9 +270,7 @@ impl PyGate {
 
 /// Milliseconds since 1970, UTC: the one reading of the clock per check.
 fn now_ms() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// The native half of a scope: who acts, in which session, narrowed to what.
