@@ -568,8 +568,12 @@ impl Loading {
             if ids == Ids::Annotation {
                 let own = body.annotations.iter().find(|(key, _)| **key == *"id").map(|(_, value)| value.clone());
                 body.id = own.unwrap_or_else(|| {
-                    let file = source.name.unwrap_or("policy");
-                    format!("{file}#{}", ordinal.saturating_add(1)).into()
+                    let ordinal = ordinal.saturating_add(1);
+                    match (source.name, number) {
+                        (Some(file), _) => format!("{file}#{ordinal}").into(),
+                        (None, 0) => format!("policy#{ordinal}").into(),
+                        (None, _) => format!("text{}#{ordinal}", number.saturating_add(1)).into(),
+                    }
                 });
             }
             if body.principal.has_slot() || body.resource.has_slot() {

@@ -97,6 +97,7 @@ fn write_expression(tree: &Tree, id: ExprId, text: &mut String, depth: usize) {
         Node::If(guard, then, otherwise) => conditional(tree, [guard, then, otherwise], text, deeper),
         Node::And(kids) => chain(tree, kids, text, " && ", deeper),
         Node::Or(kids) => chain(tree, kids, text, " || ", deeper),
+        Node::Unary(Unary::Not, inner) if negated_comparison(tree, inner, text, deeper) => {}
         Node::Unary(op, inner) => {
             let (before, after) = match op {
                 Unary::Not => ("!", ""),
@@ -147,6 +148,21 @@ fn write_expression(tree: &Tree, id: ExprId, text: &mut String, depth: usize) {
             let _ = write!(text, "{}(...)", function.name());
         }
     }
+}
+
+/// The parser reads `>`, `>=` and `!=` as negations; this writes them back. False if it is no such negation.
+fn negated_comparison(tree: &Tree, id: ExprId, text: &mut String, depth: usize) -> bool {
+    let Node::Binary(op, left, right) = tree.node(id) else { return false };
+    let operator = match op {
+        Binary::LessEq => " > ",
+        Binary::Less => " >= ",
+        Binary::Eq => " != ",
+        _ => return false,
+    };
+    write_expression(tree, left, text, depth);
+    text.push_str(operator);
+    write_expression(tree, right, text, depth);
+    true
 }
 
 fn conditional(tree: &Tree, parts: [ExprId; 3], text: &mut String, depth: usize) {
