@@ -17,7 +17,7 @@ use std::sync::Arc;
 use shapes::{Shape, case, median, per_item};
 use tollkeeper_core::policy::batch::{Column, Columns, Detail, decide_many};
 use tollkeeper_core::uid::EntityUid;
-use tollkeeper_core::value::Val;
+use tollkeeper_core::value::Value;
 
 const POLICIES: usize = 1_000;
 const REQUESTS: usize = 10_000;
@@ -51,7 +51,7 @@ fn main() {
             rows[2].push(place(&mut resources, &ready.resource));
             rows[3].push(u32::try_from(number).expect("small"));
         }
-        let contexts: Vec<Val> = case.ready.iter().map(|ready| ready.context.clone()).collect();
+        let contexts: Vec<Value<'_>> = case.ready.iter().map(|ready| ready.context.as_value()).collect();
         let columns = Columns {
             principals: Column { table: &principals, indices: &rows[0] },
             actions: Column { table: &actions, indices: &rows[1] },

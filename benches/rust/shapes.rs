@@ -69,7 +69,7 @@ pub fn load(texts: &[String]) -> PolicySet {
     let sources: Vec<Source<'_>> =
         texts.iter().zip(&names).map(|(text, name)| Source { name: Some(name), text }).collect();
     let options = LoadOptions { ids: Ids::Annotation, ..LoadOptions::default() };
-    PolicySet::load(&sources, None, &options).expect("loads")
+    PolicySet::load(&sources, None, options).expect("loads")
 }
 
 fn policy(shape: Shape, number: usize, side: usize) -> String {

@@ -74,7 +74,7 @@ fuzz_target!(|data: &[u8]| {
     let requests: Vec<generate::Request> = (0..3).map(|_| generate::request(&mut bytes)).collect();
     let entities = Entities::from_json(&document.to_string(), None).unwrap();
     let answers = on_parser_thread(|| expected(&text, document, &requests)).unwrap();
-    let loaded = PolicySet::load(&[Source { name: None, text: &text }], None, &LoadOptions::default());
+    let loaded = PolicySet::load(&[Source { name: None, text: &text }], None, LoadOptions::default());
     let Some(answers) = answers else {
         assert!(loaded.is_err(), "the reference refuses the text");
         return;

@@ -2,6 +2,7 @@
 
 from tollkeeper._native import (
     Answer,
+    BatchAnswer,
     Context,
     Decision,
     Entities,
@@ -29,6 +30,7 @@ from tollkeeper.gate import Gate, Principal, Run, Scope
 __all__ = [
     "Answer",
     "ArgumentsError",
+    "BatchAnswer",
     "ConfigError",
     "Context",
     "ContextError",

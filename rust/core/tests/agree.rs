@@ -22,7 +22,7 @@ use tollkeeper_core::uid::EntityUid;
 use tollkeeper_core::value::{Val, Value};
 
 fn load(text: &str) -> PolicySet {
-    PolicySet::load(&[Source { name: None, text }], None, &LoadOptions::default()).unwrap()
+    PolicySet::load(&[Source { name: None, text }], None, LoadOptions::default()).unwrap()
 }
 
 /// Decision, reasons, errors with their faults.
@@ -228,12 +228,13 @@ fn a_batch_equals_its_requests() {
     let (principals, actions, resources) = (table(|u| &u.principal), table(|u| &u.action), table(|u| &u.resource));
     let contexts: Vec<Val> =
         requests.iter().map(|request| context_from_json(&request.context.to_string()).unwrap()).collect();
+    let borrowed: Vec<Value<'_>> = contexts.iter().map(Val::as_value).collect();
     let rows: Vec<u32> = (0..1_500).rev().collect();
     let columns = Columns {
         principals: Column { table: &principals, indices: &rows },
         actions: Column { table: &actions, indices: &rows },
         resources: Column { table: &resources, indices: &rows },
-        contexts: Column { table: &contexts, indices: &rows },
+        contexts: Column { table: &borrowed, indices: &rows },
     };
     let all: Vec<Answers> = [(Detail::Policies, 1), (Detail::Policies, 3), (Detail::Counts, 2), (Detail::Decisions, 0)]
         .map(|(detail, threads)| decide_many(&set, &entities, &columns, detail, threads).unwrap())
@@ -258,8 +259,9 @@ fn a_batch_refuses_what_does_not_fit() {
     let set = load("permit (principal, action, resource);");
     let uid = [Arc::new(EntityUid::new("User", "u"))];
     let decide = |indices: &[u32], contexts: &[Val], context_rows: &[u32]| {
+        let contexts: Vec<Value<'_>> = contexts.iter().map(Val::as_value).collect();
         let column = || Column { table: &uid, indices };
-        let contexts = Column { table: contexts, indices: context_rows };
+        let contexts = Column { table: &contexts, indices: context_rows };
         let columns = Columns { principals: column(), actions: column(), resources: column(), contexts };
         decide_many(&set, &Entities::empty(), &columns, Detail::Decisions, 4).map(|answers| answers.decisions)
     };

@@ -111,7 +111,7 @@ fn a_warm_decision_allocates_nothing() {
     let resource = Arc::new(EntityUid::new("Server", "s"));
     for count in [1, 10, 100, 1_000] {
         let text = policies(count);
-        let set = PolicySet::load(&[Source { name: None, text: &text }], None, &LoadOptions::default()).unwrap();
+        let set = PolicySet::load(&[Source { name: None, text: &text }], None, LoadOptions::default()).unwrap();
         let mut scratch = Scratch::new();
         let mut arguments = Arguments::new();
         let mut reasons = 0;

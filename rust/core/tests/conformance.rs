@@ -70,7 +70,7 @@ fn run(name: &str, with_schema: bool) -> Option<(usize, Vec<String>)> {
     let mut wrong = Vec::new();
     let mut scratch = Scratch::new();
     for case in cases(name)? {
-        let set = PolicySet::load(&[Source { name: None, text: &case.policies }], None, &LoadOptions::default())
+        let set = PolicySet::load(&[Source { name: None, text: &case.policies }], None, LoadOptions::default())
             .unwrap_or_else(|errors| panic!("{}: {errors}", case.id));
         let schema = with_schema.then(|| {
             let source = Source { name: None, text: &case.schema };

@@ -25,7 +25,7 @@ use tollkeeper_core::uid::EntityUid;
 const AGENTS: &str = include_str!("snapshots/agents.cedar");
 
 fn load(text: &str) -> PolicySet {
-    PolicySet::load(&[Source { name: Some("agents.cedar"), text }], None, &LoadOptions::default()).unwrap()
+    PolicySet::load(&[Source { name: Some("agents.cedar"), text }], None, LoadOptions::default()).unwrap()
 }
 
 fn entities() -> Entities {

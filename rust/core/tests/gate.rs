@@ -439,7 +439,7 @@ fn declared_actions_keep_their_parents() {
 
 fn guard_errors(condition: &str) -> Vec<String> {
     let text = format!("forbid(principal, action, resource) when {{ {condition} }};");
-    let set = PolicySet::load(&[Source::unnamed(&text)], None, &LoadOptions::default()).unwrap();
+    let set = PolicySet::load(&[Source::unnamed(&text)], None, LoadOptions::default()).unwrap();
     let found = guards::unguarded(&set, &[&["context", "input"]]).unwrap();
     found.iter().map(|error| error.help.clone().unwrap()).collect()
 }
@@ -487,7 +487,7 @@ fn guards_are_followed_through_the_condition() {
         assert_eq!(guard_errors(risky), expected, "{risky}");
     }
     let unless = "forbid(principal, action, resource) unless { context.input has a && context.input.a == 1 };";
-    let set = PolicySet::load(&[Source::unnamed(unless)], None, &LoadOptions::default()).unwrap();
+    let set = PolicySet::load(&[Source::unnamed(unless)], None, LoadOptions::default()).unwrap();
     assert!(guards::unguarded(&set, &[&["context", "input"]]).unwrap().is_empty());
 }
 
@@ -561,7 +561,7 @@ fn misses(set: &PolicySet, entities: &Entities, context: &Json, uids: [&EntityUi
 
 /// Loads one policy a line; which of them the analysis refuses.
 fn analysed(text: &str) -> (PolicySet, Vec<bool>) {
-    let set = PolicySet::load(&[Source::unnamed(text)], None, &LoadOptions::default()).unwrap();
+    let set = PolicySet::load(&[Source::unnamed(text)], None, LoadOptions::default()).unwrap();
     let mut refused = vec![false; set.len()];
     for error in guards::unguarded(&set, &[&["context", "input"]]).unwrap() {
         refused[error.line as usize - 1] = true;

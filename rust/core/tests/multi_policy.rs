@@ -84,7 +84,7 @@ fn ask_ours(set: &PolicySet, entities: &Entities, request: &generate::Request, s
 
 /// One set, several requests.
 fn compare(text: &str, seed: &mut Seeded, requests: u32) -> usize {
-    let set = PolicySet::load(&[Source { name: None, text }], None, &LoadOptions::default())
+    let set = PolicySet::load(&[Source { name: None, text }], None, LoadOptions::default())
         .unwrap_or_else(|errors| panic!("generated policies load: {errors}\n{text}"));
     let document = generate::entities(seed);
     let entities = Entities::from_json(&document.to_string(), None).unwrap();

@@ -160,14 +160,12 @@ impl PyGate {
             None => self.current.bind(py).call0()?.cast_into::<PyScope>().ok(),
         };
         let decide = || self.decide(tool, arguments, scope.as_ref().map(|scope| &scope.get().inner));
-        let decision = catch_unwind(AssertUnwindSafe(decide));
-        let inner = match decision {
-            Ok(decision) => decision,
-            Err(_) => {
-                // Relaxed: the flag guards no other data, and every later check of this thread sees it.
-                self.poisoned.store(true, Ordering::Relaxed);
-                guard(|| Ok::<_, PyErr>(self.inner.refuse(Code::InternalPanic, None)))?
-            }
+        let inner = if let Ok(decision) = catch_unwind(AssertUnwindSafe(decide)) {
+            decision
+        } else {
+            // Relaxed: the flag guards no other data, and every later check of this thread sees it.
+            self.poisoned.store(true, Ordering::Relaxed);
+            guard(|| Ok::<_, PyErr>(self.inner.refuse(Code::InternalPanic, None)))?
         };
         Ok(PyDecision { inner })
     }
@@ -293,7 +291,7 @@ impl PyScope {
     #[pyo3(signature = (gate, principal: "EntityUid | Entity | str | None" = None, session = None, *, labels = Vec::new(), on_behalf_of: "EntityUid | str | None" = None, tools = None, outer: "Scope | None" = None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
-        gate: PyRef<'_, PyGate>,
+        gate: &Bound<'_, PyGate>,
         principal: Option<&Bound<'_, PyAny>>,
         session: Option<String>,
         labels: Vec<String>,
@@ -315,7 +313,7 @@ impl PyScope {
         let on_behalf_of = on_behalf_of.map(|uid| uid_arg(uid).map(crate::uid::UidArg::into_owned)).transpose()?;
         guard(|| {
             let spec = ScopeSpec { principal, session, labels, on_behalf_of, tools };
-            Scope::new(spec, &gate.inner.state()).map(|inner| Self { inner }).map_err(Error::from)
+            Scope::new(spec, &gate.get().inner.state()).map(|inner| Self { inner }).map_err(Error::from)
         })
     }
 
@@ -426,6 +424,7 @@ impl PyDecision {
         Err(denied(arguments.unbind()))
     }
 
+    #[expect(clippy::unused_self, reason = "a method of the object")]
     fn __bool__(&self) -> PyResult<bool> {
         Err(PyTypeError::new_err("a decision has no truth value; use `decision.allowed` or `decision.require()`"))
     }

@@ -6,7 +6,7 @@
 //! | `fork` | a handle knows whether it was inherited through a fork |
 //! | `errors` | the one mapping from the core's errors to Python's exceptions |
 //! | `convert` | Python arguments to the core's snapshot |
-//! | `policy`, `entities` | the policy room: sets, contexts, answers; the entity store |
+//! | `policy`, `batch`, `entities` | the policy room: sets, contexts, answers; many at once; the entity store |
 //! | `gate` | the gate: checks, scopes, decisions |
 //! | `uid` | `EntityUid`, and arguments that are a uid or its text |
 //! | `probe` | private functions the tests look through |
@@ -14,8 +14,9 @@
 //! A room adds its own file and one `pymodule_export` line below. There is no module initialiser: with one, the stub
 //! generator could no longer promise that the stub is complete; and nothing may start a thread at import.
 
-#![expect(clippy::doc_markdown, reason = "the documentation of what is exported becomes Python docstrings")]
+#![expect(clippy::doc_markdown, clippy::doc_link_with_quotes, reason = "the documentation of what is exported becomes Python docstrings")]
 
+mod batch;
 mod convert;
 mod entities;
 mod errors;
@@ -37,6 +38,9 @@ mod _native {
 
     #[pymodule_export]
     use super::gate::{PyDecision, PyGate, PyScope, decision_codes};
+
+    #[pymodule_export]
+    use super::batch::PyBatchAnswer;
 
     #[pymodule_export]
     use super::policy::{PyAnswer, PyContext, PyEvaluationError, PyPolicySet};

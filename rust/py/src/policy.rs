@@ -20,6 +20,7 @@ use tollkeeper_core::policy::parse::{self, Source};
 use tollkeeper_core::policy::set::{self, Decision, Ids, LoadOptions, Mode, PolicySet, Scratch};
 use tollkeeper_core::value::{Val, Value};
 
+use crate::batch::{self, PyBatchAnswer};
 use crate::convert::{fill, with_arguments};
 use crate::entities::PyEntities;
 use crate::errors::Error;
@@ -65,7 +66,7 @@ impl TextArg {
         })?;
         let name = path.display().to_string();
         let bytes = std::fs::read(&path).map_err(|error| with_file(&error, &path))?;
-        let text = parse::decode(&bytes, Some(&name)).map_err(|error| Error::from(error))?.to_owned();
+        let text = parse::decode(&bytes, Some(&name)).map_err(Error::from)?.to_owned();
         Ok(Self { name: Some(name), text })
     }
 
@@ -137,7 +138,7 @@ impl PyPolicySet {
         guard(|| {
             let sources: Vec<Source<'_>> = texts.iter().map(TextArg::source).collect();
             let schema = schema.as_ref().map(TextArg::source);
-            let inner = detached(|| PolicySet::load(&sources, schema.as_ref(), &options))?;
+            let inner = detached(|| PolicySet::load(&sources, schema.as_ref(), options))?;
             Ok::<_, PyErr>(Self { inner: Arc::new(inner) })
         })
     }
@@ -176,6 +177,56 @@ impl PyPolicySet {
             })
         })?;
         Ok(PyAnswer { answer, policies: slf.into() })
+    }
+
+    /// Answers many requests in one call, with the interpreter's lock released.
+    ///
+    /// Each column is a list of distinct values with an index array of one row per request; without an index array the
+    /// values are the rows themselves, and a single value stands in every row.
+    ///
+    /// Args:
+    ///     principals: Uids, handles or text.
+    ///     actions: The same.
+    ///     resources: The same.
+    ///     contexts: Prepared contexts or mappings.
+    ///     entities: The entity store; `None` is empty.
+    ///     principal_index: Integers of shape (n,), uint32 for the least work; any integer dtype is accepted.
+    ///     action_index: The same.
+    ///     resource_index: The same.
+    ///     context_index: The same.
+    ///     detail: `"decisions"` stops at the policy that settles a request; `"counts"` adds how many reasons and
+    ///         errors there are; `"policies"` adds which.
+    ///     threads: Threads to decide on.
+    ///
+    /// Raises:
+    ///     ValueError: Columns of different lengths, an index outside its table.
+    ///     EntityError: A uid cannot be read.
+    ///     ArgumentsError: A mapping is not plain data.
+    #[pyo3(signature = (principals: "collections.abc.Iterable[EntityUid | str] | EntityUid | str", actions: "collections.abc.Iterable[EntityUid | str] | EntityUid | str", resources: "collections.abc.Iterable[EntityUid | str] | EntityUid | str", contexts: "collections.abc.Iterable[Context | dict[str, typing.Any]] | Context | dict[str, typing.Any]", entities: "Entities | None" = None, *, principal_index: "collections.abc.Buffer | collections.abc.Sequence[int] | None" = None, action_index: "collections.abc.Buffer | collections.abc.Sequence[int] | None" = None, resource_index: "collections.abc.Buffer | collections.abc.Sequence[int] | None" = None, context_index: "collections.abc.Buffer | collections.abc.Sequence[int] | None" = None, detail: "str" = "decisions", threads = 1))]
+    #[expect(clippy::too_many_arguments, reason = "one for each column and its index")]
+    fn decide_many<'py>(
+        &self,
+        py: Python<'py>,
+        principals: &Bound<'py, PyAny>,
+        actions: &Bound<'py, PyAny>,
+        resources: &Bound<'py, PyAny>,
+        contexts: &Bound<'py, PyAny>,
+        entities: Option<&Bound<'py, PyEntities>>,
+        principal_index: Option<&Bound<'py, PyAny>>,
+        action_index: Option<&Bound<'py, PyAny>>,
+        resource_index: Option<&Bound<'py, PyAny>>,
+        context_index: Option<&Bound<'py, PyAny>>,
+        detail: &str,
+        threads: usize,
+    ) -> PyResult<PyBatchAnswer> {
+        guard(|| {
+            let entities = entities.map_or(&*NO_ENTITIES, |entities| &entities.get().inner);
+            let principals = batch::uids(principals, principal_index)?;
+            let actions = batch::uids(actions, action_index)?;
+            let resources = batch::uids(resources, resource_index)?;
+            let contexts = batch::contexts(contexts, context_index)?;
+            batch::decide(py, &self.inner, entities, principals, actions, resources, contexts, detail, threads)
+        })
     }
 
     /// Makes a new set with one more policy, linked from a template.
@@ -397,6 +448,14 @@ enum ContextData {
 }
 
 impl PyContext {
+    /// Takes the snapshot of a mapping.
+    pub(crate) fn from_mapping(mapping: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let mut arguments = Box::<Arguments>::default();
+        fill(&mut arguments, mapping, ARGUMENT_BYTES_WAIT_MAX).map_err(Error::from)?;
+        record(&arguments)?;
+        Ok(Self { inner: ContextData::Arguments(arguments) })
+    }
+
     #[inline]
     pub(crate) fn value(&self) -> Value<'_> {
         match &self.inner {
@@ -411,12 +470,7 @@ impl PyContext {
     #[new]
     #[pyo3(signature = (mapping: "dict[str, typing.Any]", /))]
     fn new(mapping: &Bound<'_, PyAny>) -> PyResult<Self> {
-        guard(|| {
-            let mut arguments = Box::<Arguments>::default();
-            fill(&mut arguments, mapping, ARGUMENT_BYTES_WAIT_MAX).map_err(Error::from)?;
-            record(&arguments)?;
-            Ok::<_, PyErr>(Self { inner: ContextData::Arguments(arguments) })
-        })
+        guard(|| Self::from_mapping(mapping))
     }
 
     /// Reads Cedar's JSON form of a context: `__entity` and `__extn` are decoded.
@@ -533,6 +587,7 @@ impl PyAnswer {
         Ok(dict)
     }
 
+    #[expect(clippy::unused_self, reason = "a method of the object")]
     fn __bool__(&self) -> PyResult<bool> {
         Err(PyTypeError::new_err("an answer has no truth value; use `answer.allowed` or `answer.decision`"))
     }

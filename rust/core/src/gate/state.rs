@@ -110,7 +110,7 @@ impl GateState {
     /// The same with tools that were registered before at run time; the configuration's own come first.
     pub(super) fn load_with(sources: &GateSources<'_>, runtime_tools: Vec<Arc<Tool>>) -> Result<Self, PolicyErrors> {
         let options = LoadOptions { ids: Ids::Annotation, ..LoadOptions::default() };
-        let set = PolicySet::load(&sources.policies, sources.schema.as_ref(), &options)?;
+        let set = PolicySet::load(&sources.policies, sources.schema.as_ref(), options)?;
         let mut warnings = set.warnings().to_vec();
         let marks = read_marks(&set, &mut warnings)?;
         if !set.is_validated() {

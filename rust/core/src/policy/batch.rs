@@ -13,7 +13,7 @@ use super::eval::Request;
 use super::index::Word;
 use super::set::{Answer, Decision, Mode, PolicySet, Scratch};
 use crate::uid::EntityUid;
-use crate::value::Val;
+use crate::value::Value;
 
 /// Below this many requests a thread costs more to start (some 30 us) than it saves.
 const REQUESTS_PER_THREAD_MIN: usize = 512;
@@ -42,7 +42,7 @@ pub struct Columns<'a> {
     /// On what
     pub resources: Column<'a, Arc<EntityUid>>,
     /// Records
-    pub contexts: Column<'a, Val>,
+    pub contexts: Column<'a, Value<'a>>,
 }
 
 /// What to return besides the decisions.
@@ -164,7 +164,11 @@ impl Columns<'_> {
         self.actions.check("actions", rows)?;
         self.resources.check("resources", rows)?;
         self.contexts.check("contexts", rows)?;
-        let odd = self.contexts.table.iter().position(|context| !matches!(context, Val::Record(_)));
+        let odd = self
+            .contexts
+            .table
+            .iter()
+            .position(|context| !matches!(context, Value::Record(_) | Value::RecordTemp(_) | Value::RecordArgs(_)));
         odd.map_or(Ok(()), |index| Err(BatchError::Context { index }))
     }
 
@@ -181,7 +185,7 @@ impl Columns<'_> {
             principal: self.principals.at(row)?,
             action: self.actions.at(row)?,
             resource: self.resources.at(row)?,
-            context: self.contexts.at(row)?.as_value(),
+            context: *self.contexts.at(row)?,
         })
     }
 }

@@ -461,18 +461,16 @@ impl<'a> Evaluation<'a> {
         let below = |ancestor: &EntityUid| {
             descendant == ancestor || self.entities.get(descendant).is_some_and(|e| e.has_ancestor(ancestor))
         };
-        match right {
-            Value::Entity(ancestor) => Ok(below(ancestor)),
-            _ => {
-                let mut found = false;
-                for element in elements(right)?.iter() {
-                    // Every element must be an entity, also after a hit.
-                    let Value::Entity(ancestor) = element else { return Err(Fault::Type) };
-                    found = found || below(ancestor);
-                }
-                Ok(found)
-            }
+        if let Value::Entity(ancestor) = right {
+            return Ok(below(ancestor));
         }
+        let mut found = false;
+        for element in elements(right)?.iter() {
+            // Every element must be an entity, also after a hit.
+            let Value::Entity(ancestor) = element else { return Err(Fault::Type) };
+            found = found || below(ancestor);
+        }
+        Ok(found)
     }
 
     fn binary(&self, op: Binary, left: Value<'a>, right: Value<'a>) -> Result<Value<'a>, Fault> {

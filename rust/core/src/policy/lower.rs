@@ -36,6 +36,7 @@ pub fn template(tree: &mut Tree, template: &ast::Template, source: u32) -> Body 
         source,
         span: template.loc().map_or(Span::default(), span_of),
         template: None,
+        slots: [None, None],
     }
 }
 
@@ -43,6 +44,12 @@ pub fn template(tree: &mut Tree, template: &ast::Template, source: u32) -> Body 
 pub fn uid(reference: &ast::EntityUID) -> EntityUid {
     let id: &str = reference.eid().as_ref();
     EntityUid::new(&reference.entity_type().to_string(), id)
+}
+
+/// The reference's uid for one of the core's; `None` if its type is no type name.
+pub fn reference_uid(uid: &EntityUid) -> Option<cedar_policy::EntityUid> {
+    let ty = uid.ty().parse().ok()?;
+    Some(cedar_policy::EntityUid::from_type_name_and_id(ty, cedar_policy::EntityId::new(uid.id())))
 }
 
 fn span_of(loc: &cedar_policy_core::parser::Loc) -> Span {

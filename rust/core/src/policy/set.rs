@@ -4,6 +4,7 @@
 //! one permit is satisfied and no forbid is; the reasons are all satisfied policies of the deciding effect; an erroring
 //! policy counts as unsatisfied and is reported. What the gate makes of errors is the gate's business.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bumpalo::Bump;
@@ -65,8 +66,9 @@ pub struct PolicySet {
     /// Words of the index's order that hold forbids end here: forbids come first
     forbids: u32,
     pub(super) sources: Vec<SourceText>,
+    /// What the policies were validated against; a link is validated too
+    schema: Option<SourceText>,
     warnings: Vec<String>,
-    validated: bool,
     /// Tells this set from every other one that a [`Prepared`] may have been made for
     identity: Arc<()>,
 }
@@ -168,7 +170,7 @@ impl PolicySet {
     pub fn load(
         sources: &[Source<'_>],
         schema: Option<&Source<'_>>,
-        options: &LoadOptions,
+        options: LoadOptions,
     ) -> Result<Self, PolicyErrors> {
         let bytes = sources.iter().map(|source| source.text.len()).fold(0, usize::saturating_add);
         if bytes > POLICY_SET_BYTES_MAX {
@@ -183,8 +185,9 @@ impl PolicySet {
     fn load_here(
         sources: &[Source<'_>],
         schema: Option<&Source<'_>>,
-        options: &LoadOptions,
+        options: LoadOptions,
     ) -> Result<Self, PolicyErrors> {
+        let schema_source = schema;
         let schema = schema.map(parse::parse_schema).transpose()?;
         let mut loading = Loading::default();
         for (number, source) in sources.iter().enumerate() {
@@ -198,7 +201,9 @@ impl PolicySet {
             loading.take(&parsed, number, source, options.ids);
         }
         loading.check()?;
-        Ok(loading.finish(schema.is_some() && !options.skip_validation))
+        let validated = schema_source.filter(|_| !options.skip_validation);
+        Ok(loading
+            .finish(validated.map(|source| SourceText { name: source.name.map(Into::into), text: source.text.into() })))
     }
 
     /// Answers one request.
@@ -371,7 +376,7 @@ impl PolicySet {
 
     /// Whether the policies passed strict validation against a schema.
     pub const fn is_validated(&self) -> bool {
-        self.validated
+        self.schema.is_some()
     }
 
     /// Where a policy stands: file name, line and column (from 1) of its first character.
@@ -444,12 +449,14 @@ impl PolicySet {
         let mut linked = body.clone();
         linked.id = id.into();
         linked.template = Some(template.into());
-        if let Some(uid) = principal {
-            linked.principal = linked.principal.filled(&Arc::new(uid));
+        let slots = [principal.map(Arc::new), resource.map(Arc::new)];
+        if let Some(uid) = &slots[0] {
+            linked.principal = linked.principal.filled(uid);
         }
-        if let Some(uid) = resource {
-            linked.resource = linked.resource.filled(&Arc::new(uid));
+        if let Some(uid) = &slots[1] {
+            linked.resource = linked.resource.filled(uid);
         }
+        linked.slots = slots;
         self.with_links(vec![linked])
     }
 
@@ -460,11 +467,14 @@ impl PolicySet {
         let ids: Vec<Box<str>> = self.bodies.iter().chain(&self.templates).map(|body| body.id.clone()).collect();
         let old_links = self.bodies.iter().filter(|body| body.template.is_some()).cloned();
         let links: Vec<Body> = old_links.chain(links).collect();
-        let (warnings, validated) = (self.warnings.clone(), self.validated);
+        let schema = self.schema.clone();
         parse::on_parser_thread(move || {
-            let mut loading = Loading { warnings, ..Loading::default() };
+            let mut loading = Loading { warnings: self.warnings.clone(), ..Loading::default() };
             for (number, source) in sources.iter().enumerate() {
                 let parsed = parse::parse_policies(source)?;
+                if let Some(schema) = &schema {
+                    validate_links(&parsed, &links, number, source, schema)?;
+                }
                 loading.take(&parsed, number, source, Ids::Positional);
             }
             loading.rename(&ids);
@@ -473,12 +483,49 @@ impl PolicySet {
                 link.condition = template.and_then(|body| body.condition);
                 loading.bodies.push(link);
             }
-            Ok(loading.finish(validated))
+            Ok(loading.finish(schema))
         })?
     }
 }
 
+/// Validates the links of one source's templates.
+fn validate_links(
+    parsed: &cedar_policy::PolicySet,
+    links: &[Body],
+    number: usize,
+    source: &Source<'_>,
+    schema: &SourceText,
+) -> Result<(), PolicyErrors> {
+    let schema = parse::parse_schema(&Source { name: schema.name.as_deref(), text: &schema.text })?;
+    let invalid = |message: String| PolicyErrors::from(PolicyError::new("policy.invalid", message));
+    let mut linked = parsed.clone();
+    for link in links.iter().filter(|link| link.source as usize == number) {
+        let start = link.span.start as usize;
+        let template = linked
+            .templates()
+            .find(|template| {
+                AsRef::<cedar_policy_core::ast::Template>::as_ref(*template).loc().is_some_and(|l| l.start() == start)
+            })
+            .map(|template| template.id().clone())
+            .ok_or_else(|| invalid(format!("the template of `{}` is gone", link.id)))?;
+        let mut slots = HashMap::new();
+        for (slot, uid) in [
+            (cedar_policy::SlotId::principal(), link.slots[0].as_ref()),
+            (cedar_policy::SlotId::resource(), link.slots[1].as_ref()),
+        ] {
+            if let Some(uid) = uid {
+                slots.insert(slot, lower::reference_uid(uid).ok_or_else(|| invalid(format!("`{uid}` is no uid")))?);
+            }
+        }
+        linked
+            .link(template, cedar_policy::PolicyId::new(&link.id), slots)
+            .map_err(|error| invalid(error.to_string()))?;
+    }
+    parse::validate_named(&linked, &schema, |_| source.name).map(drop)
+}
+
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one evaluation")]
 struct Verdict {
     /// Forbids, then permits; a permit that a forbid overrules only if both effects are wanted
     reasons: SmallVec<[u32; 4]>,
@@ -659,7 +706,7 @@ impl Loading {
     }
 
     /// Orders, compiles and indexes.
-    fn finish(mut self, validated: bool) -> PolicySet {
+    fn finish(mut self, schema: Option<SourceText>) -> PolicySet {
         let mut order: Vec<u32> = (0..index_u32(self.bodies.len())).collect();
         let bodies = &self.bodies;
         order.sort_by_cached_key(|at| bodies.get(*at as usize).map(sort_key));
@@ -690,7 +737,7 @@ impl Loading {
             forbids: index_u32(forbids),
             sources: self.sources,
             warnings: self.warnings,
-            validated,
+            schema,
             identity: Arc::new(()),
         }
     }

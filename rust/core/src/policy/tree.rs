@@ -402,4 +402,6 @@ pub struct Body {
     pub span: Span,
     /// For a link: the id of its template
     pub template: Option<Box<str>>,
+    /// For a link: the values of `?principal` and `?resource`
+    pub slots: [Option<Arc<EntityUid>>; 2],
 }
