@@ -3,16 +3,20 @@
 from tollkeeper._native import (
     Answer,
     Context,
+    Decision,
     Entities,
     Entity,
     EntityUid,
     EvaluationError,
     PolicySet,
     build_info,
+    decision_codes,
 )
 from tollkeeper.errors import (
     ArgumentsError,
+    ConfigError,
     ContextError,
+    Denied,
     EntityError,
     ErrorDetail,
     HandleError,
@@ -20,22 +24,31 @@ from tollkeeper.errors import (
     PolicyError,
     TollkeeperError,
 )
+from tollkeeper.gate import Gate, Principal, Run, Scope
 
 __all__ = [
     "Answer",
     "ArgumentsError",
+    "ConfigError",
     "Context",
     "ContextError",
+    "Decision",
+    "Denied",
     "Entities",
     "Entity",
     "EntityError",
     "EntityUid",
     "ErrorDetail",
     "EvaluationError",
+    "Gate",
     "HandleError",
     "InternalError",
     "PolicyError",
     "PolicySet",
+    "Principal",
+    "Run",
+    "Scope",
     "TollkeeperError",
     "build_info",
+    "decision_codes",
 ]

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArgumentsError",
+    "ConfigError",
     "ContextError",
+    "Denied",
     "EntityError",
     "ErrorDetail",
     "HandleError",
@@ -134,6 +136,34 @@ class EntityError(_DetailedError):
 
 class ContextError(_DetailedError):
     """A request's context cannot be used."""
+
+
+class ConfigError(TollkeeperError, ValueError):
+    """The configuration cannot be used; the message names the file and the key."""
+
+
+class Denied(TollkeeperError):
+    """A guarded action was denied. ``str()`` is the sentence for the model; ``code`` the decision's code.
+
+    Args:
+        decision: The decision; a pickled and restored `Denied` has its code and reason but no decision.
+    """
+
+    decision: object
+    """The `Decision`, or ``None`` after unpickling."""
+
+    def __init__(self, decision: object, code: str = "", reason: str = "") -> None:
+        code = code or getattr(decision, "code", "")
+        super().__init__(reason or getattr(decision, "reason", ""), code)
+        self.decision = decision
+
+    @property
+    def reason(self) -> str:
+        """The sentence for the model."""
+        return str(self)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (None, self.code, str(self))
 
 
 class ArgumentsError(TollkeeperError, ValueError):

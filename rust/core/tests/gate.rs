@@ -2,12 +2,7 @@
 //! properties held over generated policies: it never allows what the reference denies, and a forbid that the guard
 //! analysis accepts never errs for something missing.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "tests"
-)]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests")]
 
 mod generate;
 

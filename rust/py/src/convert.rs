@@ -129,13 +129,34 @@ pub(crate) fn with_arguments<T>(
     bytes_max: usize,
     read: impl FnOnce(&Arguments) -> T,
 ) -> Result<T, ConvertError> {
+    with_arguments_mut(Some(value), bytes_max, |arguments| read(arguments))
+}
+
+/// The same for a reader that converts in place; no value is an empty object.
+#[inline]
+pub(crate) fn with_arguments_mut<T>(
+    value: Option<&Bound<'_, PyAny>>,
+    bytes_max: usize,
+    read: impl FnOnce(&mut Arguments) -> T,
+) -> Result<T, ConvertError> {
     let mut arguments = BUFFER.take().unwrap_or_default();
-    let filled = fill(&mut arguments, value, bytes_max);
-    let result = filled.map(|()| read(&arguments));
+    let filled = match value {
+        Some(value) => fill(&mut arguments, value, bytes_max),
+        None => empty(&mut arguments, bytes_max),
+    };
+    let result = filled.map(|()| read(&mut arguments));
     if arguments.bytes() <= ARGUMENT_BYTES_MAX {
         BUFFER.set(Some(arguments));
     }
     result
+}
+
+/// Fills `arguments` with an object without fields.
+fn empty(arguments: &mut Arguments, bytes_max: usize) -> Converted {
+    arguments.reset(bytes_max);
+    arguments.open_object(None)?;
+    arguments.close();
+    Ok(())
 }
 
 /// Fills `arguments` from `value`.

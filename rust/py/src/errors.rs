@@ -3,7 +3,8 @@
 //! The exception classes are Python (`tollkeeper/errors.py`): they inherit from builtin ones and can be pickled, which
 //! a class made here could not do under the stable ABI. Each is raised with a message, a code and a help line.
 
-use pyo3::PyErr;
+use pyo3::types::PyTuple;
+use pyo3::{Py, PyErr};
 use tollkeeper_core::policy::error::{PolicyError, PolicyErrors};
 use tollkeeper_core::uid::UidError;
 
@@ -13,6 +14,7 @@ mod python {
     //! The classes of `tollkeeper/errors.py`.
     pyo3::import_exception!(tollkeeper.errors, ArgumentsError);
     pyo3::import_exception!(tollkeeper.errors, ContextError);
+    pyo3::import_exception!(tollkeeper.errors, Denied);
     pyo3::import_exception!(tollkeeper.errors, EntityError);
     pyo3::import_exception!(tollkeeper.errors, HandleError);
     pyo3::import_exception!(tollkeeper.errors, InternalError);
@@ -91,9 +93,15 @@ fn text_error(errors: &PolicyErrors) -> PyErr {
         .collect();
     let arguments = (errors.to_string(), first.code, first.help.clone(), details);
     match first.code.split('.').next() {
-        Some("entities") => python::EntityError::new_err(arguments),
+        Some("entities" | "scope") => python::EntityError::new_err(arguments),
         Some("context") => python::ContextError::new_err(arguments),
         Some("internal") => python::InternalError::new_err((errors.to_string(), first.code, first.help.clone())),
         _ => python::PolicyError::new_err(arguments),
     }
+}
+
+/// `Denied` for a decision.
+#[cold]
+pub(crate) fn denied(arguments: Py<PyTuple>) -> PyErr {
+    python::Denied::new_err(arguments)
 }

@@ -51,7 +51,6 @@ impl Born {
 
     /// Refuses in a process other than the one the handle was made in.
     #[inline]
-    #[cfg_attr(not(test), expect(dead_code, reason = "asked by the handles of the gate"))]
     pub(crate) fn check(self) -> Result<(), Error> {
         if self.0 == generation() { Ok(()) } else { Err(Error::Forked) }
     }

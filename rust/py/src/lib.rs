@@ -7,6 +7,7 @@
 //! | `errors` | the one mapping from the core's errors to Python's exceptions |
 //! | `convert` | Python arguments to the core's snapshot |
 //! | `policy`, `entities` | the policy room: sets, contexts, answers; the entity store |
+//! | `gate` | the gate: checks, scopes, decisions |
 //! | `uid` | `EntityUid`, and arguments that are a uid or its text |
 //! | `probe` | private functions the tests look through |
 //!
@@ -19,6 +20,7 @@ mod convert;
 mod entities;
 mod errors;
 mod fork;
+mod gate;
 mod guard;
 mod policy;
 mod probe;
@@ -32,6 +34,9 @@ mod _native {
 
     #[pymodule_export]
     use super::entities::{PyEntities, PyEntity};
+
+    #[pymodule_export]
+    use super::gate::{PyDecision, PyGate, PyScope, decision_codes};
 
     #[pymodule_export]
     use super::policy::{PyAnswer, PyContext, PyEvaluationError, PyPolicySet};

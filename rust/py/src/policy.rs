@@ -385,7 +385,7 @@ fn record(arguments: &Arguments) -> PyResult<Value<'_>> {
 ///
 /// Example:
 ///     >>> from tollkeeper import Context
-///     >>> context = Context({"path": "/tmp/a"})
+///     >>> context = Context({"path": "/srv/a"})
 #[pyclass(frozen, name = "Context", module = "tollkeeper")]
 pub(crate) struct PyContext {
     inner: ContextData,

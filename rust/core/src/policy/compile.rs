@@ -376,17 +376,15 @@ fn alternatives(tree: &mut Tree, kids: Kids) -> Option<Test> {
 impl Tree {
     /// The operand of the first alternative if every alternative tests the same path.
     fn as_path_of_alternatives(&self, kids: Kids) -> Option<ExprId> {
-        let mut first: Option<(ExprId, (Var, SmallVec<[Sym; 4]>))> = None;
+        let mut first: Option<ExprId> = None;
         for id in self.kids(kids) {
             let Node::Binary(op, left, right) = self.node(*id) else { return None };
             let (operand, _) = comparison(self, op, left, right)?;
             let path = self.as_path(operand)?;
-            match &first {
-                None => first = Some((operand, path)),
-                Some((_, known)) if *known == path => {}
-                Some(_) => return None,
+            if self.as_path(*first.get_or_insert(operand)) != Some(path) {
+                return None;
             }
         }
-        first.map(|(operand, _)| operand)
+        first
     }
 }

@@ -113,9 +113,24 @@ impl<'a> Evaluation<'a> {
     /// Runs the policy at `position`: whether it is satisfied, or the fault and the instruction it happened at.
     #[inline]
     pub fn run(&self, position: usize) -> Result<bool, (Fault, u32)> {
-        let entry = self.program.entries.get(position).map_or(usize::MAX, |entry| *entry as usize);
-        let (result, at) = self.run_from(entry);
-        result.map_err(|fault| (fault, at))
+        let mut at = self.program.entries.get(position).copied().unwrap_or(u32::MAX);
+        // Most policies are tests that must hold, one after the other, and need no operand stack.
+        loop {
+            let holds = match self.program.ops.get(at as usize) {
+                Some(Op::RequireTest(index)) => self.predicate(*index),
+                Some(Op::RequireNot(index)) => self.predicate(*index).map(|holds| !holds),
+                Some(Op::Satisfied) => return Ok(true),
+                _ => {
+                    let (result, at) = self.run_from(at as usize);
+                    return result.map_err(|fault| (fault, at));
+                }
+            };
+            match holds {
+                Ok(true) => at = at.wrapping_add(1),
+                Ok(false) => return Ok(false),
+                Err(fault) => return Err((fault, at)),
+            }
+        }
     }
 
     /// Runs from the instruction at which a policy or one of its top-level conjuncts starts; also says at which
@@ -240,20 +255,20 @@ impl<'a> Evaluation<'a> {
             return Err(PathFault { fault: Fault::Type, step: 0 });
         };
         let slot = path.slot.and_then(|slot| self.slots.get(usize::from(slot)));
-        if let Some(slot) = slot {
-            match slot.get() {
-                Slot::Value(value) => return Ok(value),
-                Slot::Fault(fault) => return Err(fault),
-                Slot::Empty => {}
-            }
+        let Some(slot) = slot else { return self.follow(path) };
+        match slot.get() {
+            Slot::Value(value) => Ok(value),
+            Slot::Fault(fault) => Err(fault),
+            Slot::Empty => self.fill(slot, path),
         }
+    }
+
+    fn fill(&self, slot: &Cell<Slot<'a>>, path: &Path) -> Result<Value<'a>, PathFault> {
         let result = self.follow(path);
-        if let Some(slot) = slot {
-            slot.set(match result {
-                Ok(value) => Slot::Value(value),
-                Err(fault) => Slot::Fault(fault),
-            });
-        }
+        slot.set(match result {
+            Ok(value) => Slot::Value(value),
+            Err(fault) => Slot::Fault(fault),
+        });
         result
     }
 
@@ -408,6 +423,9 @@ impl<'a> Evaluation<'a> {
             Test::Is(sym) => self.is(value, sym),
             Test::Has(sym) => self.has(value, self.tree.text(sym)),
             Test::Decimal(function, c) => {
+                if matches!(value, Value::Unrepresentable) {
+                    return Err(Fault::Unrepresentable);
+                }
                 let result = extension::call(function, &[value, constant(c)], self.bump);
                 result.map_err(|_| Fault::Extension).and_then(boolean)
             }
@@ -532,7 +550,8 @@ impl<'a> Stack<'a> {
     }
 }
 
-fn wrong_type(value: Value<'_>) -> Fault {
+/// The fault of an operator that finds this value where another type must stand.
+pub(super) const fn wrong_type(value: Value<'_>) -> Fault {
     if matches!(value, Value::Unrepresentable) { Fault::Unrepresentable } else { Fault::Type }
 }
 

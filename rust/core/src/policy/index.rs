@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use super::compile::Conjunct;
 use super::entities::Entities;
-use super::eval::{Evaluation, Fault, Request};
+use super::eval::{Evaluation, Fault, Request, wrong_type};
 use super::extension::ExtFn;
 use super::program::{Path, Program, Test};
 use super::tree::{ActionScope, Body, EntityRef, Node, Scope, Sym, Tree, Var, index_u32};
@@ -30,12 +30,16 @@ use crate::value::{Val, Value};
 const LEVELS: usize = 3;
 /// Tables per level: each costs one operand read per request.
 const TABLES_PER_LEVEL_MAX: usize = 8;
+/// Policies of one [`Word`].
+const WORD_POLICIES: u32 = 64;
 /// Fewer policies than this in a table are not worth reading its operand.
 const TABLE_MEMBERS_MIN: usize = 8;
 /// With at most this many candidates, running them costs less than asking the tables.
 const DIRECT_MAX: u32 = 6;
 /// Above this many candidates by scope alone, the first levels take part in choosing the driver.
 const SCOPE_SELECTIVE_MAX: u32 = 256;
+/// Up to this many words are searched for one by one instead of walking the lists along with them.
+const FEW_WORDS_MAX: usize = 8;
 /// Different lengths of literal prefixes in one table; longer prefixes are cut to a length that is there.
 const PREFIX_LENGTHS_MAX: usize = 16;
 /// Blocks of a table of ranges: an answer is rounded up to whole blocks.
@@ -69,6 +73,8 @@ struct ByEntity {
 #[derive(Debug, Default)]
 struct Dimension {
     any: Bucket,
+    /// Every policy is in `any`. Not the same as having no other bucket: `action in []` is in none.
+    open: bool,
     entities: HashTable<ByEntity>,
     /// How many of them have an `in` bucket
     within: usize,
@@ -167,7 +173,7 @@ impl Candidates {
 /// The lists of one dimension for one request: their union is the dimension.
 #[derive(Default)]
 struct Union<'i> {
-    lists: SmallVec<[&'i [Word]; 8]>,
+    lists: SmallVec<[&'i [Word]; 4]>,
     words: usize,
     policies: u32,
 }
@@ -191,6 +197,7 @@ impl Index {
     }
 
     /// Fills `into` with the policies whose scope matches and whose hoisted tests are not provably false.
+    #[inline]
     pub fn candidates<'a>(
         &self,
         request: &Request<'a>,
@@ -199,56 +206,134 @@ impl Index {
         into: &mut Candidates,
     ) {
         into.clear();
-        let scopes = [
-            self.principal.union(self, request.principal, entities),
-            self.action.union(self, request.action, entities),
-            self.resource.union(self, request.resource, entities),
-        ];
-        let bound = scopes.iter().map(|union| union.policies).min().unwrap_or(0);
-        if bound <= SCOPE_SELECTIVE_MAX || self.levels.is_empty() {
-            intersect(&scopes, &mut into.words);
-            if into.count() <= DIRECT_MAX || self.levels.is_empty() {
-                return;
-            }
-            let (levels, erring) = self.levels(evaluation);
-            narrow(&mut into.words, &levels);
-            split_erring(into, &erring);
-            return;
+        if self.policies > WORD_POLICIES {
+            return self.select(&self.scopes(request, entities), evaluation, into);
         }
-        let (levels, erring) = self.levels(evaluation);
-        let mut unions: SmallVec<[Union<'_>; 8]> = SmallVec::new();
-        unions.extend(scopes);
-        unions.extend(levels);
-        intersect(&unions, &mut into.words);
-        split_erring(into, &erring);
+        let bits = self.scope_bits(request, entities);
+        if bits != 0 {
+            into.words.push(Word { at: 0, bits });
+            self.refine(evaluation, into);
+        }
     }
 
-    /// Reads the operand of every table once; the union of each level, and the lists of policies sure to err.
-    fn levels<'i>(&'i self, evaluation: &Evaluation<'_>) -> (SmallVec<[Union<'i>; 4]>, SmallVec<[Known<'i>; 2]>) {
-        let mut unions: SmallVec<[Union<'i>; 4]> = SmallVec::new();
-        let mut known: SmallVec<[Known<'i>; 2]> = SmallVec::new();
-        let mut erred: SmallVec<[Bucket; 4]> = SmallVec::new();
-        for level in &self.levels {
-            let mut union = Union::default();
-            union.add(self, level.without);
-            for bucket in &erred {
-                union.add(self, *bucket);
+    /// The same, where [`Index::scope_words`] has been asked before.
+    #[inline]
+    pub fn candidates_within<'i>(&'i self, scope: &'i [Word], evaluation: &Evaluation<'_>, into: &mut Candidates) {
+        into.clear();
+        let policies = scope.iter().map(|word| word.bits.count_ones()).fold(0, u32::saturating_add);
+        if policies <= DIRECT_MAX || self.levels.is_empty() {
+            into.words.extend_from_slice(scope);
+            return;
+        }
+        let mut union = Union { lists: SmallVec::new(), words: scope.len(), policies };
+        union.lists.push(scope);
+        self.select(&[union], evaluation, into);
+    }
+
+    /// The policies whose scope matches: all that the index says without looking at the context.
+    pub fn scope_words(&self, request: &Request<'_>, entities: &Entities) -> Vec<Word> {
+        let mut words = Vec::new();
+        intersect(self.scopes(request, entities).iter(), &mut words);
+        words
+    }
+
+    /// The lists of each dimension that tells policies apart.
+    fn scopes<'i>(&'i self, request: &Request<'_>, entities: &Entities) -> SmallVec<[Union<'i>; 3]> {
+        let mut unions = SmallVec::new();
+        let dimensions = [(&self.action, request.action), (&self.principal, request.principal)];
+        for (dimension, uid) in dimensions.into_iter().chain([(&self.resource, request.resource)]) {
+            if !dimension.open {
+                unions.push(Union::default());
+                if let Some(union) = unions.last_mut() {
+                    dimension.union(self, uid, entities, union);
+                }
             }
-            for table in &level.tables {
-                match table.lookup(evaluation) {
-                    Ok(buckets) => buckets.iter().for_each(|bucket| union.add(self, *bucket)),
-                    Err(Miss { fault, certain }) => {
-                        union.add(self, table.members);
-                        erred.push(table.members);
-                        if certain && table.exact.len > 0 {
-                            known.push(Known { fault, path: table.path, words: self.words(table.exact) });
-                        }
+        }
+        if unions.is_empty() {
+            // No policy has a scope: every policy of `any` is in.
+            unions.push(Union::default());
+            if let Some(union) = unions.last_mut() {
+                union.add(self, self.action.any);
+            }
+        }
+        unions
+    }
+
+    /// The scopes of a set that fits one word: three masks instead of lists to merge.
+    #[inline]
+    fn scope_bits(&self, request: &Request<'_>, entities: &Entities) -> u64 {
+        // The action first: it tells most policies apart and rarely has ancestors.
+        let action = self.action.bits(self, request.action, entities);
+        if action == 0 {
+            return 0;
+        }
+        let bits = action & self.principal.bits(self, request.principal, entities);
+        if bits == 0 {
+            return 0;
+        }
+        bits & self.resource.bits(self, request.resource, entities)
+    }
+
+    /// Leaves out of the candidates by scope those whose hoisted tests are provably false, as long as that is worth it.
+    #[inline]
+    fn refine(&self, evaluation: &Evaluation<'_>, into: &mut Candidates) {
+        if self.levels.is_empty() || into.count() <= DIRECT_MAX {
+            return;
+        }
+        self.refine_by_levels(evaluation, into);
+    }
+
+    fn refine_by_levels(&self, evaluation: &Evaluation<'_>, into: &mut Candidates) {
+        let (mut known, mut erred) = (SmallVec::new(), SmallVec::new());
+        for level in &self.levels {
+            narrow_one(&mut into.words, &self.level(level, evaluation, &mut known, &mut erred));
+            if into.count() <= DIRECT_MAX {
+                break;
+            }
+        }
+        split_erring(into, &known);
+    }
+
+    fn select<'i>(&'i self, scopes: &[Union<'i>], evaluation: &Evaluation<'_>, into: &mut Candidates) {
+        let bound = scopes.iter().map(|union| union.policies).min().unwrap_or(0);
+        if bound <= SCOPE_SELECTIVE_MAX || self.levels.is_empty() {
+            intersect(scopes.iter(), &mut into.words);
+            return self.refine(evaluation, into);
+        }
+        let (mut known, mut erred) = (SmallVec::new(), SmallVec::new());
+        let levels: SmallVec<[Union<'i>; LEVELS]> =
+            self.levels.iter().map(|level| self.level(level, evaluation, &mut known, &mut erred)).collect();
+        intersect(scopes.iter().chain(&levels), &mut into.words);
+        split_erring(into, &known);
+    }
+
+    /// Reads the operand of each table of a level once; what the level admits. Takes over from level to level the
+    /// tables whose operand erred, and those policies of the first level that are sure to err.
+    fn level<'i>(
+        &'i self,
+        level: &'i Level,
+        evaluation: &Evaluation<'_>,
+        known: &mut SmallVec<[Known<'i>; 2]>,
+        erred: &mut SmallVec<[Bucket; 4]>,
+    ) -> Union<'i> {
+        let mut union = Union::default();
+        union.add(self, level.without);
+        for bucket in erred.iter() {
+            union.add(self, *bucket);
+        }
+        for table in &level.tables {
+            match table.lookup(evaluation) {
+                Ok(buckets) => buckets.iter().for_each(|bucket| union.add(self, *bucket)),
+                Err(Miss { fault, certain }) => {
+                    union.add(self, table.members);
+                    erred.push(table.members);
+                    if certain && table.exact.len > 0 {
+                        known.push(Known { fault, path: table.path, words: self.words(table.exact) });
                     }
                 }
             }
-            unions.push(union);
         }
-        (unions, known)
+        union
     }
 
     /// Number of policies.
@@ -303,39 +388,62 @@ impl Index {
 }
 
 impl Dimension {
-    fn union<'i>(&'i self, index: &'i Index, uid: &EntityUid, entities: &Entities) -> Union<'i> {
-        let mut union = Union::default();
-        union.add(index, self.any);
+    #[inline]
+    fn union<'i>(&'i self, index: &'i Index, uid: &EntityUid, entities: &Entities, into: &mut Union<'i>) {
+        self.matching(uid, entities, |bucket| into.add(index, bucket));
+    }
+
+    /// The union in a set of at most 64 policies.
+    #[inline]
+    fn bits(&self, index: &Index, uid: &EntityUid, entities: &Entities) -> u64 {
+        let mut bits = 0;
+        if self.open {
+            return index.words(self.any).first().map_or(0, |word| word.bits);
+        }
+        self.matching(uid, entities, |bucket| {
+            if let Some(word) = index.words(bucket).first() {
+                bits |= word.bits;
+            }
+        });
+        bits
+    }
+
+    /// The buckets whose policies have a scope that `uid` matches.
+    #[inline]
+    fn matching(&self, uid: &EntityUid, entities: &Entities, mut with: impl FnMut(Bucket)) {
+        with(self.any);
         if !self.types.is_empty()
             && let Some((_, bucket)) = self.types.find(uid.ty_hash(), |(ty, _)| **ty == *uid.ty())
         {
-            union.add(index, *bucket);
+            with(*bucket);
+        }
+        if self.entities.is_empty() {
+            return;
         }
         if let Some(found) = self.entities.find(uid.hash(), |entry| *entry.uid == *uid) {
-            union.add(index, found.equal);
-            union.add(index, found.within);
+            with(found.equal);
+            with(found.within);
         }
         if self.within == 0 {
-            return union;
+            return;
         }
-        let Some(entity) = entities.get(uid) else { return union };
+        let Some(entity) = entities.get(uid) else { return };
         // An entity may have more ancestors than policies name groups, or the other way round.
         if entity.ancestors_len() <= self.entities.len() {
             for ancestor in entity.ancestors() {
                 if let Some(found) = self.entities.find(ancestor.hash(), |entry| *entry.uid == *ancestor)
                     && ancestor != uid
                 {
-                    union.add(index, found.within);
+                    with(found.within);
                 }
             }
         } else {
             for entry in &self.entities {
                 if *entry.uid != *uid && entity.has_ancestor(&entry.uid) {
-                    union.add(index, entry.within);
+                    with(entry.within);
                 }
             }
         }
-        union
     }
 
     fn list(&self, name: &str, text: &mut String) {
@@ -402,27 +510,30 @@ fn split_erring(into: &mut Candidates, known: &[Known<'_>]) {
 }
 
 /// The intersection of unions.
-fn intersect(unions: &[Union<'_>], into: &mut Vec<Word>) {
-    let Some((driver_at, driver)) = unions.iter().enumerate().min_by_key(|(_, union)| union.words) else { return };
+fn intersect<'u, 'i: 'u>(unions: impl Iterator<Item = &'u Union<'i>> + Clone, into: &mut Vec<Word>) {
+    let Some((driver_at, driver)) = unions.clone().enumerate().min_by_key(|(_, union)| union.words) else { return };
     match driver.lists.as_slice() {
         [] => return,
         [only] => into.extend_from_slice(only),
         lists => merge(lists, into),
     }
-    for (at, union) in unions.iter().enumerate() {
+    for (at, union) in unions.enumerate() {
+        if into.is_empty() {
+            return;
+        }
         if at != driver_at {
             narrow_one(into, union);
         }
     }
 }
 
-fn narrow(words: &mut Vec<Word>, unions: &[Union<'_>]) {
-    for union in unions {
-        narrow_one(words, union);
-    }
-}
-
 fn narrow_one(words: &mut Vec<Word>, union: &Union<'_>) {
+    if words.len() <= FEW_WORDS_MAX {
+        return words.retain_mut(|word| {
+            word.bits &= union.lists.iter().fold(0, |bits, list| bits | find(list, word.at));
+            word.bits != 0
+        });
+    }
     let mut cursors: SmallVec<[usize; 8]> = smallvec::smallvec![0; union.lists.len()];
     words.retain_mut(|word| {
         let mut allowed = 0u64;
@@ -432,6 +543,19 @@ fn narrow_one(words: &mut Vec<Word>, union: &Union<'_>) {
         word.bits &= allowed;
         word.bits != 0
     });
+}
+
+/// The bits of word `at`.
+#[inline]
+fn find(list: &[Word], at: u32) -> u64 {
+    // A list that covers every word is addressed directly.
+    match list.get(at as usize) {
+        Some(word) if word.at == at => word.bits,
+        _ => {
+            let place = list.partition_point(|word| word.at < at);
+            list.get(place).filter(|word| word.at == at).map_or(0, |word| word.bits)
+        }
+    }
 }
 
 /// The bits of word `at`; the cursor only moves forward.
@@ -504,7 +628,7 @@ impl Table {
         match &self.kind {
             Kind::Values { table, contains: false } => values(table, value, &mut found)?,
             Kind::Values { table, contains: true } => {
-                for element in value.elements().ok_or(Fault::Type)?.iter() {
+                for element in value.elements().ok_or_else(|| wrong_type(value))?.iter() {
                     values(table, element, &mut found)?;
                 }
             }
@@ -514,7 +638,7 @@ impl Table {
                 }
             })?,
             Kind::Is(table) => {
-                let Value::Entity(uid) = value else { return Err(Fault::Type) };
+                let Value::Entity(uid) = value else { return Err(wrong_type(value)) };
                 found.extend(table.find(uid.ty_hash(), |(ty, _)| **ty == *uid.ty()).map(|(_, bucket)| *bucket));
             }
             Kind::Has(sym) => {
@@ -528,13 +652,13 @@ impl Table {
                 }
             }
             Kind::Prefix { lengths, table } => {
-                let Value::Str(text) = value else { return Err(Fault::Type) };
+                let Value::Str(text) = value else { return Err(wrong_type(value)) };
                 for prefix in lengths.iter().filter_map(|len| text.get(..*len)) {
                     found.extend(table.find(hash_text(prefix), |(own, _)| **own == *prefix).map(|(_, b)| *b));
                 }
             }
             Kind::Range { of, upper, bounds, blocks } => {
-                let number = of.number(value).ok_or(Fault::Type)?;
+                let number = of.number(value).ok_or_else(|| of.fault(value))?;
                 let block = if *upper {
                     bounds.partition_point(|bound| *bound < number)
                 } else {
@@ -580,6 +704,14 @@ impl Scale {
             | (Self::Datetime, Value::Datetime(n))
             | (Self::Duration, Value::Duration(n)) => Some(n),
             _ => None,
+        }
+    }
+
+    /// What the evaluator says of an operand that is none of this.
+    const fn fault(self, value: Value<'_>) -> Fault {
+        match (self, wrong_type(value)) {
+            (Self::Decimal, Fault::Type) => Fault::Extension,
+            (_, fault) => fault,
         }
     }
 
@@ -779,7 +911,7 @@ impl<'t> Builder<'t> {
     pub fn finish(mut self) -> Index {
         let policies = index_u32(self.hoisted.len());
         let scopes = std::mem::take(&mut self.scopes);
-        let [principal, action, resource] = scopes.map(|scope| scope.finish(&mut self.pool));
+        let [principal, action, resource] = scopes.map(|scope| scope.finish(&mut self.pool, policies));
         let mut hoisted = std::mem::take(&mut self.hoisted);
         let mut levels = Vec::new();
         for number in 0..LEVELS {
@@ -1018,7 +1150,7 @@ impl ScopeBuilder {
         }
     }
 
-    fn finish(self, pool: &mut Vec<Word>) -> Dimension {
+    fn finish(self, pool: &mut Vec<Word>, policies: u32) -> Dimension {
         let any = bucket(pool, &self.any);
         let within_count = self.within.len();
         let mut by: HashMap<Arc<EntityUid>, (Bucket, Bucket)> = HashMap::new();
@@ -1037,7 +1169,7 @@ impl ScopeBuilder {
             let bucket = bucket(pool, &policies);
             types.insert_unique(hash_text(&ty), (ty, bucket), |(ty, _): &(Box<str>, Bucket)| hash_text(ty));
         }
-        Dimension { any, entities, within: within_count, types }
+        Dimension { any, open: any.policies == policies, entities, within: within_count, types }
     }
 }
 

@@ -20,6 +20,7 @@ use super::program::Program;
 use super::tree::{ActionScope, Body, Effect, EntityRef, Scope, Tree, index_u32};
 use crate::limits::{POLICIES_MAX, POLICY_SET_BYTES_MAX};
 use crate::uid::EntityUid;
+use crate::value::Value;
 
 /// How policies are named.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,6 +67,8 @@ pub struct PolicySet {
     pub(super) sources: Vec<SourceText>,
     warnings: Vec<String>,
     validated: bool,
+    /// Tells this set from every other one that a [`Prepared`] may have been made for
+    identity: Arc<()>,
 }
 
 /// Allow or deny.
@@ -132,6 +135,31 @@ impl Scratch {
     }
 }
 
+/// A principal, an action and a resource, with the policies of one set whose scopes they match against one snapshot of
+/// entities. It holds that snapshot, so it cannot be asked against another one; whoever updates entities prepares anew.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    set: Arc<()>,
+    scope: Box<[Word]>,
+    principal: Arc<EntityUid>,
+    action: Arc<EntityUid>,
+    resource: Arc<EntityUid>,
+    entities: Entities,
+}
+
+impl Prepared {
+    /// Whether it was made for this very set.
+    #[inline]
+    pub fn is_for(&self, set: &PolicySet) -> bool {
+        Arc::ptr_eq(&self.set, &set.identity)
+    }
+
+    /// The snapshot it was made against.
+    pub const fn entities(&self) -> &Entities {
+        &self.entities
+    }
+}
+
 impl PolicySet {
     /// Parses, validates where a schema is given, compiles and indexes.
     ///
@@ -178,12 +206,57 @@ impl PolicySet {
     pub fn decide(&self, request: &Request<'_>, entities: &Entities, scratch: &mut Scratch, mode: Mode) -> Answer {
         let Scratch { bump, candidates } = scratch;
         bump.reset();
-        let bump = &*bump;
         let evaluation = Evaluation::new(&self.program, &self.tree, entities, request, bump);
         self.index.candidates(request, entities, &evaluation, candidates);
+        self.run(&evaluation, candidates, mode)
+    }
+
+    /// Resolves what of a request rarely changes: the answer to every scope. Worth it from the second request on.
+    pub fn prepare(
+        &self,
+        principal: &Arc<EntityUid>,
+        action: &Arc<EntityUid>,
+        resource: &Arc<EntityUid>,
+        entities: &Entities,
+    ) -> Prepared {
+        let request = Request { principal, action, resource, context: Value::Record(&[]) };
+        Prepared {
+            set: Arc::clone(&self.identity),
+            scope: self.index.scope_words(&request, entities).into(),
+            principal: Arc::clone(principal),
+            action: Arc::clone(action),
+            resource: Arc::clone(resource),
+            entities: entities.clone(),
+        }
+    }
+
+    /// Answers a prepared request, equal to [`PolicySet::decide`] on its parts. What was prepared for another set is
+    /// answered all the same, without the saving.
+    #[inline]
+    pub fn decide_prepared(
+        &self,
+        prepared: &Prepared,
+        context: Value<'_>,
+        scratch: &mut Scratch,
+        mode: Mode,
+    ) -> Answer {
+        let Prepared { principal, action, resource, entities, .. } = prepared;
+        let request = Request { principal, action, resource, context };
+        if !prepared.is_for(self) {
+            return self.decide(&request, entities, scratch, mode);
+        }
+        let Scratch { bump, candidates } = scratch;
+        bump.reset();
+        let evaluation = Evaluation::new(&self.program, &self.tree, entities, &request, bump);
+        self.index.candidates_within(&prepared.scope, &evaluation, candidates);
+        self.run(&evaluation, candidates, mode)
+    }
+
+    #[inline]
+    fn run(&self, evaluation: &Evaluation<'_>, candidates: &mut Candidates, mode: Mode) -> Answer {
         let mut verdict = Verdict::default();
         for word in &candidates.words {
-            if self.run_word(*word, &evaluation, &mut verdict, mode) {
+            if self.run_word(*word, evaluation, &mut verdict, mode) {
                 break;
             }
         }
@@ -202,12 +275,14 @@ impl PolicySet {
                 Ok(false) => {}
                 Ok(true) => {
                     let policy = self.order.get(position as usize).copied().unwrap_or_default();
-                    if forbid {
-                        verdict.forbids.push(policy)
-                    } else {
-                        verdict.permits.push(policy)
+                    // Forbids come first, so whether a permit can still be a reason is known when it is satisfied.
+                    verdict.denied |= forbid;
+                    verdict.permitted |= !forbid;
+                    if forbid || !verdict.denied || verdict.both_effects {
+                        verdict.reasons.push(policy);
                     }
-                    // Forbids come first, so at the first satisfied permit none can follow.
+                    verdict.forbids = verdict.forbids.wrapping_add(u32::from(forbid));
+                    // At the first satisfied permit no forbid can follow.
                     if mode == Mode::DecisionOnly {
                         return true;
                     }
@@ -229,11 +304,13 @@ impl PolicySet {
         let bump = &*bump;
         let evaluation = Evaluation::new(&self.program, &self.tree, entities, request, bump);
         self.index.candidates(request, entities, &evaluation, candidates);
-        let mut verdict = Verdict::default();
+        let mut verdict = Verdict { both_effects: true, ..Verdict::default() };
         for word in &candidates.words {
             self.run_word(*word, &evaluation, &mut verdict, Mode::Full);
         }
-        let (permits, forbids) = (std::mem::take(&mut verdict.permits), std::mem::take(&mut verdict.forbids));
+        let (forbids, permits) = verdict.reasons.split_at_checked(verdict.forbids as usize).unwrap_or_default();
+        let (permits, forbids) = (permits.into(), forbids.into());
+        verdict.reasons.clear();
         Outcome { permits, forbids, errors: verdict.answer(self, std::mem::take(&mut candidates.erring)) }
     }
 
@@ -388,8 +465,13 @@ impl PolicySet {
 
 #[derive(Default)]
 struct Verdict {
-    permits: SmallVec<[u32; 4]>,
-    forbids: SmallVec<[u32; 4]>,
+    /// Forbids, then permits; a permit that a forbid overrules only if both effects are wanted
+    reasons: SmallVec<[u32; 4]>,
+    /// How many of the reasons are forbids
+    forbids: u32,
+    both_effects: bool,
+    permitted: bool,
+    denied: bool,
     faults: SmallVec<[PolicyFault; 1]>,
     forbid_erred: bool,
 }
@@ -397,12 +479,10 @@ struct Verdict {
 impl Verdict {
     #[inline]
     fn answer(self, set: &PolicySet, erring: Vec<super::index::Erring>) -> Answer {
-        let allow = self.forbids.is_empty() && !self.permits.is_empty();
-        let decision = if allow { Decision::Allow } else { Decision::Deny };
-        let reasons = if allow { self.permits } else { self.forbids };
+        let decision = if self.permitted && !self.denied { Decision::Allow } else { Decision::Deny };
         let below = |word: &Word| word.at.saturating_mul(64).saturating_add(word.bits.trailing_zeros()) < set.forbids;
         let forbid_erred = self.forbid_erred || erring.iter().any(|group| group.words.iter().any(below));
-        Answer { decision, reasons, forbid_erred, faults: self.faults, erring }
+        Answer { decision, reasons: self.reasons, forbid_erred, faults: self.faults, erring }
     }
 }
 
@@ -579,23 +659,40 @@ impl Loading {
             sources: self.sources,
             warnings: self.warnings,
             validated,
+            identity: Arc::new(()),
+        }
+    }
+}
+
+/// The part of a scope that the index has buckets for, in the order of its text.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum ScopeKey<'b> {
+    Any,
+    Is(&'b str),
+    Eq(&'b EntityUid),
+    In(&'b EntityUid),
+    ActionIn(&'b [Arc<EntityUid>]),
+    Slot,
+}
+
+impl<'b> ScopeKey<'b> {
+    fn new(scope: &'b Scope) -> Self {
+        match scope {
+            Scope::Any => Self::Any,
+            Scope::Is(ty) => Self::Is(ty),
+            Scope::Eq(EntityRef::Uid(uid)) => Self::Eq(uid),
+            Scope::In(EntityRef::Uid(uid)) | Scope::IsIn(_, EntityRef::Uid(uid)) => Self::In(uid),
+            Scope::Eq(EntityRef::Slot) | Scope::In(EntityRef::Slot) | Scope::IsIn(_, EntityRef::Slot) => Self::Slot,
         }
     }
 }
 
 /// Forbids first (a decision-only answer can stop early), then equal scopes side by side (short buckets).
-fn sort_key(body: &Body) -> (bool, String, String, String) {
-    let scope = |scope: &Scope| match scope {
-        Scope::Any => String::new(),
-        Scope::Eq(EntityRef::Uid(uid)) => format!("={uid}"),
-        Scope::In(EntityRef::Uid(uid)) | Scope::IsIn(_, EntityRef::Uid(uid)) => format!("^{uid}"),
-        Scope::Is(ty) => format!(":{ty}"),
-        Scope::Eq(EntityRef::Slot) | Scope::In(EntityRef::Slot) | Scope::IsIn(_, EntityRef::Slot) => "?".to_owned(),
-    };
+fn sort_key(body: &Body) -> (bool, [ScopeKey<'_>; 3]) {
     let action = match &body.action {
-        ActionScope::Any => String::new(),
-        ActionScope::Eq(uid) => format!("={uid}"),
-        ActionScope::In(uids) => uids.iter().map(|uid| format!("^{uid}")).collect(),
+        ActionScope::Any => ScopeKey::Any,
+        ActionScope::Eq(uid) => ScopeKey::Eq(uid),
+        ActionScope::In(uids) => ScopeKey::ActionIn(uids),
     };
-    (body.effect == Effect::Permit, action, scope(&body.principal), scope(&body.resource))
+    (body.effect == Effect::Permit, [action, ScopeKey::new(&body.principal), ScopeKey::new(&body.resource)])
 }

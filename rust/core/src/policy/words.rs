@@ -92,9 +92,9 @@ fn write_expression(tree: &Tree, id: ExprId, text: &mut String, depth: usize) {
     match tree.node(id) {
         Node::Const(index) => write_value(text, &tree.constant(index).as_value(), 0),
         Node::Var(var) => text.push_str(var.name()),
-        Node::If(test, then, otherwise) => {
+        Node::If(guard, then, otherwise) => {
             text.push_str("(if ");
-            write(text, test);
+            write(text, guard);
             text.push_str(" then ");
             write(text, then);
             text.push_str(" else ");
@@ -104,15 +104,14 @@ fn write_expression(tree: &Tree, id: ExprId, text: &mut String, depth: usize) {
         Node::And(kids) => chain(tree, kids, text, " && ", deeper),
         Node::Or(kids) => chain(tree, kids, text, " || ", deeper),
         Node::Unary(op, inner) => {
-            match op {
-                Unary::Not => text.push('!'),
-                Unary::Neg => text.push('-'),
-                Unary::IsEmpty => {}
-            }
+            let (before, after) = match op {
+                Unary::Not => ("!", ""),
+                Unary::Neg => ("-", ""),
+                Unary::IsEmpty => ("", ".isEmpty()"),
+            };
+            text.push_str(before);
             write(text, inner);
-            if op == Unary::IsEmpty {
-                text.push_str(".isEmpty()");
-            }
+            text.push_str(after);
         }
         Node::Binary(op, left, right) => binary(tree, op, left, right, text, deeper),
         Node::Call(function, kids) => call(tree, function, kids, text, deeper),

@@ -61,8 +61,8 @@ const PATHS: [&str; 16] = [
     "resource.labels",
     "resource.level",
 ];
-const TEXTS: [&str; 10] = ["a", "b", "/tmp/x", "/tmp/y/z", "/home/a", "", "ops", "hr", "é*", "bob@x.org"];
-const PATTERNS: [&str; 9] = ["/tmp/*", "*/z", "*", "/home/*/x", "a", "*o*", "/tmp/y*z", "bob@*", "é\\\\*"];
+const TEXTS: [&str; 10] = ["a", "b", "/var/x", "/var/y/z", "/usr/a", "", "ops", "hr", "é*", "bob@x.org"];
+const PATTERNS: [&str; 9] = ["/var/*", "*/z", "*", "/usr/*/x", "a", "*o*", "/var/y*z", "bob@*", "é\\\\*"];
 const USERS: u32 = 6;
 const GROUPS: u32 = 5;
 

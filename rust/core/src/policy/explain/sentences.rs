@@ -1,6 +1,6 @@
 //! Expressions and scopes as English sentences, for people who do not read Cedar.
 //!
-//! A condition becomes a clause (`the argument path starts with "/tmp/"`), an operand a noun (`the principal's dept`).
+//! A condition becomes a clause (`the argument path starts with "/srv/"`), an operand a noun (`the principal's dept`).
 //! Clauses are made in both senses: a negated comparison reads as its opposite, which is exact because Cedar errs in
 //! the same cases for both. What has no short opposite reads `not (...)`.
 //!

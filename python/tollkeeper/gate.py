@@ -1,0 +1,323 @@
+"""The gate: scopes, guards and reloading around the native check.
+
+A gate decides whether the principal of the current run may call a tool with these arguments. This module holds what
+needs Python: the context variable that carries the run's scope, the decorator, and reading the configuration. It
+decides nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from contextvars import ContextVar
+
+from tollkeeper import _native
+from tollkeeper._native import Decision, Entity, EntityUid
+
+# The modules of the standard library that only annotations need, or only one method, would be most of the time an
+# import of this package takes.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import inspect
+    from collections.abc import Callable, Iterable, Mapping
+    from contextvars import Token
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Any, ParamSpec, Self, TypeVar, overload
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+
+__all__ = ["Decision", "Gate", "Principal", "Run", "Scope"]
+
+_CURRENT: ContextVar[Scope | None] = ContextVar("tollkeeper_scope", default=None)
+
+
+def Principal(  # noqa: N802 - reads as the noun it makes
+    uid: EntityUid | str,
+    attrs: Mapping[str, Any] | None = None,
+    tags: Mapping[str, Any] | None = None,
+    parents: Iterable[EntityUid | str] = (),
+) -> Entity:
+    """A principal whose attributes come with the run and not from the entity store.
+
+    Args:
+        uid: Its uid; it must not be in the entity store as well.
+        attrs: Attributes, as in `Entity`.
+        tags: Tags, as in `Entity`.
+        parents: Groups it belongs to.
+    """
+    return Entity(uid, dict(attrs or {}), list(parents), dict(tags or {}))
+
+
+class Scope(_native.Scope):
+    """Who acts, in which session, narrowed to which tools. Made by `Gate.run`."""
+
+    def __init__(self, gate: Gate, *_: object, **__: object) -> None:
+        self._gate = gate
+
+    def bind(self, function: Callable[P, R]) -> Callable[P, R]:
+        """A function that runs in this scope wherever it is called.
+
+        Tasks and `asyncio.to_thread` inherit the scope; threads, pools and executors do not.
+        """
+
+        @functools.wraps(function)
+        def bound(*args: P.args, **kwargs: P.kwargs) -> R:
+            token = _CURRENT.set(self)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _CURRENT.reset(token)
+
+        return bound
+
+    def narrowed(self, tools: Iterable[str] | None = None, labels: Iterable[str] = ()) -> Scope:
+        """A scope inside this one: only the tools that both allow, this one's labels and more."""
+        return Scope(self._gate, tools=None if tools is None else list(tools), labels=list(labels), outer=self)
+
+
+class Run:
+    """A scope in force: a context manager, for `with` and `async with`.
+
+    The scope is carried by a context variable, so that asyncio tasks and `asyncio.to_thread` inherit it.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self._tokens: list[Token[Scope | None]] = []
+
+    def __enter__(self) -> Scope:
+        self._tokens.append(_CURRENT.set(self.scope))
+        return self.scope
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _CURRENT.reset(self._tokens.pop())
+
+    async def __aenter__(self) -> Scope:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+
+class Gate(_native.Gate):
+    """Decides whether an agent may call a tool.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from tollkeeper import Gate
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = (folder / "p.cedar").write_text('permit(principal, action == Action::"search", resource);')
+        >>> _ = (folder / "tollkeeper.toml").write_text(
+        ...     "[policy]\\nfiles = ['p.cedar']\\n[tools.search]\\nresource = 'Mcp::\\"web\\"'"
+        ... )
+        >>> gate = Gate.open(folder / "tollkeeper.toml")
+        >>> with gate.run(principal='Agent::"researcher"', session="s-42"):
+        ...     gate.check("search", {"query": "weather"}).code
+        'allow'
+    """
+
+    _path: Path
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Loads a gate from its configuration file.
+
+        Args:
+            path: `tollkeeper.toml`; the files it names are relative to it.
+
+        Raises:
+            ConfigError: The configuration cannot be used; the message names file and key.
+            PolicyError: A policy, the schema or a tool cannot be used, with file, line and column.
+            EntityError: The entities cannot be used.
+            OSError: A file cannot be read.
+        """
+        from pathlib import Path  # noqa: PLC0415 - see the top
+
+        gate = cls(_sources(Path(path)), int.from_bytes(os.urandom(8)), _CURRENT.get)
+        gate._path = Path(path)
+        return gate
+
+    def reload(self) -> None:
+        """Reads the configuration and everything it names again, and swaps it in as a whole.
+
+        Checks go on meanwhile. If anything is wrong, the error says what and the gate goes on as before.
+
+        Raises:
+            The same as `Gate.open`.
+        """
+        self._reload(_sources(self._path))
+
+    def run(  # noqa: PLR0913 - keyword arguments that name what they are
+        self,
+        *,
+        principal: EntityUid | Entity | str | None = None,
+        session: str | None = None,
+        on_behalf_of: EntityUid | str | None = None,
+        tools: Iterable[str] | None = None,
+        labels: Iterable[str] = (),
+    ) -> Run:
+        """A run: who acts, in which session, from here to the end of the `with` block.
+
+        Inside another run it only narrows: principal, session and `on_behalf_of` stay as they are.
+
+        Args:
+            principal: Uid, or `Principal(uid, attrs, ...)` with attributes that come with the run.
+            session: Id of the session; made up if the run has none.
+            on_behalf_of: For whom the principal acts.
+            tools: The only tools this run may call, whatever the policies say. Decide it before the agent reads
+                anything it did not write itself.
+            labels: What the session has seen, for policies that read `context.session.labels`.
+
+        Raises:
+            EntityError: The principal cannot be used.
+            ValueError: A run inside another one changes the principal, the session or `on_behalf_of`.
+        """
+        chosen = None if tools is None else list(tools)
+        outer = _CURRENT.get()
+        if outer is None:
+            if principal is None:
+                message = "a run needs a principal; only a run inside another one can leave it out"
+                raise ValueError(message)
+            session = session if session is not None else os.urandom(16).hex()
+            scope = Scope(
+                self, principal, session, labels=list(labels), on_behalf_of=on_behalf_of, tools=chosen
+            )
+            return Run(scope)
+        _refuse_change("principal", principal, outer.principal)
+        _refuse_change("session", session, outer.session)
+        _refuse_change("on_behalf_of", on_behalf_of, outer.on_behalf_of)
+        return Run(outer.narrowed(chosen, labels))
+
+    if TYPE_CHECKING:
+
+        @overload
+        def guard(self, function: Callable[P, R], /) -> Callable[P, R]: ...
+
+        @overload
+        def guard(self, /, *, tool: str) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+    def guard(self, function: Callable[P, R] | None = None, /, *, tool: str | None = None) -> Any:
+        """Decorates a function, sync or async, so that each call is checked first; a denial raises `Denied`.
+
+        The call's arguments, by parameter name and with defaults filled in, are what policies read. Lists and dicts
+        are copied before the check, so that nobody can change them between the decision and the call.
+
+        Args:
+            function: The function.
+            tool: The tool's name; without it the function's own.
+        """
+        if function is None:
+            return functools.partial(self._guarded, tool=tool)
+        return self._guarded(function, tool=tool)
+
+    def _guarded(self, function: Callable[P, R], *, tool: str | None) -> Callable[P, Any]:
+        import inspect  # noqa: PLC0415 - see the top
+
+        signature = inspect.signature(function)
+        name = tool if tool is not None else getattr(function, "__name__", "")
+        _refuse_positional(signature, name)
+
+        def admitted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            bound.arguments = {key: _copied(value, 0) for key, value in bound.arguments.items()}
+            self.check(name, _by_name(signature, bound.arguments)).require()
+            return bound
+
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+                bound = admitted(args, kwargs)
+                return await function(*bound.args, **bound.kwargs)
+
+            return guarded_async
+
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> Any:
+            bound = admitted(args, kwargs)
+            return function(*bound.args, **bound.kwargs)
+
+        return guarded
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+_NESTING_MAX = 64
+"""Deeper than what the check accepts, so that the check is the one to refuse."""
+
+
+def _copied(value: Any, depth: int) -> Any:
+    """Plain containers copied, everything else as it is; the check refuses what is not plain."""
+    if depth > _NESTING_MAX:
+        return value
+    if type(value) is dict:
+        return {key: _copied(item, depth + 1) for key, item in value.items()}
+    if type(value) is list:
+        return [_copied(item, depth + 1) for item in value]
+    if type(value) is tuple:
+        return tuple(_copied(item, depth + 1) for item in value)
+    return value
+
+
+def _refuse_positional(signature: inspect.Signature, name: str) -> None:
+    """Variable arguments have no names that a policy could speak of."""
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            message = f"`{name}` takes *{parameter.name}: a guarded function needs a name for each argument"
+            raise TypeError(message)
+
+
+def _by_name(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments as policies see them: those of `**kwargs` stand beside the named ones."""
+    named: dict[str, Any] = {}
+    for key, value in arguments.items():
+        parameter = signature.parameters[key]
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named.update(value)
+        else:
+            named[key] = value
+    return named
+
+
+def _refuse_change(what: str, wanted: object, current: str | None) -> None:
+    if wanted is not None and str(wanted) != current:
+        message = f"a run inside another one cannot change its {what}; it is `{current}` there"
+        raise ValueError(message)
+
+
+def _sources(path: Path) -> dict[str, Any]:
+    """Reads the configuration and the files it names."""
+    import json  # noqa: PLC0415 - see the top
+
+    from tollkeeper import config  # noqa: PLC0415 - see the top
+
+    settings = config.load(path)
+
+    def named(file: Path | None) -> tuple[str, str] | None:
+        return None if file is None else (str(file), config.read_text(file))
+
+    return {
+        "policies": [named(file) for file in settings.policy_files],
+        "schema": named(settings.schema_file),
+        "entities": named(settings.entities_file),
+        "tools": [
+            (name, tool.resource, None if tool.schema is None else json.dumps(tool.schema), list(tool.paths))
+            for name, tool in settings.tools.items()
+        ],
+        "mode": settings.gate.mode,
+        "on_error": settings.gate.on_error,
+        "unguarded_forbid": settings.gate.unguarded_forbid,
+    }

@@ -1,0 +1,443 @@
+//! `Gate`, `Scope` and `Decision`: one call into the gate.
+//!
+//! Takes the snapshot, asks, and hands the decision back. What a denial means is the gate's business; what this file
+//! adds is what only a binding can know: a handle that was inherited through a fork or closed, and a panic.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyString, PyTuple};
+use tollkeeper_core::arguments::{Argument, Arguments};
+use tollkeeper_core::gate::Gate;
+use tollkeeper_core::gate::check::Scratch;
+use tollkeeper_core::gate::code::Code;
+use tollkeeper_core::gate::decision::Decision;
+use tollkeeper_core::gate::scope::{Scope, ScopeSpec};
+use tollkeeper_core::gate::state::{GateMode, GateSources, OnError, UnguardedForbid};
+use tollkeeper_core::gate::tools::ToolSpec;
+use tollkeeper_core::limits::ARGUMENT_BYTES_MAX;
+use tollkeeper_core::policy::entities::EntityData;
+use tollkeeper_core::policy::parse::Source;
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use crate::convert::with_arguments_mut;
+use crate::entities::PyEntity;
+use crate::errors::{Error, denied};
+use crate::fork::Born;
+use crate::guard::guard;
+use crate::policy::detached;
+use crate::uid::uid_arg;
+
+thread_local! {
+    /// The gate's buffers of this thread; empty while they are in use.
+    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+}
+
+/// Named text: the name, if it is a file, and the content.
+type Named = (Option<String>, String);
+
+/// A tool as the configuration has it: name, resource uid, JSON Schema text, names of path arguments.
+type ToolArg = (String, String, Option<String>, Vec<String>);
+
+/// What a gate is loaded from, owned so that loading can run detached.
+struct Sources {
+    policies: Vec<Named>,
+    schema: Option<Named>,
+    entities: Option<Named>,
+    tools: Vec<ToolSpec>,
+    mode: GateMode,
+    on_error: OnError,
+    unguarded_forbid: UnguardedForbid,
+}
+
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct SourcesArg {
+    policies: Vec<Named>,
+    schema: Option<Named>,
+    entities: Option<Named>,
+    tools: Vec<ToolArg>,
+    mode: String,
+    on_error: String,
+    unguarded_forbid: String,
+}
+
+impl SourcesArg {
+    fn read(self) -> PyResult<Sources> {
+        fn one_of<T>(key: &str, value: &str, choices: [(&str, T); 2]) -> PyResult<T> {
+            let names = choices.each_ref().map(|(name, _)| *name).join("` or `");
+            let found = choices.into_iter().find(|(name, _)| *name == value).map(|(_, choice)| choice);
+            found.ok_or_else(|| PyValueError::new_err(format!("{key} is `{value}`, not `{names}`")))
+        }
+        Ok(Sources {
+            policies: self.policies,
+            schema: self.schema,
+            entities: self.entities,
+            tools: self.tools.into_iter().map(tool_spec).collect::<PyResult<_>>()?,
+            mode: one_of("mode", &self.mode, [("enforce", GateMode::Enforce), ("shadow", GateMode::Shadow)])?,
+            on_error: one_of("on_error", &self.on_error, [("deny", OnError::Deny), ("cedar", OnError::Cedar)])?,
+            unguarded_forbid: one_of(
+                "unguarded_forbid",
+                &self.unguarded_forbid,
+                [("refuse", UnguardedForbid::Refuse), ("warn", UnguardedForbid::Warn)],
+            )?,
+        })
+    }
+}
+
+fn tool_spec((name, resource, schema, paths): ToolArg) -> PyResult<ToolSpec> {
+    let resource = tollkeeper_core::uid::EntityUid::parse(&resource).map_err(Error::from)?;
+    Ok(ToolSpec { name, resource: Arc::new(resource), schema, paths })
+}
+
+impl Sources {
+    fn borrowed(&self) -> GateSources<'_> {
+        fn source((name, text): &Named) -> Source<'_> {
+            Source { name: name.as_deref(), text }
+        }
+        GateSources {
+            policies: self.policies.iter().map(source).collect(),
+            schema: self.schema.as_ref().map(source),
+            entities: self.entities.as_ref().map(source),
+            tools: self.tools.clone(),
+            mode: self.mode,
+            on_error: self.on_error,
+            unguarded_forbid: self.unguarded_forbid,
+        }
+    }
+}
+
+/// The native half of `tollkeeper.Gate`.
+#[pyclass(frozen, subclass, name = "Gate", module = "tollkeeper._native")]
+pub(crate) struct PyGate {
+    inner: Gate,
+    born: Born,
+    closed: AtomicBool,
+    /// Set by a panic: this handle denies from then on, others go on.
+    poisoned: AtomicBool,
+    /// `ContextVar.get` of the current scope
+    current: Py<PyAny>,
+}
+
+#[pymethods]
+impl PyGate {
+    /// Args:
+    ///     sources: Mapping with `policies`, `schema`, `entities`, `tools`, `mode`, `on_error`, `unguarded_forbid`.
+    ///     instance: A random number that tells this gate's decisions from those of others.
+    ///     current: Callable that returns the current scope or `None`.
+    #[new]
+    #[pyo3(signature = (sources: "dict[str, typing.Any]", instance, current: "collections.abc.Callable[[], Scope | None]"))]
+    fn new(sources: &Bound<'_, PyAny>, instance: u64, current: Py<PyAny>) -> PyResult<Self> {
+        let sources = sources.extract::<SourcesArg>()?.read()?;
+        guard(|| {
+            let inner = detached(|| Gate::open(&sources.borrowed(), instance))?;
+            let (closed, poisoned) = (AtomicBool::new(false), AtomicBool::new(false));
+            Ok::<_, PyErr>(Self { inner, born: Born::now(), closed, poisoned, current })
+        })
+    }
+
+    /// Decides whether the current scope's principal may call a tool with these arguments. Never raises on a denial.
+    ///
+    /// Args:
+    ///     tool: Name of a registered tool.
+    ///     arguments: Plain data with str keys; `None` is no arguments.
+    ///     scope: A scope other than the current one.
+    #[pyo3(signature = (tool, arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, *, scope: "Scope | None" = None))]
+    fn check(
+        &self,
+        py: Python<'_>,
+        tool: &str,
+        arguments: Option<&Bound<'_, PyAny>>,
+        scope: Option<Bound<'_, PyScope>>,
+    ) -> PyResult<PyDecision> {
+        let scope = match scope {
+            Some(scope) => Some(scope),
+            None => self.current.bind(py).call0()?.cast_into::<PyScope>().ok(),
+        };
+        let decide = || self.decide(tool, arguments, scope.as_ref().map(|scope| &scope.get().inner));
+        let decision = catch_unwind(AssertUnwindSafe(decide));
+        let inner = match decision {
+            Ok(decision) => decision,
+            Err(_) => {
+                // Relaxed: the flag guards no other data, and every later check of this thread sees it.
+                self.poisoned.store(true, Ordering::Relaxed);
+                guard(|| Ok::<_, PyErr>(self.inner.refuse(Code::InternalPanic, None)))?
+            }
+        };
+        Ok(PyDecision { inner })
+    }
+
+    /// Loads everything anew and swaps it in; if anything is wrong, the old state stays.
+    ///
+    /// Raises:
+    ///     PolicyError: What is wrong, with file, line and column.
+    #[pyo3(name = "_reload", signature = (sources: "dict[str, typing.Any]"))]
+    fn reload(&self, sources: &Bound<'_, PyAny>) -> PyResult<()> {
+        let sources = sources.extract::<SourcesArg>()?.read()?;
+        guard(|| {
+            self.born.check()?;
+            detached(|| self.inner.reload(&sources.borrowed()).map(drop))
+        })
+    }
+
+    /// Registers tools that a runtime describes: all of them or, if one is wrong, none.
+    #[pyo3(name = "_register", signature = (tools: "list[tuple[str, str, str | None, list[str]]]"))]
+    fn register(&self, tools: Vec<ToolArg>) -> PyResult<()> {
+        let specs = tools.into_iter().map(tool_spec).collect::<PyResult<Vec<ToolSpec>>>()?;
+        guard(|| {
+            self.born.check()?;
+            detached(|| self.inner.register(&specs))
+        })
+    }
+
+    /// Closes the gate: every later check is denied with `gate.closed`.
+    fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the gate was closed.
+    #[getter]
+    fn closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// `"enforce"` or `"shadow"`.
+    #[getter]
+    fn mode(&self) -> &'static str {
+        match self.inner.state().mode() {
+            GateMode::Enforce => "enforce",
+            GateMode::Shadow => "shadow",
+        }
+    }
+
+    /// Names of the registered tools, sorted.
+    #[getter]
+    fn tools(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            self.inner.state().registry().tools().iter().map(|tool| tool.name().to_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// Warnings of the last load.
+    #[getter]
+    fn warnings(&self) -> Vec<String> {
+        self.inner.state().warnings().to_vec()
+    }
+}
+
+impl PyGate {
+    #[inline]
+    fn decide(&self, tool: &str, arguments: Option<&Bound<'_, PyAny>>, scope: Option<&Scope>) -> Decision {
+        if self.born.check().is_err() {
+            return self.inner.refuse(Code::GateForked, None);
+        }
+        if self.closed.load(Ordering::Relaxed) {
+            return self.inner.refuse(Code::GateClosed, None);
+        }
+        if self.poisoned.load(Ordering::Relaxed) {
+            return self.inner.refuse(Code::InternalPanic, None);
+        }
+        let asked = with_arguments_mut(arguments, ARGUMENT_BYTES_MAX, |arguments| self.ask(tool, arguments, scope));
+        asked.unwrap_or_else(|error| {
+            let code = if error.code() == Code::InputTooLarge.slug() {
+                Code::InputTooLarge
+            } else {
+                Code::InputUnrepresentable
+            };
+            self.inner.refuse(code, Some(error.to_string()))
+        })
+    }
+
+    #[inline]
+    fn ask(&self, tool: &str, arguments: &mut Arguments, scope: Option<&Scope>) -> Decision {
+        let object = arguments.root().is_some_and(|root| matches!(root.value(), Argument::Object));
+        if !object {
+            let reason = "arguments: a mapping with str keys is needed".to_owned();
+            return self.inner.refuse(Code::InputUnrepresentable, Some(reason));
+        }
+        let mut scratch = SCRATCH.take().unwrap_or_default();
+        let decision = self.inner.check(scope, tool, arguments, now_ms(), &mut scratch);
+        SCRATCH.set(Some(scratch));
+        decision
+    }
+}
+
+/// Milliseconds since 1970, UTC: the one reading of the clock per check.
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// The native half of a scope: who acts, in which session, narrowed to what.
+#[pyclass(frozen, subclass, name = "Scope", module = "tollkeeper._native")]
+pub(crate) struct PyScope {
+    inner: Scope,
+}
+
+#[pymethods]
+impl PyScope {
+    /// Args:
+    ///     gate: The gate the run goes through.
+    ///     principal: Uid, or an `Entity` with attributes that the entity store does not have.
+    ///     session: Id of the session.
+    ///     labels: What the session has seen.
+    ///     on_behalf_of: For whom the principal acts.
+    ///     tools: The only tools this run may call.
+    ///     outer: A scope that this one narrows; principal and session are then its own.
+    #[new]
+    #[pyo3(signature = (gate, principal: "EntityUid | Entity | str | None" = None, session = None, *, labels = Vec::new(), on_behalf_of: "EntityUid | str | None" = None, tools = None, outer: "Scope | None" = None))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
+    fn new(
+        gate: PyRef<'_, PyGate>,
+        principal: Option<&Bound<'_, PyAny>>,
+        session: Option<String>,
+        labels: Vec<String>,
+        on_behalf_of: Option<&Bound<'_, PyAny>>,
+        tools: Option<Vec<String>>,
+        outer: Option<Bound<'_, Self>>,
+    ) -> PyResult<Self> {
+        if let Some(outer) = outer {
+            let narrowed = || outer.get().inner.narrowed(tools.as_deref(), &labels);
+            return guard(|| narrowed().map(|inner| Self { inner }).map_err(Error::from));
+        }
+        let (Some(principal), Some(session)) = (principal, session) else {
+            return Err(PyTypeError::new_err("a scope needs a principal and a session"));
+        };
+        let principal = match principal.cast::<PyEntity>() {
+            Ok(entity) => entity.get().data.clone(),
+            Err(_) => EntityData::new(uid_arg(principal)?.into_owned()),
+        };
+        let on_behalf_of = on_behalf_of.map(|uid| uid_arg(uid).map(crate::uid::UidArg::into_owned)).transpose()?;
+        guard(|| {
+            let spec = ScopeSpec { principal, session, labels, on_behalf_of, tools };
+            Scope::new(spec, &gate.inner.state()).map(|inner| Self { inner }).map_err(Error::from)
+        })
+    }
+
+    /// Who acts.
+    #[getter]
+    fn principal(&self) -> String {
+        self.inner.principal().to_string()
+    }
+
+    /// Id of the session.
+    #[getter]
+    fn session(&self) -> &str {
+        self.inner.session()
+    }
+
+    /// For whom the principal acts, if for anybody.
+    #[getter]
+    fn on_behalf_of(&self) -> Option<String> {
+        self.inner.on_behalf_of().map(ToString::to_string)
+    }
+
+    /// Whether the run may call this tool at all, before any policy is asked.
+    fn allows(&self, tool: &str) -> bool {
+        self.inner.allows(tool)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Scope {} {:?}>", self.inner.principal(), self.inner.session())
+    }
+}
+
+/// The answer to one check.
+///
+/// A decision has no truth value: `if decision:` raises, so nobody tests the object by accident.
+#[pyclass(frozen, name = "Decision", module = "tollkeeper")]
+pub(crate) struct PyDecision {
+    inner: Decision,
+}
+
+#[pymethods]
+impl PyDecision {
+    /// Whether the action may go ahead.
+    #[getter]
+    fn allowed(&self) -> bool {
+        self.inner.allowed()
+    }
+
+    /// Stable name of the outcome, such as `allow` or `policy.no_permit`.
+    #[getter]
+    fn code<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
+        PyString::intern(py, self.inner.code().slug())
+    }
+
+    /// A sentence that a model can act on; empty when allowed. Holds no value of the arguments.
+    #[getter]
+    fn reason(&self) -> String {
+        self.inner.reason()
+    }
+
+    /// Ids of the policies that decided.
+    #[getter]
+    fn policies(&self) -> Vec<&str> {
+        self.inner.policies()
+    }
+
+    /// Policies that could not be evaluated, as pairs of id and message.
+    #[getter]
+    fn errors(&self) -> Vec<(&str, String)> {
+        self.inner.errors()
+    }
+
+    /// `@obligation` of the permits that allowed.
+    #[getter]
+    fn obligations(&self) -> Vec<&str> {
+        self.inner.obligations()
+    }
+
+    /// `@approval` of the permits that need one.
+    #[getter]
+    fn approvals(&self) -> Vec<&str> {
+        self.inner.approvals()
+    }
+
+    /// The code this would have had without shadow mode, or with the policies that are in it.
+    #[getter]
+    fn would_deny(&self) -> Option<&'static str> {
+        self.inner.would_deny().map(Code::slug)
+    }
+
+    /// Ids of the policies behind `would_deny`.
+    #[getter]
+    fn would_deny_policies(&self) -> Vec<&str> {
+        self.inner.would_deny_policies()
+    }
+
+    /// Name of this decision: the gate and a count.
+    #[getter]
+    fn id(&self) -> String {
+        self.inner.id().to_string()
+    }
+
+    /// Raises `Denied` unless the action may go ahead; returns the decision otherwise.
+    fn require(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        if slf.get().inner.allowed() {
+            return Ok(slf);
+        }
+        let arguments = PyTuple::new(slf.py(), [slf.as_any()])?;
+        Err(denied(arguments.unbind()))
+    }
+
+    fn __bool__(&self) -> PyResult<bool> {
+        Err(PyTypeError::new_err("a decision has no truth value; use `decision.allowed` or `decision.require()`"))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Decision {} {:?}>", self.inner.code().slug(), self.inner.policies())
+    }
+}
+
+/// Every code a decision can have, with its meaning.
+#[pyfunction]
+#[pyo3(signature = () -> "list[tuple[str, str]]")]
+pub(crate) fn decision_codes() -> Vec<(&'static str, &'static str)> {
+    Code::ALL.iter().map(|code| (code.slug(), code.meaning())).collect()
+}
