@@ -21,7 +21,7 @@ import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal, NoReturn, cast
 
 from tollkeeper import Answer, Context, Entities, EntityUid, PolicySet, config
 from tollkeeper.errors import ContextError, EntityError, PolicyError, TollkeeperError
@@ -156,7 +156,7 @@ def run(file: CaseFile) -> Report:
             detail.file = detail.file or name
         raise
     report = Report(name, len(file.cases), [], {})
-    by_id = {}
+    by_id: dict[str, Policy] = {}
     for policy in policies.ids:
         where, line, column = policies.place(policy)
         by_id[policy] = Policy(policy, where or name, line, column)
@@ -330,15 +330,16 @@ class _Reader:
             value = self.json(cells["context"], line)
             if not isinstance(value, dict):
                 raise self.fault(line, "the context is not a JSON object")
-            return value
+            return cast("dict[str, Any]", value)
         context: dict[str, Any] = {}
         for key, text in paths.items():
             *parents, last = key.split(".")[1:]
             record = context
             for parent in parents:
-                record = record.setdefault(parent, {})
-                if not isinstance(record, dict):
+                inner = record.setdefault(parent, {})
+                if not isinstance(inner, dict):
                     raise self.fault(line, f"`{key}` is inside a column that is a value of its own")
+                record = cast("dict[str, Any]", inner)
             if last in record:
                 raise self.fault(line, f"`{key}` is given twice, once by a column inside it")
             record[last] = self.json(text, line) if _is_json(text) else text
@@ -454,18 +455,19 @@ class _Reader:
         except (ValueError, RecursionError) as error:
             what = "values nest too deeply" if isinstance(error, RecursionError) else str(error)
             raise self.fault(0, what[:1].lower() + what[1:]) from None
-        cases = document.pop("case", [])
-        if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
+        given: object = document.pop("case", [])
+        cases = cast("list[Any]", given) if isinstance(given, list) else [given]
+        if not all(isinstance(case, dict) for case in cases):
             raise self.fault(0, "cases are written as [[case]]")
-        cedar = document.pop("cedar", None)
-        if isinstance(cedar, str):
-            self.file.sources.append(cedar)
+        if "cedar" in document:
+            self.file.sources.append(self.string("cedar", document.pop("cedar"), 0))
         for key, value in document.items():
-            for one in value if key == "policies" and isinstance(value, list) else [value]:
+            values: list[Any] = value if key == "policies" and isinstance(value, list) else [value]
+            for one in values:
                 self.header(key, self.string(key, one, 0), 0)
         lines = [n for n, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\[\s*case\s*\]\]", line)]
         for index, case in enumerate(cases):
-            self.toml_case(case, lines[index] if len(lines) == len(cases) else 0)
+            self.toml_case(cast("dict[str, Any]", case), lines[index] if len(lines) == len(cases) else 0)
 
     def toml_case(self, case: dict[str, Any], line: int) -> None:
         case = {key.replace("_", " "): value for key, value in case.items()}
@@ -505,5 +507,5 @@ def _cells(line: str) -> list[str]:
 
 def _unticked(cell: str) -> str:
     """A cell without the backticks around the whole of it."""
-    found = re.fullmatch(r"(`+)(.*)\1", cell.strip(), re.DOTALL)
-    return found[2].strip() if found and "`" not in found[2] else cell.strip()
+    found = re.fullmatch(r"`([^`]*)`", cell.strip())
+    return found[1].strip() if found else cell.strip()

@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast
 
 import msgspec
 
@@ -77,6 +77,8 @@ class Config(msgspec.Struct, frozen=True):
     tools: dict[str, Tool]
 
 
+_PART = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+_KEY: Final = re.compile(rf"\s*({_PART}(?:\s*\.\s*{_PART})*)\s*=")
 SECTIONS: Final = ("gate", "policy", "tools")
 Section = TypeVar("Section", GateSection, PolicySection, Tool)
 
@@ -156,7 +158,9 @@ def _decode(text: str, file: Path, shown: str) -> Config:
         if policy.entities is None
         else _file(policy.entities, folder, ("policy", "entities"), place),
         test_files=_files(policy.tests, folder, ("policy", "tests"), place),
-        tools={name: _section(tool, Tool, ("tools", name), place) for name, tool in tools.items()},
+        tools={
+            name: _section(tool, Tool, ("tools", name), place) for name, tool in cast("dict[str, Any]", tools).items()
+        },
     )
 
 
@@ -173,7 +177,7 @@ def _syntax_error(message: str, shown: str) -> ConfigError:
 def _section(raw: object, kind: type[Section], path: tuple[str, ...], place: "_Place") -> Section:
     known = [field.name for field in msgspec.structs.fields(kind)]
     if isinstance(raw, dict):
-        for key in raw:
+        for key in cast("dict[str, Any]", raw):
             if key not in known:
                 raise place.error((*path, key), "unknown key", _known(key, known))
     try:
@@ -235,7 +239,7 @@ class _Place:
             if header := re.match(r"\s*\[\[?([^\[\]]+)\]\]?\s*(?:#.*)?$", line):
                 table = _dotted(header[1])
                 self._lines.setdefault(table, number)
-            elif key := re.match(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'|\s*\.\s*)+?)\s*=""", line):
+            elif key := _KEY.match(line):
                 self._lines.setdefault((*table, *_dotted(key[1])), number)
 
     def error(self, path: tuple[str, ...], what: str, hint: str | None) -> ConfigError:

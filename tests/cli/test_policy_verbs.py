@@ -65,13 +65,20 @@ def test_authorize_by_annotation(cli: Cli, snapshot: Snapshot) -> None:
 
 def test_authorize_numbers_policies_across_files(cli: Cli, folder: Path) -> None:
     (folder / "q.cedar").write_text("permit (principal, action, resource);")
-    done = cli(*AUTHORIZE, "--policies", "q.cedar", "p.cedar")
+    words = [word if word != "p.cedar" else "q.cedar" for word in AUTHORIZE]
+    done = cli(*words, "--policies", "p.cedar")
     assert [json.loads(line)["reasons"] for line in done.out.splitlines()] == [
         ["policy0", "policy1"],
         ["policy2"],
         ["policy0"],
         ["policy0"],
     ]
+
+
+def test_every_mention_of_policies_counts(cli: Cli, folder: Path) -> None:
+    (folder / "q.cedar").write_text("forbid (principal, action, resource);")
+    done = cli(*AUTHORIZE, "--policies", "q.cedar")
+    assert [json.loads(line)["decision"] for line in done.out.splitlines()] == ["deny"] * 4
 
 
 def test_authorize_reads_entities_and_contexts_with_the_schema(cli: Cli, folder: Path) -> None:

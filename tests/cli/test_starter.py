@@ -97,6 +97,25 @@ def test_check_bad_arguments(cli: Cli) -> None:
         assert "Traceback" not in done.err
 
 
+@needs_gate
+@pytest.mark.usefixtures("starter")
+def test_check_an_unknown_tool(cli: Cli, snapshot: Snapshot) -> None:
+    snapshot(cli("check", "launch_rocket", "--principal", 'Agent::"researcher"'))
+
+
+@needs_gate
+@pytest.mark.usefixtures("starter")
+def test_check_without_a_configuration(cli: Cli, snapshot: Snapshot) -> None:
+    snapshot(cli("check", "search", "--principal", 'Agent::"researcher"', "--config", "none.toml"))
+
+
+@needs_gate
+def test_validate_says_what_the_gate_refuses(cli: Cli, snapshot: Snapshot, starter: Path) -> None:
+    file = starter / "tollkeeper.toml"
+    file.write_text(file.read_text().replace("schema =", "# schema =", 1))
+    snapshot(cli("policy", "validate"))
+
+
 def doctor(cli: Cli) -> tuple[int, dict[str, dict[str, str]]]:
     done = cli("doctor", "--json")
     lines = [json.loads(line) for line in done.out.splitlines()]

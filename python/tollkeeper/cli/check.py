@@ -40,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         word = coloured("allow", "green") if decision.allowed else coloured("deny", "red")
         out(f"{word} {shown(arguments.tool)} ({decision.code})")
-        out(f"  {shown(decision.reason)}")
+        for line in decision.reason.splitlines():
+            out(f"  {shown(line)}")
         if decision.policies:
             out(f"  policies: {shown(', '.join(decision.policies))}")
         for policy, message in gates.errors(decision):

@@ -6,6 +6,7 @@ Nothing is executed. The exit code says whether all actions could be read, not h
 import argparse
 import time
 from collections import Counter
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -39,14 +40,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Decides every action."""
     gate = gates.opened(arguments.config)
-    lines = list(inputs.read_lines(arguments.file, msgspec.json.Decoder(ActionLine)))
+    lines = list(islice(inputs.read_lines(arguments.file, msgspec.json.Decoder(ActionLine)), ACTIONS_MAX + 1))
     if not lines:
         raise InputError(f"{arguments.file}: the file holds no action")
     if len(lines) > ACTIONS_MAX:
         raise InputError(f"{arguments.file}: more than {ACTIONS_MAX:,} actions")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     codes: Counter[str] = Counter()
-    nanoseconds = []
+    nanoseconds: list[int] = []
     with progress(lines, len(lines), "actions") as drawn:
         for number, action in drawn:
             decision, took = _decide(gate, action, arguments.file, number)
@@ -56,7 +57,15 @@ def run(arguments: argparse.Namespace) -> int:
                 out_json({"line": number, "tool": action.tool, **gates.as_json(decision)})
             else:
                 verdict = "allow" if decision.allowed else "deny"
-                rows.append((str(number), action.tool, verdict, ", ".join(decision.policies) or "-", decision.reason))
+                rows.append(
+                    (
+                        str(number),
+                        action.tool,
+                        verdict,
+                        ", ".join(decision.policies) or "-",
+                        decision.reason.partition("\n")[0],
+                    )
+                )
     if not arguments.json:
         for line in table(("line", "action", "decision", "policy", "reason"), rows):
             out(line)

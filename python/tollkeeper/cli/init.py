@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _starter(folder: Traversable, below: Path) -> list[tuple[Path, bytes]]:
-    found = []
+    found: list[tuple[Path, bytes]] = []
     for entry in folder.iterdir():
         if entry.is_dir():
             found.extend(_starter(entry, below / entry.name))

@@ -8,7 +8,7 @@ import argparse
 import gzip
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final, TypeVar
@@ -48,6 +48,7 @@ def add_sources(parser: argparse.ArgumentParser, *, entities: bool = True) -> No
         metavar="FILE",
         type=Path,
         nargs="+",
+        action="extend",
         help="Cedar files, or folders of them; without it the files of the configuration",
     )
     parser.add_argument("--schema", metavar="FILE", type=Path, help="Cedar schema, in Cedar's syntax or JSON")
@@ -112,7 +113,7 @@ def load_entities(file: Path | None, schema: Path | None) -> Entities:
 
 
 @contextmanager
-def located(file: str, line: int = 0, what: str = "") -> Iterator[None]:
+def located(file: str, line: int = 0, what: str = "") -> Generator[None]:
     """Adds file and line to errors that know neither."""
     try:
         yield
@@ -160,7 +161,7 @@ def context_argument(value: str | None, schema: Path | None, action: EntityUid) 
 
 
 @contextmanager
-def opened(name: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
+def opened(name: str) -> Generator[IO[bytes] | gzip.GzipFile]:
     """A file to read bytes from: ``-`` is standard input, ``.gz`` is unpacked."""
     if name == STDIN:
         yield sys.stdin.buffer

@@ -117,7 +117,7 @@ def compare(name: str) -> FileResult:
 
 
 def _differences(test: RecordedTest, policies: PolicySet, entities: Entities) -> list[Mismatch]:
-    found = []
+    found: list[Mismatch] = []
     for number, request in enumerate(test.requests):
         expected = _words(request.decision, request.reason, request.errors)
         try:

@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TextIO, TypeVar
 
@@ -76,9 +76,8 @@ def note(text: str) -> None:
 
 
 def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
-    """Text in a colour, if the stream is a terminal that shows colours."""
-    stream = sys.stdout if stream is None else stream
-    plain = not stream.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    """Text in a colour, if the stream (standard output, unless it is given) is a terminal that shows colours."""
+    plain = not (stream or sys.stdout).isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
     return text if plain else f"\x1b[{COLOURS[colour]}m{text}\x1b[0m"
 
 
@@ -150,7 +149,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 @contextmanager
-def progress(items: Iterable[Item], total: int | None, what: str) -> Iterator[Iterator[Item]]:
+def progress(items: Iterable[Item], total: int | None, what: str) -> Generator[Iterator[Item]]:
     """Hands the items on and draws a bar on standard error while they last, if that is a terminal.
 
     Args:
