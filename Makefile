@@ -24,12 +24,15 @@ STUB := python/tollkeeper/_native.pyi
 # Passed to pytest; with it only the Python tests run: make test ARGS="tests/policy -k uid"
 ARGS ?=
 
-.PHONY: run test test-rust test-python build wheel lint fmt fmt-check types stubs stubs-check bench fuzz clean
+.PHONY: run test test-rust test-python build wheel lint fmt fmt-check types stubs stubs-check bench instr fuzz clean
 
 build: $(NATIVE)
 
+# The main job on real input: the tool calls of a public benchmark, decided. Status 3 says that it cannot be fetched;
+# then the example that `tollkeeper init` writes is decided instead.
 run: build
-	$(BIN)/python -c 'import tollkeeper; print("tollkeeper", *tollkeeper.build_info().values())'
+	@$(BIN)/python examples/agentdojo/run.py || { status=$$?; [ $$status -eq 3 ] || exit $$status; \
+	folder=$$(mktemp -d) && $(BIN)/tollkeeper init $$folder && cd $$folder && $(abspath $(BIN))/tollkeeper decide actions.jsonl; }
 
 # --- environment ------------------------------------------------------------------------------------------------
 
@@ -114,8 +117,18 @@ stubs-check: $(VENV)/.lint
 	$(write-stub)
 	diff -u $(STUB) $(FRESH)
 
-bench: build
-	$(BIN)/python -m pytest benches/python --benchmark-enable --benchmark-only $(ARGS)
+$(VENV)/.bench: $(VENV)/.test requirements/bench.txt
+	$(PIP) -r requirements/bench.txt
+	@touch $@
+
+# Ratios within one run, against cedarpy from Python and against the reference crate from Rust.
+bench: build $(VENV)/.bench
+	$(BIN)/python benches/python/compare.py $(ARGS)
+	cargo bench --locked --quiet --package tollkeeper-core
+
+# Instructions per call, counted across the boundary: the same on every run. Needs valgrind.
+instr: build
+	$(BIN)/python benches/instr/count.py
 
 # make fuzz TARGET=name FUZZ_SECONDS=600; needs cargo-fuzz.
 FUZZ_SECONDS ?= 60

@@ -1,10 +1,13 @@
 """The examples that people read run: Python blocks of the README, and the examples in docstrings, native ones too.
 
 A block with `>>>` is a doctest; any other is run as it stands. The blocks of a document share their names, from the top
-to the bottom, as a reader would type them.
+to the bottom, as a reader would type them. A block marked `python notest` needs more than the document brings: it must
+compile, and what it imports must be there.
 """
 
+import ast
 import doctest
+import importlib
 import inspect
 import re
 from collections.abc import Iterator
@@ -15,23 +18,33 @@ import pytest
 import tollkeeper
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"^( *)```(?:python|py|pycon)\b[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^( *)```(?:python|py|pycon)\b([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(text: str) -> Iterator[tuple[int, str]]:
-    """The Python blocks with the line each begins on."""
+def blocks(text: str) -> Iterator[tuple[int, str, bool]]:
+    """The Python blocks with the line each begins on, and whether it is to be run."""
     for found in BLOCK.finditer(text):
-        code = inspect.cleandoc(f"\n{found[2]}") if found[1] else found[2]
-        yield text.count("\n", 0, found.start(2)) + 1, code
+        code = inspect.cleandoc(f"\n{found[3]}") if found[1] else found[3]
+        yield text.count("\n", 0, found.start(3)) + 1, code, "notest" not in found[2].split()
+
+
+def check_imports(code: str, name: str) -> None:
+    """What a block imports from somewhere is there."""
+    for node in ast.walk(ast.parse(code, name)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            there = dir(importlib.import_module(node.module))
+            assert [alias.name for alias in node.names if alias.name not in there] == [], name
 
 
 def run(name: str, text: str) -> int:
     """Runs the blocks of a document; returns how many."""
     names: dict[str, object] = {"__name__": "__main__"}
     count = 0
-    for line, code in blocks(text):
+    for line, code, runs in blocks(text):
         count += 1
-        if ">>>" in code:
+        if not runs:
+            check_imports(code, f"{name}, line {line}")
+        elif ">>>" in code:
             check(code, f"{name}, line {line}", names)
         else:
             # The empty lines make the traceback name the line of the document.
@@ -99,5 +112,10 @@ def test_a_wrong_example_is_noticed() -> None:
     assert run("indented", "- text\n\n  ```python\n  if True:\n      x = 1\n  ```\n") == 1
     with pytest.raises(AssertionError, match="line 2"):
         run("bad", "```python\n>>> 1 + 1\n3\n```\n")
+    assert run("not run", "```python notest\nfrom tollkeeper import PolicySet\n1 / 0\n```\n") == 1
+    with pytest.raises(AssertionError, match="line 2"):
+        run("bad", "```python notest\nfrom tollkeeper import Nothing\n```\n")
+    with pytest.raises(SyntaxError):
+        run("bad", "```python notest\n1 +\n```\n")
     with pytest.raises(ZeroDivisionError):
         run("bad", "```python\n1 / 0\n```\n")

@@ -37,6 +37,11 @@ def error_of(*arguments: Any, **keywords: Any) -> PolicyError:
     return caught.value
 
 
+def where(error: PolicyError) -> tuple[str | None, int, int]:
+    """The place of the first finding."""
+    return error.errors[0].file, error.errors[0].line, error.errors[0].column
+
+
 # --- sources ---------------------------------------------------------------------------------------------------------
 
 
@@ -126,7 +131,7 @@ def test_a_schema_that_cannot_be_read_is_an_error_with_its_place(tmp_path: Path)
     file.write_text("entity User;\nentitty File;")
     error = error_of(PERMIT, file)
     assert error.code == "schema.syntax"
-    assert error.errors[0][2:5] == (str(file), 2, 1)
+    assert where(error) == (str(file), 2, 1)
     assert error.errors[0].offending == "entitty File;"
 
 
@@ -186,7 +191,7 @@ def test_an_error_in_one_of_many_files_names_the_file(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.cedar", tmp_path / "bad.cedar"
     good.write_text(PERMIT)
     bad.write_text("\nperm")
-    assert error_of([good, bad]).errors[0][2:4] == (str(bad), 2)
+    assert where(error_of([good, bad])) == (str(bad), 2, 5)
 
 
 def test_ids_is_one_of_two_words() -> None:
@@ -218,6 +223,30 @@ def test_ids_by_position_and_by_annotation(tmp_path: Path) -> None:
     assert both.decide(ALICE, READ, FILE).reasons == [name for name in both.ids if name != "last"]
 
 
+def test_positional_ids_count_on_from_source_to_source(tmp_path: Path) -> None:
+    """Several sources are as good as one text, for the reference too, and a link keeps every id."""
+    file = tmp_path / "a.cedar"
+    file.write_text(NAMED)
+    together = PolicySet.from_cedar(NAMED + PERMIT + NAMED)
+    apart = PolicySet.from_cedar([file, PERMIT, NAMED])
+    assert (apart.ids, apart.templates) == (together.ids, together.templates)
+    assert apart.templates == ["policy2", "policy7"]
+    assert [apart.place(id_) for id_ in ("policy3", "policy4", "policy6")] == [
+        (str(file), 5, 1),
+        (None, 1, 1),
+        (None, 3, 1),
+    ]
+    for policies in (together, apart):
+        linked = policies.link("policy7", "link", principal=ALICE)
+        assert linked.ids == [*policies.ids, "link"]
+        for asked in (request(ALICE, READ, FILE), request(ALICE, WRITE, FILE)):
+            theirs = cedarpy.PolicySet.from_str(NAMED + PERMIT + NAMED).with_linked(
+                "policy7", "link", {"?principal": ALICE}
+            )
+            expected = reference(theirs, cedarpy.Entities.from_json_str("[]"), [asked])[0]
+            assert seen(linked.decide(asked["principal"], asked["action"], asked["resource"])) == expected
+
+
 def test_annotations_and_places() -> None:
     policies = PolicySet.from_cedar(NAMED)
     assert policies.annotations("policy1") == {"reason": 'because "x"', "flag": ""}
@@ -246,7 +275,8 @@ def test_two_equal_ids_are_an_error(tmp_path: Path, second: str) -> None:
     two.write_text(f'\n @id("x") {second}')
     error = error_of([one, two], ids="annotation")
     detail = error.errors[0]
-    assert detail[:5] == ("policy.duplicate_id", "policy id `x` is used twice", str(two), 2, 2)
+    assert (detail.code, detail.message) == ("policy.duplicate_id", "policy id `x` is used twice")
+    assert where(error) == (str(two), 2, 2)
     assert detail.help
     assert f"{one}, line 1" in detail.help
     positional = PolicySet.from_cedar(two.read_text() * 2)

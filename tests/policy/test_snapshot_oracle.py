@@ -105,7 +105,8 @@ LITERALS = (
     *('"x"', '"a\U0001f600"', "0", "1", "-1", "9223372036854775807", "true", "false"),
     *('decimal("1.5")', 'decimal("0.0")', 'User::"alice"', '["x", 1]', "[]", "{}", "{a: 1}", '{a: "x"}'),
 )
-# {0} is read by type, {1} as a whole; {2} and {3} are literals, {4} and {5} the record and the name the path ends in.
+# {0} is read by type, {1} and, one step further, {6} as a whole; {2} and {3} are literals; {4} and {5} are the record
+# and the name the path ends in.
 CONDITIONS = (
     *('{0} like "*x*"', '{0} like "*"', "{1} == {2}", "{1} != {2}", "{2} == {1}"),
     *("{0} < 1", "{0} >= 0", "0 <= {0}", "{0} + 1 > 0", "-{0} < 0", "{0} * 2 == 2"),
@@ -115,7 +116,7 @@ CONDITIONS = (
     *("[{2}, {3}].contains({1})", "[{2}].containsAll([{1}])", "{{k: {1}}} == {{k: {2}}}", "[{1}].isEmpty()"),
     *('{0}.lessThan(decimal("1.0"))', '{0}.greaterThanOrEqual(decimal("0.0"))', "decimal({0}) == {2}"),
     *("{4} has {5}", "!({4} has {5})", "{4} has {5} && {1} == {2}", '{4} has {5} && {0} like "x*"'),
-    *("context has r.a", "context has r.r.a && {1} == {2}", "principal.hasTag({0})", "{0}.k == {2}"),
+    *("context has r.a", "context has r.r.a && {1} == {2}", "principal.hasTag({0})", "{6} == {2}"),
 )
 
 
@@ -129,8 +130,10 @@ class Draft:
         parts = [f"{self.effect}(principal, action, resource)"]
         for word, form, path, *literals in self.clauses:
             record, _, name = f"context.{path}".rpartition(".")
-            operand = f"context.{path}" if context is None else whole(path, context)
-            parts.append(f"{word} {{ {form.format(f'context.{path}', operand, *literals, record, name)} }}")
+            operand, inner = (
+                f"context.{end}" if context is None else whole(end, context) for end in (path, f"{path}.k")
+            )
+            parts.append(f"{word} {{ {form.format(f'context.{path}', operand, *literals, record, name, inner)} }}")
         return " ".join(parts) + ";"
 
     __repr__ = text
@@ -184,6 +187,7 @@ def ask(policies: str | PolicySet, context: Any) -> Seen:
 @example({"a": math.nan}, [Draft("permit", [("unless", "{1} == {2}", "a", "0", "0")])])
 @example({"r": {"b": 0.12345}}, [Draft("permit", [("when", "{1} != {2}", "r", "{}", "0")])])
 @example({"c": [1, 1e300]}, [Draft("permit", [("when", "{4} has {5}", "c", "0", "0")])])
+@example({"b": {"k": 2**63}}, [Draft("permit", [("unless", "{6} == {2}", "b", "0", "0")])])
 @example({"b": ({"k": None},)}, [Draft("permit", [("when", "{1} == {2}", "b", "[{}]", "0")])])
 def test_a_mapping_is_its_conversion(context: dict[str, Any], drafts: list[Draft]) -> None:
     expected = ask_reference(

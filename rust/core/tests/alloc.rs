@@ -2,7 +2,12 @@
 //!
 //! Its own binary with one test, because the counting allocator counts the whole process.
 
-#![expect(clippy::unwrap_used, unsafe_code, reason = "tests; a counting allocator has to be an allocator")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::format_collect,
+    unsafe_code,
+    reason = "tests; a counting allocator has to be an allocator"
+)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

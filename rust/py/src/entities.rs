@@ -132,7 +132,7 @@ impl PyEntities {
 ///
 /// Attribute and tag values: bool, int, str, float (as decimal), list, tuple, set, dict, `EntityUid`, and from the
 /// standard library `decimal.Decimal`, `ipaddress` addresses and interfaces, aware `datetime.datetime`,
-/// `datetime.timedelta`.
+/// `datetime.timedelta`. Times are cut to whole milliseconds, towards the past.
 ///
 /// Raises:
 ///     EntityError: The uid cannot be read.
@@ -152,11 +152,14 @@ impl PyEntity {
         parents: Option<&Bound<'_, PyAny>>,
         tags: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
-        let mut data = EntityData::new(uid_arg(uid)?.into_owned());
-        data.attrs = attrs.map(|attrs| fields(attrs, 0)).transpose()?.unwrap_or_default();
-        data.tags = tags.map(|tags| fields(tags, 0)).transpose()?.unwrap_or_default();
-        data.parents = parents.map(collect_uids).transpose()?.unwrap_or_default().into_iter().map(Arc::new).collect();
-        Ok(Self { data })
+        guard(|| {
+            let mut data = EntityData::new(uid_arg(uid)?.into_owned());
+            data.attrs = attrs.map(|attrs| fields(attrs, 0)).transpose()?.unwrap_or_default();
+            data.tags = tags.map(|tags| fields(tags, 0)).transpose()?.unwrap_or_default();
+            let parents = parents.map(collect_uids).transpose()?.unwrap_or_default();
+            data.parents = parents.into_iter().map(Arc::new).collect();
+            Ok::<_, PyErr>(Self { data })
+        })
     }
 
     fn __repr__(&self) -> String {
@@ -185,7 +188,9 @@ fn collect_uids(uids: &Bound<'_, PyAny>) -> PyResult<Vec<EntityUid>> {
 
 fn fields(dict: &Bound<'_, PyDict>, depth: usize) -> PyResult<Vec<(Box<str>, Val)>> {
     let mut all = Vec::with_capacity(dict.len());
-    for (key, item) in dict.iter() {
+    // A list of the items: an attribute's own code may run below and change the dict.
+    for pair in dict.items() {
+        let (key, item): (Bound<'_, PyAny>, Bound<'_, PyAny>) = pair.extract()?;
         let key = key.cast_into::<PyString>().map_err(|_| PyTypeError::new_err("attribute names must be str"))?;
         all.push((key.to_str()?.into(), value(&item, depth)?));
     }
@@ -239,7 +244,7 @@ fn extension_value(item: &Bound<'_, PyAny>) -> PyResult<Val> {
         return Ok(Val::Duration(whole.extract()?));
     }
     if item.is_instance_of::<PyDateTime>() {
-        if item.getattr(intern!(py, "tzinfo"))?.is_none() {
+        if item.call_method0(intern!(py, "utcoffset"))?.is_none() {
             return Err(PyValueError::new_err("a datetime needs a time zone"));
         }
         let epoch = py

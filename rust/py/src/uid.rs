@@ -1,6 +1,8 @@
 //! `EntityUid`, and arguments that are either one or its text.
 
+use std::cell::RefCell;
 use std::ops::Deref;
+use std::rc::Rc;
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -85,8 +87,44 @@ impl PyEntityUid {
 pub(crate) enum UidArg<'a> {
     /// A prepared handle.
     Handle(&'a EntityUid),
-    /// Text, read for this call.
-    Text(EntityUid),
+    /// Text, read for this call or for an earlier one with the same object.
+    Text(Rc<EntityUid>),
+}
+
+/// Texts that are remembered per thread: those of a few agents and all of their tools.
+const REMEMBERED: usize = 128;
+/// Longer texts are not kept alive.
+const REMEMBERED_BYTES_MAX: usize = 256;
+
+/// A text object that was read before, kept alive so that its address stays its own, and what was read.
+type Remembered = Option<(Py<PyString>, Rc<EntityUid>)>;
+
+thread_local! {
+    /// Direct-mapped by address. A program names its principals and tools by the same few objects over and over;
+    /// comparing an address replaces reading, hashing and allocating. A text object cannot change.
+    static READ: RefCell<[Remembered; REMEMBERED]> = const { RefCell::new([const { None }; REMEMBERED]) };
+}
+
+/// Reads the text of an exact `str`, or finds what was read.
+fn read_text(string: &Bound<'_, PyString>) -> PyResult<Rc<EntityUid>> {
+    // Objects are at least 16 bytes apart.
+    let place = (string.as_ptr().addr() >> 4) % REMEMBERED;
+    READ.with_borrow_mut(|read| {
+        let slot = read.get_mut(place);
+        if let Some(Some((known, uid))) = &slot
+            && known.is(string)
+        {
+            return Ok(Rc::clone(uid));
+        }
+        let text = string.to_str()?;
+        let uid = Rc::new(EntityUid::parse(text).map_err(Error::from)?);
+        if let Some(slot) = slot
+            && text.len() <= REMEMBERED_BYTES_MAX
+        {
+            *slot = Some((string.clone().unbind(), Rc::clone(&uid)));
+        }
+        Ok(uid)
+    })
 }
 
 impl UidArg<'_> {
@@ -94,7 +132,7 @@ impl UidArg<'_> {
     pub(crate) fn into_owned(self) -> EntityUid {
         match self {
             Self::Handle(uid) => EntityUid::new(uid.ty(), uid.id()),
-            Self::Text(uid) => uid,
+            Self::Text(uid) => Rc::try_unwrap(uid).unwrap_or_else(|uid| EntityUid::new(uid.ty(), uid.id())),
         }
     }
 }
@@ -125,6 +163,9 @@ pub(crate) fn uid_arg<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<UidArg<'a>> {
     if let Ok(handle) = value.cast::<PyEntityUid>() {
         return Ok(UidArg::Handle(&handle.get().inner));
     }
+    if let Ok(string) = value.cast_exact::<PyString>() {
+        return read_text(string).map(UidArg::Text);
+    }
     let text = value.cast::<PyString>()?.to_str()?;
-    Ok(UidArg::Text(EntityUid::parse(text).map_err(Error::from)?))
+    Ok(UidArg::Text(Rc::new(EntityUid::parse(text).map_err(Error::from)?)))
 }

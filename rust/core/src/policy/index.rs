@@ -231,17 +231,16 @@ impl Index {
     }
 
     /// The policies whose scope matches: all that the index says without looking at the context.
-    pub fn scope_words(&self, request: &Request<'_>, entities: &Entities) -> Vec<Word> {
-        let mut words = Vec::new();
-        intersect(self.scopes(request, entities).iter(), &mut words);
-        words
+    pub fn scope_words(&self, request: &Request<'_>, entities: &Entities, into: &mut Vec<Word>) {
+        into.clear();
+        intersect(self.scopes(request, entities).iter(), into);
     }
 
     /// The lists of each dimension that tells policies apart.
     fn scopes<'i>(&'i self, request: &Request<'_>, entities: &Entities) -> SmallVec<[Union<'i>; 3]> {
         let mut unions = SmallVec::new();
-        let dimensions = [(&self.action, request.action), (&self.principal, request.principal)];
-        for (dimension, uid) in dimensions.into_iter().chain([(&self.resource, request.resource)]) {
+        let Request { principal, action, resource, .. } = *request;
+        for (dimension, uid) in [(&self.action, action), (&self.principal, principal), (&self.resource, resource)] {
             if !dimension.open {
                 unions.push(Union::default());
                 if let Some(union) = unions.last_mut() {

@@ -3,6 +3,7 @@
 //! Text comes in through [`front`] and [`parse`], is lowered to a [`tree`], compiled to a [`program`] and indexed by
 //! [`index`]; a [`set::PolicySet`] answers requests against [`entities`].
 
+pub mod batch;
 pub mod cases;
 pub mod compile;
 pub mod entities;

@@ -220,9 +220,11 @@ impl PolicySet {
         entities: &Entities,
     ) -> Prepared {
         let request = Request { principal, action, resource, context: Value::Record(&[]) };
+        let mut scope = Vec::new();
+        self.index.scope_words(&request, entities, &mut scope);
         Prepared {
             set: Arc::clone(&self.identity),
-            scope: self.index.scope_words(&request, entities).into(),
+            scope: scope.into(),
             principal: Arc::clone(principal),
             action: Arc::clone(action),
             resource: Arc::clone(resource),
@@ -245,10 +247,23 @@ impl PolicySet {
         if !prepared.is_for(self) {
             return self.decide(&request, entities, scratch, mode);
         }
+        self.decide_within(&prepared.scope, &request, entities, scratch, mode)
+    }
+
+    /// Answers a request of which the policies that match by scope are known; the caller answers for them.
+    #[inline]
+    pub(super) fn decide_within(
+        &self,
+        scope: &[Word],
+        request: &Request<'_>,
+        entities: &Entities,
+        scratch: &mut Scratch,
+        mode: Mode,
+    ) -> Answer {
         let Scratch { bump, candidates } = scratch;
         bump.reset();
-        let evaluation = Evaluation::new(&self.program, &self.tree, entities, &request, bump);
-        self.index.candidates_within(&prepared.scope, &evaluation, candidates);
+        let evaluation = Evaluation::new(&self.program, &self.tree, entities, request, bump);
+        self.index.candidates_within(scope, &evaluation, candidates);
         self.run(&evaluation, candidates, mode)
     }
 
@@ -514,6 +529,19 @@ impl Outcome {
     }
 }
 
+/// A denial for no reason, which is what an empty set answers.
+impl Default for Answer {
+    fn default() -> Self {
+        Self {
+            decision: Decision::Deny,
+            reasons: SmallVec::new(),
+            forbid_erred: false,
+            faults: SmallVec::new(),
+            erring: Vec::new(),
+        }
+    }
+}
+
 impl Answer {
     /// Number of policies that erred.
     pub fn errors_len(&self) -> usize {
@@ -568,8 +596,12 @@ impl Loading {
             if ids == Ids::Annotation {
                 let own = body.annotations.iter().find(|(key, _)| **key == *"id").map(|(_, value)| value.clone());
                 body.id = own.unwrap_or_else(|| {
-                    let file = source.name.unwrap_or("policy");
-                    format!("{file}#{}", ordinal.saturating_add(1)).into()
+                    let ordinal = ordinal.saturating_add(1);
+                    match (source.name, number) {
+                        (Some(file), _) => format!("{file}#{ordinal}").into(),
+                        (None, 0) => format!("policy#{ordinal}").into(),
+                        (None, _) => format!("text{}#{ordinal}", number.saturating_add(1)).into(),
+                    }
                 });
             }
             if body.principal.has_slot() || body.resource.has_slot() {

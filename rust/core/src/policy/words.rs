@@ -2,6 +2,8 @@
 //!
 //! Text is shortened: lists after a few elements, expressions below a few levels. It is for people; nothing parses it.
 
+use std::fmt::Write as _;
+
 use super::extension::{self, ExtFn};
 use super::program::push_attr;
 use super::tree::{Binary, ExprId, Kids, Node, Tree, Unary};
@@ -92,17 +94,10 @@ fn write_expression(tree: &Tree, id: ExprId, text: &mut String, depth: usize) {
     match tree.node(id) {
         Node::Const(index) => write_value(text, &tree.constant(index).as_value(), 0),
         Node::Var(var) => text.push_str(var.name()),
-        Node::If(guard, then, otherwise) => {
-            text.push_str("(if ");
-            write(text, guard);
-            text.push_str(" then ");
-            write(text, then);
-            text.push_str(" else ");
-            write(text, otherwise);
-            text.push(')');
-        }
+        Node::If(guard, then, otherwise) => conditional(tree, [guard, then, otherwise], text, deeper),
         Node::And(kids) => chain(tree, kids, text, " && ", deeper),
         Node::Or(kids) => chain(tree, kids, text, " || ", deeper),
+        Node::Unary(Unary::Not, inner) if negated_comparison(tree, inner, text, deeper) => {}
         Node::Unary(op, inner) => {
             let (before, after) = match op {
                 Unary::Not => ("!", ""),
@@ -128,12 +123,11 @@ fn write_expression(tree: &Tree, id: ExprId, text: &mut String, depth: usize) {
         Node::Like(inner, pattern) => {
             write(text, inner);
             let pattern = tree.pattern(pattern).map_or_else(String::new, ToString::to_string);
-            text.push_str(&format!(" like \"{pattern}\""));
+            let _ = write!(text, " like \"{pattern}\"");
         }
         Node::Is(inner, sym) => {
             write(text, inner);
-            text.push_str(" is ");
-            text.push_str(tree.text(sym));
+            let _ = write!(text, " is {}", tree.text(sym));
         }
         Node::Set(kids) => {
             text.push('[');
@@ -150,8 +144,33 @@ fn write_expression(tree: &Tree, id: ExprId, text: &mut String, depth: usize) {
             });
             text.push('}');
         }
-        Node::BadCall(function) => text.push_str(&format!("{}(...)", function.name())),
+        Node::BadCall(function) => {
+            let _ = write!(text, "{}(...)", function.name());
+        }
     }
+}
+
+/// The parser reads `>`, `>=` and `!=` as negations; this writes them back. False if it is no such negation.
+fn negated_comparison(tree: &Tree, id: ExprId, text: &mut String, depth: usize) -> bool {
+    let Node::Binary(op, left, right) = tree.node(id) else { return false };
+    let operator = match op {
+        Binary::LessEq => " > ",
+        Binary::Less => " >= ",
+        Binary::Eq => " != ",
+        _ => return false,
+    };
+    write_expression(tree, left, text, depth);
+    text.push_str(operator);
+    write_expression(tree, right, text, depth);
+    true
+}
+
+fn conditional(tree: &Tree, parts: [ExprId; 3], text: &mut String, depth: usize) {
+    for (word, part) in ["(if ", " then ", " else "].into_iter().zip(parts) {
+        text.push_str(word);
+        write_expression(tree, part, text, depth);
+    }
+    text.push(')');
 }
 
 fn chain(tree: &Tree, kids: Kids, text: &mut String, operator: &str, depth: usize) {

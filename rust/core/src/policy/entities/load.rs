@@ -10,6 +10,7 @@
 //! messages repeat, since documents hold what must not reach a log.
 
 use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use cedar_policy_core::ast;
@@ -25,6 +26,7 @@ use cedar_policy_core::extensions::Extensions;
 use cedar_policy_core::validator::{CoreSchema, context_schema_for_action};
 use hashbrown::HashTable;
 use miette::Diagnostic;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use smol_str::SmolStr;
 
 use super::{EntityData, Field, refuse, shown};
@@ -82,6 +84,7 @@ fn read_context<S: ContextSchema>(
 ) -> Result<Val, PolicyErrors> {
     check_size(Document::Context, text, limits::CONTEXT_BYTES_MAX)?;
     parse::on_parser_thread(|| {
+        refuse_repeated_keys(text)?;
         let schema = schema()?;
         let parser = ContextJsonParser::new(schema.as_ref(), Extensions::all_available());
         let context = parser.from_json_str(text).map_err(|error| context_error(text, &error))?;
@@ -91,6 +94,73 @@ fn read_context<S: ContextSchema>(
         }
         .ok_or_else(|| refuse("context.syntax", "the context holds an unknown value".to_owned(), None))
     })?
+}
+
+/// The reference takes the last of two equal keys of a context (and refuses them in entities): whoever reads the first
+/// one elsewhere would see another request.
+fn refuse_repeated_keys(text: &str) -> Result<(), PolicyErrors> {
+    match serde_json::from_str::<DistinctKeys>(text) {
+        Err(error) if error.is_data() => Err(refuse("context.syntax", "an object has the same key twice".into(), None)),
+        // What is no JSON at all is reported by the reader.
+        _ => Ok(()),
+    }
+}
+
+/// Any JSON in which no object repeats a key.
+struct DistinctKeys;
+
+impl<'de> Deserialize<'de> for DistinctKeys {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for DistinctKeys {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON without repeated keys")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
+        let mut seen = HashSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if !seen.insert(key) {
+                return Err(serde::de::Error::custom("repeated key"));
+            }
+            map.next_value::<Self>()?;
+        }
+        Ok(Self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self, A::Error> {
+        while seq.next_element::<Self>()?.is_some() {}
+        Ok(Self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(Self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(Self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(Self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(Self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(Self)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(Self)
+    }
 }
 
 fn check_size(document: Document, text: &str, bytes_max: usize) -> Result<(), PolicyErrors> {
