@@ -21,7 +21,7 @@ import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn, cast
+from typing import Any, Final, Literal, NoReturn, TypeGuard, cast
 
 from tollkeeper import Answer, Context, Entities, EntityUid, PolicySet, config
 from tollkeeper.errors import ContextError, EntityError, PolicyError, TollkeeperError
@@ -455,15 +455,14 @@ class _Reader:
         except (ValueError, RecursionError) as error:
             what = "values nest too deeply" if isinstance(error, RecursionError) else str(error)
             raise self.fault(0, what[:1].lower() + what[1:]) from None
-        given: object = document.pop("case", [])
-        cases = cast("list[Any]", given) if isinstance(given, list) else [given]
+        given = document.pop("case", [])
+        cases = given if _is_list(given) else [given]
         if not all(isinstance(case, dict) for case in cases):
             raise self.fault(0, "cases are written as [[case]]")
         if "cedar" in document:
             self.file.sources.append(self.string("cedar", document.pop("cedar"), 0))
         for key, value in document.items():
-            values: list[Any] = value if key == "policies" and isinstance(value, list) else [value]
-            for one in values:
+            for one in value if key == "policies" and _is_list(value) else [value]:
                 self.header(key, self.string(key, one, 0), 0)
         lines = [n for n, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\[\s*case\s*\]\]", line)]
         for index, case in enumerate(cases):
@@ -492,6 +491,11 @@ class _Reader:
         if not isinstance(value, str):
             raise self.fault(line, f"`{key}` must be text")
         return value
+
+
+def _is_list(value: object) -> TypeGuard[list[Any]]:
+    """What `isinstance` says, with the element type that TOML has."""
+    return isinstance(value, list)
 
 
 def _is_json(text: str) -> bool:
