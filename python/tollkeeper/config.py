@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast
 
 import msgspec
 
@@ -77,6 +77,8 @@ class Config(msgspec.Struct, frozen=True):
     tools: dict[str, Tool]
 
 
+_PART = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+_KEY: Final = re.compile(rf"\s*({_PART}(?:\s*\.\s*{_PART})*)\s*=")
 SECTIONS: Final = ("gate", "policy", "tools")
 Section = TypeVar("Section", GateSection, PolicySection, Tool)
 
@@ -130,10 +132,11 @@ def read_text(file: Path, bytes_max: int = TEXT_BYTES_MAX) -> str:
 def _decode(text: str, file: Path, shown: str) -> Config:
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _syntax_error(str(error), shown) from None
     except RecursionError:
         raise ConfigError(f"{shown}: values nest too deeply", "config.syntax") from None
+    except ValueError as error:
+        # Also of the number parser, which knows no place.
+        raise _syntax_error(str(error), shown) from None
     place = _Place(text, shown)
     for key in document:
         if key not in SECTIONS:
@@ -155,7 +158,9 @@ def _decode(text: str, file: Path, shown: str) -> Config:
         if policy.entities is None
         else _file(policy.entities, folder, ("policy", "entities"), place),
         test_files=_files(policy.tests, folder, ("policy", "tests"), place),
-        tools={name: _section(tool, Tool, ("tools", name), place) for name, tool in tools.items()},
+        tools={
+            name: _section(tool, Tool, ("tools", name), place) for name, tool in cast("dict[str, Any]", tools).items()
+        },
     )
 
 
@@ -172,14 +177,14 @@ def _syntax_error(message: str, shown: str) -> ConfigError:
 def _section(raw: object, kind: type[Section], path: tuple[str, ...], place: "_Place") -> Section:
     known = [field.name for field in msgspec.structs.fields(kind)]
     if isinstance(raw, dict):
-        for key in raw:
+        for key in cast("dict[str, Any]", raw):
             if key not in known:
                 raise place.error((*path, key), "unknown key", _known(key, known))
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
         what, _, at = str(error).partition(" - at `$")
-        inner = tuple(part for part in re.split(r"[.\[]", at.rstrip("`").replace("]", "")) if part)
+        inner: tuple[str, ...] = tuple(part for part in re.split(r"[.\[]", at.rstrip("`").replace("]", "")) if part)
         raise place.error((*path, *inner), what[:1].lower() + what[1:], _choices(kind, inner)) from None
 
 
@@ -234,7 +239,7 @@ class _Place:
             if header := re.match(r"\s*\[\[?([^\[\]]+)\]\]?\s*(?:#.*)?$", line):
                 table = _dotted(header[1])
                 self._lines.setdefault(table, number)
-            elif key := re.match(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'|\s*\.\s*)+?)\s*=""", line):
+            elif key := _KEY.match(line):
                 self._lines.setdefault((*table, *_dotted(key[1])), number)
 
     def error(self, path: tuple[str, ...], what: str, hint: str | None) -> ConfigError:

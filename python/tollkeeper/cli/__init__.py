@@ -1,0 +1,124 @@
+"""The command line: one module per verb, each imported only when its verb is used.
+
+A verb's module has ``configure(parser)``, which declares its arguments, and ``run(arguments) -> int``. Results go to
+standard output, everything else to standard error. Exit codes: 0 done or allowed, 1 the answer is no, 2 the input
+cannot be used, 70 a defect of this package. The command line decides nothing itself and changes no rules.
+"""
+
+import argparse
+import importlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from tollkeeper.cli.terminal import EXIT_BAD_INPUT, EXIT_DEFECT, InputError, report_failure
+
+__all__ = ["main"]
+
+# Verb -> (module, what it does). The order is that of the help text.
+VERBS = {
+    "init": ("init", "write a working example of every file"),
+    "check": ("check", "ask whether one action is allowed"),
+    "decide": ("decide", "run a file of actions through a gate"),
+    "policy": (None, "ask, test, explain and validate policies"),
+    "doctor": ("doctor", "say what this installation and this folder can and cannot do"),
+}
+POLICY_VERBS = {
+    "authorize": ("policy_authorize", "answer requests, JSON lines in and out"),
+    "validate": ("policy_validate", "check policies, schema and entities"),
+    "test": ("policy_test", "run policy cases"),
+    "explain": ("policy_explain", "say in words what policies mean, or why a request was decided as it was"),
+    "matrix": ("policy_matrix", "print who may do what"),
+    "conformance": ("policy_conformance", "compare with recorded answers of the reference"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports wrong usage as every other bad input is reported."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message, f"{self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code.
+
+    Args:
+        arguments: Without the program's name; ``None`` takes those of the process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read has enough. What is still buffered would raise again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:  # noqa: BLE001 - the last resort: no input may end in exit code 1, which means no
+        return report_failure(error)
+    return code
+
+
+def _run(words: list[str]) -> int:
+    parser = _parser(words)
+    try:
+        arguments = parser.parse_args(words)
+    except SystemExit as done:
+        # --help and --version have printed what they are for.
+        return EXIT_BAD_INPUT if done.code else 0
+    if not hasattr(arguments, "run"):
+        verb = f" {words[0]}" if words and words[0] == "policy" else ""
+        raise InputError("no command given", f"tollkeeper{verb} --help")
+    code = arguments.run(arguments)
+    return code if isinstance(code, int) else EXIT_DEFECT
+
+
+def _parser(words: list[str]) -> Parser:
+    """Declares all verbs, and the arguments of the one that is used."""
+    parser = Parser(
+        prog="tollkeeper",
+        description="The admission controller for AI agents.",
+        epilog="Start with: tollkeeper init",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and how it was built")
+    verbs = parser.add_subparsers(metavar="COMMAND")
+    for verb, (module, what) in VERBS.items():
+        child = verbs.add_parser(verb, help=what, description=_sentence(what), allow_abbrev=False)
+        if module is not None:
+            _configure(child, module, used=words[:1] == [verb])
+            continue
+        below = child.add_subparsers(metavar="COMMAND")
+        for name, (submodule, subwhat) in POLICY_VERBS.items():
+            grandchild = below.add_parser(name, help=subwhat, description=_sentence(subwhat), allow_abbrev=False)
+            _configure(grandchild, submodule, used=words[:2] == [verb, name])
+    if words[:1] == ["--version"]:
+        parser.set_defaults(run=_version)
+    return parser
+
+
+def _configure(parser: argparse.ArgumentParser, module: str, *, used: bool) -> None:
+    if used:
+        loaded = importlib.import_module(f"tollkeeper.cli.{module}")
+        loaded.configure(parser)
+        parser.set_defaults(run=loaded.run)
+
+
+def _sentence(what: str) -> str:
+    return what[:1].upper() + what[1:] + "."
+
+
+def _version(_: argparse.Namespace) -> int:
+    from tollkeeper import build_info  # noqa: PLC0415 - starting is faster without
+
+    info = build_info()
+    print(f"tollkeeper {info['version']} ({info['profile']}, {info['abi']})")  # noqa: T201 - the command's output
+    return 0

@@ -1,0 +1,96 @@
+"""``tollkeeper decide``: runs a file of actions through a gate and prints what would become of each.
+
+Nothing is executed. The exit code says whether all actions could be read, not how they were decided.
+"""
+
+import argparse
+import time
+from collections import Counter
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
+
+from tollkeeper.cli import gates, inputs
+from tollkeeper.cli.terminal import EXIT_OK, InputError, counted, note, out, out_json, progress, shown, table
+from tollkeeper.errors import EntityError
+
+# The rows are kept to align the columns.
+ACTIONS_MAX: Final = 1_000_000
+
+
+class ActionLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of the file."""
+
+    principal: str
+    tool: str
+    session: str = "decide"
+    arguments: dict[str, Any] = {}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument(
+        "file", metavar="ACTIONS.jsonl", help="JSON lines with principal, session, tool, arguments; - is stdin"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON line for each action")
+    inputs.add_config(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Decides every action."""
+    gate = gates.opened(arguments.config)
+    lines = list(islice(inputs.read_lines(arguments.file, msgspec.json.Decoder(ActionLine)), ACTIONS_MAX + 1))
+    if not lines:
+        raise InputError(f"{arguments.file}: the file holds no action")
+    if len(lines) > ACTIONS_MAX:
+        raise InputError(f"{arguments.file}: more than {ACTIONS_MAX:,} actions")
+    rows: list[tuple[str, ...]] = []
+    codes: Counter[str] = Counter()
+    nanoseconds: list[int] = []
+    with progress(lines, len(lines), "actions") as drawn:
+        for number, action in drawn:
+            decision, took = _decide(gate, action, arguments.file, number)
+            nanoseconds.append(took)
+            codes[decision.code] += 1
+            if arguments.json:
+                out_json({"line": number, "tool": action.tool, **gates.as_json(decision)})
+            else:
+                verdict = "allow" if decision.allowed else "deny"
+                rows.append(
+                    (
+                        str(number),
+                        action.tool,
+                        verdict,
+                        ", ".join(decision.policies) or "-",
+                        decision.reason.partition("\n")[0],
+                    )
+                )
+    if not arguments.json:
+        for line in table(("line", "action", "decision", "policy", "reason"), rows):
+            out(line)
+        out()
+    # With --json standard output holds decisions only.
+    summary = note if arguments.json else out
+    for line in _summary(codes, nanoseconds):
+        summary(line)
+    return EXIT_OK
+
+
+def _decide(gate: Any, action: ActionLine, name: str, number: int) -> tuple[Any, int]:  # noqa: ANN401 - gate and decision
+    try:
+        run = gate.run(principal=action.principal, session=action.session)
+    except (EntityError, ValueError) as error:
+        raise InputError(f"{name}:{number}: {error.args[0]}", getattr(error, "help", None)) from None
+    with run:
+        started = time.perf_counter_ns()
+        decision = gate.check(action.tool, action.arguments)
+        return decision, time.perf_counter_ns() - started
+
+
+def _summary(codes: Counter[str], nanoseconds: list[int]) -> list[str]:
+    total = codes.total()
+    parts = [f"{codes[code]:,} {shown(code)}" for code in sorted(codes, key=lambda code: (code != "allow", code))]
+    nanoseconds.sort()
+    p50, p99 = (nanoseconds[min(total - 1, total * percent // 100)] / 1000 for percent in (50, 99))
+    return [f"{counted(total, 'action')}: {', '.join(parts)}", f"check: p50 {p50:.1f} us, p99 {p99:.1f} us"]

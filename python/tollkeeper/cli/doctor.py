@@ -1,0 +1,196 @@
+"""``tollkeeper doctor``: what this installation and this folder can and cannot do, each line with its fix.
+
+It reads and reports; it repairs nothing. Exit code 1 if something must be fixed before a gate can be trusted.
+"""
+
+import argparse
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import stat
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import tollkeeper
+from tollkeeper import cases, config
+from tollkeeper.cli import inputs
+from tollkeeper.cli.terminal import EXIT_NO, EXIT_OK, coloured, counted, out, out_json, shown
+from tollkeeper.errors import TollkeeperError
+
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+# Versions below these lack calls that the package uses; the same floors as in its metadata.
+FLOORS = {"msgspec": (0, 18), "numpy": (1, 26)}
+
+
+class Line(NamedTuple):
+    """One finding."""
+
+    state: Literal["ok", "warn", "fail"]
+    subject: str
+    text: str
+    fix: str | None = None
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("--json", action="store_true", help="print one JSON line for each finding")
+    inputs.add_config(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Looks at everything."""
+    lines = [*_installation(), *_packages(), *_process(), *_folder(arguments.config)]
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for line in lines:
+        if arguments.json:
+            out_json(line._asdict())
+            continue
+        out(f"{coloured(line.state.ljust(4), colours[line.state])}  {line.subject.ljust(12)}  {shown(line.text)}")
+        if line.fix:
+            out(f"      {'':12}  fix: {shown(line.fix)}")
+    return EXIT_NO if any(line.state == "fail" for line in lines) else EXIT_OK
+
+
+def _installation() -> Iterator[Line]:
+    info = tollkeeper.build_info()
+    yield Line("ok", "tollkeeper", f"{info['version']}, {info['abi']}")
+    if info["profile"] == "release":
+        yield Line("ok", "build", "release")
+    else:
+        yield Line(
+            "warn", "build", f"{info['profile']}: many times slower", "maturin develop --release, or install the wheel"
+        )
+    implementation = platform.python_implementation()
+    yield Line("ok", "python", f"{platform.python_version()} ({implementation}, {sys.platform} {platform.machine()})")
+    if sys.platform != "linux":
+        yield Line("warn", "platform", f"{sys.platform} is not tested", "run on Linux")
+    elif hasattr(os, "confstr") and (libc := os.confstr("CS_GNU_LIBC_VERSION")):
+        yield Line("ok", "platform", libc)
+    else:
+        yield Line("warn", "platform", "not glibc; no wheel is made for it", "build from the source distribution")
+
+
+def _packages() -> Iterator[Line]:
+    for name, floor in FLOORS.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Line("fail", name, "not installed", f"pip install {name}")
+            continue
+        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+        wanted = ".".join(map(str, floor))
+        old = numbers < floor
+        yield Line("fail" if old else "ok", name, version, f"pip install '{name}>={wanted}'" if old else None)
+    try:
+        yield Line("ok", "uvloop", importlib.metadata.version("uvloop"))
+    except importlib.metadata.PackageNotFoundError:
+        yield Line("ok", "uvloop", "not installed; only a server uses it")
+
+
+def _process() -> Iterator[Line]:
+    # get_start_method would fix the method for this process.
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    if method == "fork":
+        text = "multiprocessing starts by fork; a gate opened before it refuses in the child"
+        yield Line("ok", "fork", text, "open the gate in the child, or use the start method spawn")
+    else:
+        yield Line("ok", "fork", f"multiprocessing starts by {method}")
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+        text = "free-threaded Python, with the GIL switched on" if gil else "free-threaded Python"
+        yield Line("warn", "threads", f"{text}: not tested", "use an ordinary build of Python")
+    else:
+        yield Line("ok", "threads", "ordinary build: a check holds the GIL")
+    if os.environ.get("PYTHONOPTIMIZE"):
+        yield Line("ok", "asserts", "switched off; the package relies on none")
+
+
+def _folder(path: Path) -> Iterator[Line]:
+    if not path.exists():
+        yield Line("warn", "config", f"{path}: no such file", "tollkeeper init")
+        return
+    yield from _permissions(path)
+    try:
+        settings = config.load(path)
+    except (TollkeeperError, OSError) as error:
+        yield _failed("config", error, path)
+        return
+    counts = [counted(len(settings.policy_files), "policy file"), counted(len(settings.tools), "tool")]
+    if not settings.policy_files:
+        yield Line(
+            "fail", "config", f"{path}: no policy files, so everything is denied", 'files = ["policies/*.cedar"]'
+        )
+        return
+    yield Line("ok", "config", f"{path}: {', '.join(counts)}")
+    for file in [*settings.policy_files, settings.schema_file, settings.entities_file]:
+        if file is not None:
+            yield from _permissions(file)
+    if settings.gate.mode == "shadow":
+        yield Line("warn", "mode", "shadow: what policies deny is let through", '[gate] mode = "enforce"')
+    yield from _contents(settings)
+
+
+def _contents(settings: config.Config) -> Iterator[Line]:
+    schema = settings.schema_file
+    try:
+        policies = tollkeeper.PolicySet.from_cedar(list(settings.policy_files), schema, ids="annotation")
+        against = "validated against the schema" if schema else "not validated"
+        fix = None if schema else 'schema = "schema.cedarschema" finds misspelt names when policies are loaded'
+        text = f"{counted(len(policies), 'policy', 'policies')}, {against}"
+        yield Line("ok" if schema else "warn", "policies", text, fix)
+        for text in policies.warnings:
+            yield Line("warn", "policies", text)
+    except (TollkeeperError, OSError) as error:
+        yield _failed("policies", error, None)
+        return
+    if settings.entities_file is not None:
+        try:
+            entities = tollkeeper.Entities.from_json(settings.entities_file, schema)
+            yield Line("ok", "entities", counted(len(entities), "entity", "entities"))
+        except (TollkeeperError, OSError) as error:
+            yield _failed("entities", error, settings.entities_file)
+    gate = getattr(tollkeeper, "Gate", None)
+    if gate is not None:
+        try:
+            warnings = list(getattr(gate.open(settings.file), "warnings", []))
+            yield Line("ok", "gate", f"opens, in mode {settings.gate.mode}")
+            for text in warnings:
+                yield Line("warn", "gate", text)
+        except (TollkeeperError, OSError) as error:
+            yield _failed("gate", error, None)
+    yield _tests(settings)
+
+
+def _tests(settings: config.Config) -> Line:
+    if not settings.test_files:
+        return Line("warn", "tests", "no case files", 'tests = ["policies/*.md"]')
+    try:
+        reports = [cases.run(cases.read(file)) for file in settings.test_files]
+    except (TollkeeperError, OSError) as error:
+        return _failed("tests", error, None)
+    failed = sum(len(report.failures) for report in reports)
+    total = counted(sum(report.cases for report in reports), "case")
+    if failed:
+        return Line("fail", "tests", f"{failed} of {total} failed", "tollkeeper policy test")
+    return Line("ok", "tests", f"{total} passed")
+
+
+def _permissions(file: Path) -> Iterator[Line]:
+    """Whoever can write these files decides what agents may do."""
+    for path in (file, file.parent):
+        state = path.stat()
+        sticky = path.is_dir() and state.st_mode & stat.S_ISVTX
+        if state.st_mode & WRITABLE_BY_OTHERS and not sticky:
+            yield Line("warn", "permissions", f"{path}: others than its owner can write it", f"chmod go-w {path}")
+
+
+def _failed(subject: str, error: Exception, file: Path | None) -> Line:
+    first = str(error).partition("\n")[0]
+    if file is not None and str(file) not in first:
+        first = f"{file}: {first}" if not first[:1].isdigit() else f"{file}:{first}"
+    fix = getattr(error, "help", None)
+    return Line("fail", subject, first, fix or "tollkeeper policy validate")
