@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet
 MATURIN := $(BIN)/maturin
 
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
-PYTHON_SOURCES := $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
+PYTHON_SOURCES := $(shell find python -type f -not -name '*.so' -not -name '*.pyc')
 NATIVE := python/tollkeeper/_native.abi3.so
 STUB := python/tollkeeper/_native.pyi
 

@@ -43,9 +43,8 @@ def main() -> int:
     if shutil.which("valgrind") is None:
         print("skipped: valgrind is not installed", file=sys.stderr)
         return 0
-    per_call = {
-        case: (instructions(case, MANY) - instructions(case, FEW)) / (MANY - FEW) for case in ("loop", "prepared", "strings")
-    }
+    cases = ("loop", "prepared", "strings")
+    per_call = {case: (instructions(case, MANY) - instructions(case, FEW)) / (MANY - FEW) for case in cases}
     counts = {case: round(count - per_call["loop"]) for case, count in per_call.items() if case != "loop"}
     build = f"{platform.python_implementation()} {platform.python_version()} {platform.machine()}"
     kept = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}

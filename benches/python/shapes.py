@@ -1,7 +1,7 @@
 """Policy sets and requests to measure with: agent-shaped, for any number of policies.
 
-Policy i is for team ``i mod sqrt(N)`` and tool ``i div sqrt(N)``; every tenth is a forbid. A request is matched by a few
-policies whatever N is. Nothing here measures anything.
+Policy i is for team ``i mod sqrt(N)`` and tool ``i div sqrt(N)``; every tenth is a forbid. A request is matched by a
+few policies whatever N is. Nothing here measures anything.
 """
 
 import json
@@ -38,7 +38,9 @@ def _entities(teams: int) -> str:
                 "parents": [{"type": "Team", "id": team}],
             }
         )
-    rows.extend({"uid": {"type": "Team", "id": f"team{number}"}, "attrs": {}, "parents": []} for number in range(min(teams, 25)))
+    rows.extend(
+        {"uid": {"type": "Team", "id": f"team{number}"}, "attrs": {}, "parents": []} for number in range(min(teams, 25))
+    )
     return json.dumps(rows)
 
 
@@ -70,7 +72,7 @@ def in_conditions(count: int) -> Case:
     """The same tests, all in the condition; the scope says nothing."""
     side = max(1, math.isqrt(count))
     lines = [
-        f'{"forbid" if i % 10 == 9 else "permit"} (principal, action, resource) '
+        f"{'forbid' if i % 10 == 9 else 'permit'} (principal, action, resource) "
         f'when {{ context.input.kind == "k{i // side}" && principal in Team::"team{i % side}" && context.input.amount < {10 + i % 100} }};'  # noqa: E501 - one policy
         for i in range(count)
     ]
@@ -79,7 +81,8 @@ def in_conditions(count: int) -> Case:
 
 def index_proof(count: int) -> Case:
     """Every policy applies to every request."""
-    lines = [f"permit (principal, action, resource) when {{ context.input.amount < {1000 + i} }};" for i in range(count)]
+    scope = "permit (principal, action, resource)"
+    lines = [f"{scope} when {{ context.input.amount < {1000 + i} }};" for i in range(count)]
     return Case("every policy applies", "\n".join(lines), _entities(1), _requests(1, 1))
 
 

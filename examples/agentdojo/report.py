@@ -24,6 +24,7 @@ from typing import Any
 
 import facts
 import schema
+
 from tollkeeper import Entities, PolicySet
 
 HERE = Path(__file__).resolve().parent

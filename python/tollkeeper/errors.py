@@ -142,7 +142,7 @@ class ConfigError(TollkeeperError, ValueError):
     """The configuration cannot be used; the message names the file and the key."""
 
 
-class Denied(TollkeeperError):
+class Denied(TollkeeperError):  # noqa: N818 - a denial is no error
     """A guarded action was denied. ``str()`` is the sentence for the model; ``code`` the decision's code.
 
     Args:

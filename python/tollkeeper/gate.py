@@ -106,7 +106,7 @@ class Run:
 
 
 class Gate(_native.Gate):
-    """Decides whether an agent may call a tool.
+    r"""Decides whether an agent may call a tool.
 
     Example:
         >>> import pathlib, tempfile
@@ -114,7 +114,7 @@ class Gate(_native.Gate):
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> _ = (folder / "p.cedar").write_text('permit(principal, action == Action::"search", resource);')
         >>> _ = (folder / "tollkeeper.toml").write_text(
-        ...     "[policy]\\nfiles = ['p.cedar']\\n[tools.search]\\nresource = 'Mcp::\\"web\\"'"
+        ...     "[policy]\nfiles = ['p.cedar']\n[tools.search]\nresource = 'Mcp::\"web\"'"
         ... )
         >>> gate = Gate.open(folder / "tollkeeper.toml")
         >>> with gate.run(principal='Agent::"researcher"', session="s-42"):
@@ -153,7 +153,7 @@ class Gate(_native.Gate):
         """
         self._reload(_sources(self._path))
 
-    def run(  # noqa: PLR0913 - keyword arguments that name what they are
+    def run(
         self,
         *,
         principal: EntityUid | Entity | str | None = None,
@@ -185,9 +185,7 @@ class Gate(_native.Gate):
                 message = "a run needs a principal; only a run inside another one can leave it out"
                 raise ValueError(message)
             session = session if session is not None else os.urandom(16).hex()
-            scope = Scope(
-                self, principal, session, labels=list(labels), on_behalf_of=on_behalf_of, tools=chosen
-            )
+            scope = Scope(self, principal, session, labels=list(labels), on_behalf_of=on_behalf_of, tools=chosen)
             return Run(scope)
         _refuse_change("principal", principal, outer.principal)
         _refuse_change("session", session, outer.session)
@@ -233,14 +231,14 @@ class Gate(_native.Gate):
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
-            async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+            async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> object:
                 bound = admitted(args, kwargs)
                 return await function(*bound.args, **bound.kwargs)
 
             return guarded_async
 
         @functools.wraps(function)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> Any:
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = admitted(args, kwargs)
             return function(*bound.args, **bound.kwargs)
 
@@ -259,7 +257,7 @@ _NESTING_MAX = 64
 """Deeper than what the check accepts, so that the check is the one to refuse."""
 
 
-def _copied(value: Any, depth: int) -> Any:
+def _copied(value: object, depth: int) -> object:
     """Plain containers copied, everything else as it is; the check refuses what is not plain."""
     if depth > _NESTING_MAX:
         return value

@@ -48,11 +48,16 @@ resource = 'Mcp::"gmail"'
 resource = 'Mcp::"web"'
 [tools.wire]
 resource = 'Mcp::"bank"'
-schema = { type = "object", properties = { amount = { type = "number" } }, required = ["amount"], additionalProperties = false }
+[tools.wire.schema]
+type = "object"
+properties = { amount = { type = "number" } }
+required = ["amount"]
+additionalProperties = false
 """
 
 ENTITIES = """[
-  {"uid": {"type": "Agent", "id": "a"}, "attrs": {"contacts": ["bob@x.org"]}, "parents": [{"type": "Team", "id": "ops"}]}
+  {"uid": {"type": "Agent", "id": "a"}, "attrs": {"contacts": ["bob@x.org"]},
+   "parents": [{"type": "Team", "id": "ops"}]}
 ]"""
 
 
@@ -266,7 +271,8 @@ def test_checks_go_on_during_reloads(folder: Path, gate: Gate) -> None:
 
 def test_unguarded_forbid_is_refused_with_the_guard_to_add(folder: Path) -> None:
     (folder / "p.cedar").write_text(
-        'permit (principal, action, resource);\nforbid (principal, action, resource) when { context.input.path like "*.pem" };'
+        "permit (principal, action, resource);\n"
+        'forbid (principal, action, resource) when { context.input.path like "*.pem" };'
     )
     with pytest.raises(PolicyError) as caught:
         Gate.open(folder / "tollkeeper.toml")
@@ -283,7 +289,8 @@ def test_unguarded_forbid_is_refused_with_the_guard_to_add(folder: Path) -> None
 
 def test_on_error_cedar_restores_the_language(folder: Path) -> None:
     (folder / "p.cedar").write_text(
-        'permit (principal, action, resource);\nforbid (principal, action, resource) when { context.input.path like "*.pem" };'
+        "permit (principal, action, resource);\n"
+        'forbid (principal, action, resource) when { context.input.path like "*.pem" };'
     )
     (folder / "tollkeeper.toml").write_text("[gate]\nunguarded_forbid = 'warn'\non_error = 'cedar'\n" + CONFIG)
     assert code(Gate.open(folder / "tollkeeper.toml"), "search", {}) == "allow"
@@ -302,14 +309,14 @@ def test_on_error_cedar_restores_the_language(folder: Path) -> None:
 )
 def test_configuration_errors_name_the_place(tmp_path: Path, text: str, part: str) -> None:
     (tmp_path / "tollkeeper.toml").write_text(text)
-    with pytest.raises(ConfigError, match="tollkeeper.toml") as caught:
+    with pytest.raises(ConfigError, match=r"tollkeeper\.toml") as caught:
         Gate.open(tmp_path / "tollkeeper.toml")
     assert part in str(caught.value)
 
 
 def test_a_bad_tool_is_refused_at_open(folder: Path) -> None:
     for name in ("call_model", "a\u202eb", "Read_File"):
-        (folder / "tollkeeper.toml").write_text(CONFIG + f"\n[tools.\"{name}\"]\nresource = 'Mcp::\"x\"'\n")
+        (folder / "tollkeeper.toml").write_text(CONFIG + f'\n[tools."{name}"]\nresource = \'Mcp::"x"\'\n')
         with pytest.raises(PolicyError):
             Gate.open(folder / "tollkeeper.toml")
 

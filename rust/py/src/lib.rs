@@ -14,7 +14,11 @@
 //! A room adds its own file and one `pymodule_export` line below. There is no module initialiser: with one, the stub
 //! generator could no longer promise that the stub is complete; and nothing may start a thread at import.
 
-#![expect(clippy::doc_markdown, clippy::doc_link_with_quotes, reason = "the documentation of what is exported becomes Python docstrings")]
+#![expect(
+    clippy::doc_markdown,
+    clippy::doc_link_with_quotes,
+    reason = "the documentation of what is exported becomes Python docstrings"
+)]
 
 mod batch;
 mod convert;
