@@ -5,10 +5,14 @@
 //!
 //! Recurses as deep as the expression nests or chains, so it runs on the parser thread only.
 
-use smallvec::SmallVec;
 use std::collections::HashMap;
+use std::hash::BuildHasher;
+
+use hashbrown::HashTable;
+use smallvec::SmallVec;
 
 use super::extension::ExtFn;
+use super::index::{SEED, key_hash};
 use super::program::{Op, Path, Predicate, Program, Test};
 use super::tree::{Binary, Body, ExprId, Kids, Node, Scope, Sym, Tree, Unary, Var, index_u32};
 use crate::value::Val;
@@ -33,6 +37,11 @@ pub struct Compiler {
     program: Program,
     paths: HashMap<(Var, SmallVec<[Sym; 4]>), u32>,
     path_uses: Vec<u32>,
+    predicates: HashMap<Predicate, u32>,
+    /// The first of equal constants; sets and records are not looked at
+    consts: HashTable<u32>,
+    /// The first of equal patterns, by their text
+    patterns: HashTable<u32>,
     depth: usize,
 }
 
@@ -100,9 +109,44 @@ impl Compiler {
 
     fn use_predicate(&mut self, predicate: Predicate) -> u32 {
         self.use_path(predicate.path);
-        let index = index_u32(self.program.predicates.len());
-        self.program.predicates.push(predicate);
+        let next = index_u32(self.program.predicates.len());
+        let index = *self.predicates.entry(predicate).or_insert(next);
+        if index == next {
+            self.program.predicates.push(predicate);
+        }
         index
+    }
+
+    /// The same test with the first of equal constants: policies repeat few constants, and what is shared stays in the
+    /// processor's cache.
+    fn shared(&mut self, tree: &Tree, test: Test) -> Test {
+        match test {
+            Test::Eq(c) => Test::Eq(self.shared_const(tree, c)),
+            Test::Contains(c) => Test::Contains(self.shared_const(tree, c)),
+            Test::Less(c) => Test::Less(self.shared_const(tree, c)),
+            Test::LessEq(c) => Test::LessEq(self.shared_const(tree, c)),
+            Test::Greater(c) => Test::Greater(self.shared_const(tree, c)),
+            Test::GreaterEq(c) => Test::GreaterEq(self.shared_const(tree, c)),
+            Test::Decimal(function, c) => Test::Decimal(function, self.shared_const(tree, c)),
+            Test::In(c) => Test::In(self.shared_const(tree, c)),
+            Test::Like(pattern) => Test::Like(self.shared_pattern(tree, pattern)),
+            Test::Truth | Test::OneOf(_) | Test::Is(_) | Test::Has(_) => test,
+        }
+    }
+
+    fn shared_const(&mut self, tree: &Tree, index: u32) -> u32 {
+        let value = tree.constant(index).as_value();
+        let Some(hash) = key_hash(&value) else { return index };
+        let same = |known: &u32| tree.constant(*known).as_value().total_cmp(&value).is_eq();
+        let rehash = |known: &u32| key_hash(&tree.constant(*known).as_value()).unwrap_or(0);
+        *self.consts.entry(hash, same, rehash).or_insert(index).get()
+    }
+
+    fn shared_pattern(&mut self, tree: &Tree, index: u32) -> u32 {
+        let Some(pattern) = tree.pattern(index) else { return index };
+        let hash = |known: &u32| tree.pattern(*known).map_or(0, |pattern| SEED.hash_one(pattern));
+        let same = |known: &u32| tree.pattern(*known) == Some(pattern);
+        *self.patterns.entry(hash(&index), same, hash).or_insert(index).get()
     }
 
     fn emit(&mut self, op: Op, origin: ExprId) -> usize {
@@ -320,6 +364,7 @@ fn predicate(compiler: &mut Compiler, tree: &mut Tree, expr: ExprId) -> Option<(
         _ => return None,
     };
     let (root, attrs) = tree.as_path(operand)?;
+    let test = compiler.shared(tree, test);
     Some((Predicate { path: compiler.path_index(root, attrs), test }, negated))
 }
 

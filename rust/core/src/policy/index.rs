@@ -12,7 +12,8 @@
 //! bitmap intersection of packet classifiers: Lakshman and Stiliadis, SIGCOMM 1998).
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::hash::BuildHasher;
+use std::sync::{Arc, LazyLock};
 
 use hashbrown::HashTable;
 use smallvec::SmallVec;
@@ -725,11 +726,13 @@ impl Scale {
     }
 }
 
+/// Seeds the hashes of numbers and patterns: policy text may come from outside, and constants chosen to collide would
+/// make loading quadratic.
+pub(super) static SEED: LazyLock<foldhash::quality::RandomState> = LazyLock::new(Default::default);
+
 /// Hash of a value that can be a bucket's key; sets and records cannot.
-fn key_hash(value: &Value<'_>) -> Option<u64> {
-    let mix = |kind: u64, n: i64| {
-        kind.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ n.cast_unsigned().wrapping_mul(0xA24B_AED4_963E_E407)
-    };
+pub(super) fn key_hash(value: &Value<'_>) -> Option<u64> {
+    let mix = |kind: u8, n: i64| SEED.hash_one((kind, n));
     Some(match value {
         Value::Str(text) => hash_text(text),
         Value::Entity(uid) => uid.hash(),
