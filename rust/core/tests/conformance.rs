@@ -66,7 +66,7 @@ fn cases(name: &str) -> Option<Vec<Case>> {
 
 /// Runs every request of a file; `with_schema` also reads entities through the test's schema.
 fn run(name: &str, with_schema: bool) -> Option<(usize, Vec<String>)> {
-    let mut requests = 0;
+    let mut requests = 0usize;
     let mut wrong = Vec::new();
     let mut scratch = Scratch::new();
     for case in cases(name)? {
@@ -79,7 +79,7 @@ fn run(name: &str, with_schema: bool) -> Option<(usize, Vec<String>)> {
         let entities = Entities::from_json(&case.entities.to_string(), schema.as_ref())
             .unwrap_or_else(|errors| panic!("{}: {errors}", case.id));
         for (number, request) in case.requests.iter().enumerate() {
-            requests += 1;
+            requests = requests.saturating_add(1);
             let context = context_from_json(&request.context.to_string()).unwrap();
             let (principal, action, resource) = (request.principal.uid(), request.action.uid(), request.resource.uid());
             let asked =

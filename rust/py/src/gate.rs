@@ -289,7 +289,6 @@ impl PyScope {
     ///     outer: A scope that this one narrows; principal and session are then its own.
     #[new]
     #[pyo3(signature = (gate, principal: "EntityUid | Entity | str | None" = None, session = None, *, labels = Vec::new(), on_behalf_of: "EntityUid | str | None" = None, tools = None, outer: "Scope | None" = None))]
-    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
         gate: &Bound<'_, PyGate>,
         principal: Option<&Bound<'_, PyAny>>,

@@ -506,6 +506,7 @@ impl PyContext {
         })
     }
 
+    #[expect(clippy::unused_self, reason = "a method of the object")]
     fn __repr__(&self) -> &'static str {
         "<Context>"
     }

@@ -12,6 +12,7 @@
 //! bitmap intersection of packet classifiers: Lakshman and Stiliadis, SIGCOMM 1998).
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::hash::BuildHasher;
 use std::sync::{Arc, LazyLock};
 
@@ -368,19 +369,21 @@ impl Index {
             dimension.list(name, &mut text);
         }
         for (number, level) in self.levels.iter().enumerate() {
-            text.push_str(&format!(
-                "level {}: {} policies without a test\n",
+            let _ = writeln!(
+                text,
+                "level {}: {} policies without a test",
                 number.saturating_add(1),
                 level.without.policies
-            ));
+            );
             for table in &level.tables {
-                text.push_str(&format!(
-                    "  {} {}: {} policies in {} buckets\n",
+                let _ = writeln!(
+                    text,
+                    "  {} {}: {} policies in {} buckets",
                     program.path_text(tree, table.path),
                     table.kind.name(tree),
                     table.members.policies,
                     table.buckets()
-                ));
+                );
             }
         }
         text
@@ -447,7 +450,7 @@ impl Dimension {
     }
 
     fn list(&self, name: &str, text: &mut String) {
-        text.push_str(&format!("{name}: any {}", self.any.policies));
+        let _ = write!(text, "{name}: any {}", self.any.policies);
         let mut lines: Vec<String> = Vec::new();
         for entry in &self.entities {
             if entry.equal.policies > 0 {
@@ -465,7 +468,7 @@ impl Dimension {
             text.push_str(line);
         }
         if lines.len() > shown {
-            text.push_str(&format!(", and {} more", lines.len().saturating_sub(shown)));
+            let _ = write!(text, ", and {} more", lines.len().saturating_sub(shown));
         }
         text.push('\n');
     }
@@ -605,7 +608,7 @@ fn merge(lists: &[&[Word]], into: &mut Vec<Word>) {
 
 impl Table {
     /// The buckets in which the test can be true, or the fault if reading the operand (or testing it) errs.
-    fn lookup<'a>(&self, evaluation: &Evaluation<'a>) -> Result<SmallVec<[Bucket; 4]>, Miss> {
+    fn lookup(&self, evaluation: &Evaluation<'_>) -> Result<SmallVec<[Bucket; 4]>, Miss> {
         let value = match evaluation.path(self.path) {
             Ok(value) => value,
             Err(at) => {
@@ -866,13 +869,13 @@ impl<'t> Builder<'t> {
             pending.clear();
         }
         if found.is_empty() {
-            found.extend(self.lone_guard(&guards));
+            found.extend(Self::lone_guard(&guards));
         }
         found
     }
 
     /// A `has` with nothing usable behind it is a test of its own.
-    fn lone_guard(&self, guards: &[(u32, Sym)]) -> Option<Hoisted> {
+    fn lone_guard(guards: &[(u32, Sym)]) -> Option<Hoisted> {
         let (path, sym) = *guards.first()?;
         Some(Hoisted { path, guarded: 0, test: Test::Has(sym), negated: false, exact: false })
     }
@@ -1265,8 +1268,8 @@ fn safe_test(test: Test, path: Option<&Path>) -> bool {
     match test {
         // Comparing the context with `==` errs when an argument in it cannot be represented.
         Test::Eq(_) | Test::OneOf(_) | Test::Is(_) => entity,
-        Test::In(_) => false,
         Test::Has(_) => true,
+        // `in` a set that holds something other than entities errs; everything else depends on the operand.
         _ => false,
     }
 }

@@ -3,7 +3,14 @@
 //! Agent-shaped on purpose: tools as actions in groups, conditions over `context.input`, guards, ranges, prefixes, and a
 //! share of conditions that err. Driven by any source of numbers: a seeded generator in tests, bytes in fuzzing.
 
-#![allow(dead_code, unreachable_pub, clippy::allow_attributes, reason = "each user takes a part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::allow_attributes,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "each user takes a part"
+)]
 
 use std::fmt::Write as _;
 
@@ -13,7 +20,7 @@ pub trait Source {
     fn below(&mut self, bound: u32) -> u32;
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): small, seeded, good enough to vary tests.
+/// `SplitMix64` (Steele, Lea, Flood 2014): small, seeded, good enough to vary tests.
 pub struct Seeded(pub u64);
 
 impl Source for Seeded {
