@@ -105,7 +105,8 @@ types: build $(VENV)/.lint
 FRESH := target/stubs/tollkeeper/_native.pyi
 define write-stub
 	$(MATURIN) generate-stubs --quiet --locked --features inspect --out target/stubs
-	$(BIN)/ruff check --quiet --isolated --fix-only --select PYI020 $(FRESH)
+	sed -i '0,/^from /s//import collections.abc\nimport os\nimport typing\nfrom /' $(FRESH)
+	$(BIN)/ruff check --quiet --isolated --fix-only --unsafe-fixes --select F401,I,PYI020,PYI034 $(FRESH)
 	$(BIN)/ruff format --quiet $(FRESH)
 endef
 

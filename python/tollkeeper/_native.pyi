@@ -2,8 +2,11 @@
 The native half of the package. Import from `tollkeeper`, not from here.
 """
 
-from _typeshed import SupportsGetItem
+import collections.abc
+import os
+import typing
 from typing import Any, SupportsIndex, final
+
 from typing_extensions import disjoint_base
 
 __all__ = [
@@ -42,7 +45,7 @@ class Answer:
         Whether the decision is allow.
         """
     @property
-    def annotations(self, /) -> dict:
+    def annotations(self, /) -> dict[str, dict[str, str]]:
         """
         The annotations of the reasons, by policy id.
         """
@@ -203,7 +206,7 @@ class Entities:
     """
     def __contains__(self, uid: Any, /) -> bool: ...
     def __len__(self, /) -> int: ...
-    def __new__(cls, entities: collections.abc.Iterable[Entity] = None, /) -> Entities: ...
+    def __new__(cls, entities: collections.abc.Iterable[Entity] | None = None, /) -> Entities: ...
     def __repr__(self, /) -> str: ...
     def ancestors(self, /, uid: EntityUid | str) -> list[str]:
         """
@@ -233,9 +236,9 @@ class Entities:
     def update(
         self,
         /,
-        entities: collections.abc.Iterable[Entity] = None,
+        entities: collections.abc.Iterable[Entity] | None = None,
         *,
-        remove: collections.abc.Iterable[EntityUid | str] = None,
+        remove: collections.abc.Iterable[EntityUid | str] | None = None,
     ) -> Entities:
         """
         A store with some entities added or replaced and others removed; the original is unchanged and shared.
@@ -269,7 +272,7 @@ class Entity:
         /,
         uid: EntityUid | str,
         attrs: dict[str, typing.Any] | None = None,
-        parents: collections.abc.Iterable[EntityUid | str] = None,
+        parents: collections.abc.Iterable[EntityUid | str] | None = None,
         tags: dict[str, typing.Any] | None = None,
     ) -> Entity: ...
     def __repr__(self, /) -> str: ...
@@ -350,7 +353,7 @@ class Gate:
         sources: dict[str, typing.Any],
         instance: SupportsIndex,
         current: collections.abc.Callable[[], Scope | None],
-    ) -> Gate:
+    ) -> typing.Self:
         """
         Args:
             sources: Mapping with `policies`, `schema`, `entities`, `tools`, `mode`, `on_error`, `unguarded_forbid`.
@@ -465,10 +468,10 @@ class PolicySet:
         contexts: collections.abc.Iterable[Context | dict[str, typing.Any]] | Context | dict[str, typing.Any],
         entities: Entities | None = None,
         *,
-        principal_index: collections.abc.Buffer | collections.abc.Sequence[int] | None = None,
-        action_index: collections.abc.Buffer | collections.abc.Sequence[int] | None = None,
-        resource_index: collections.abc.Buffer | collections.abc.Sequence[int] | None = None,
-        context_index: collections.abc.Buffer | collections.abc.Sequence[int] | None = None,
+        principal_index: typing.Any = None,
+        action_index: typing.Any = None,
+        resource_index: typing.Any = None,
+        context_index: typing.Any = None,
         detail: str = "decisions",
         threads: SupportsIndex = 1,
     ) -> BatchAnswer:
@@ -618,11 +621,11 @@ class Scope:
         principal: EntityUid | Entity | str | None = None,
         session: str | None = None,
         *,
-        labels: SupportsGetItem[int, str] = ...,
+        labels: list[str] = ...,
         on_behalf_of: EntityUid | str | None = None,
-        tools: SupportsGetItem[int, str] | None = None,
+        tools: list[str] | None = None,
         outer: Scope | None = None,
-    ) -> Scope:
+    ) -> typing.Self:
         """
         Args:
             gate: The gate the run goes through.
@@ -634,6 +637,11 @@ class Scope:
             outer: A scope that this one narrows; principal and session are then its own.
         """
     def __repr__(self, /) -> str: ...
+    @property
+    def _gate(self, /) -> Gate:
+        """
+        The gate the run goes through.
+        """
     def allows(self, /, tool: str) -> bool:
         """
         Whether the run may call this tool at all, before any policy is asked.

@@ -53,9 +53,6 @@ def Principal(  # noqa: N802 - reads as the noun it makes
 class Scope(_native.Scope):
     """Who acts, in which session, narrowed to which tools. Made by `Gate.run`."""
 
-    def __init__(self, gate: Gate, *_: object, **__: object) -> None:
-        self._gate = gate
-
     def bind(self, function: Callable[P, R]) -> Callable[P, R]:
         """A function that runs in this scope wherever it is called.
 
@@ -257,16 +254,16 @@ _NESTING_MAX = 64
 """Deeper than what the check accepts, so that the check is the one to refuse."""
 
 
-def _copied(value: object, depth: int) -> object:
+def _copied(value: Any, depth: int) -> Any:  # noqa: ANN401 - plain data of any shape
     """Plain containers copied, everything else as it is; the check refuses what is not plain."""
     if depth > _NESTING_MAX:
         return value
     if type(value) is dict:
-        return {key: _copied(item, depth + 1) for key, item in value.items()}
-    if type(value) is list:
-        return [_copied(item, depth + 1) for item in value]
-    if type(value) is tuple:
-        return tuple(_copied(item, depth + 1) for item in value)
+        fields: dict[Any, Any] = value
+        return {key: _copied(item, depth + 1) for key, item in fields.items()}
+    if type(value) is list or type(value) is tuple:
+        items: list[Any] | tuple[Any, ...] = value
+        return type(value)(_copied(item, depth + 1) for item in items)
     return value
 
 

@@ -37,7 +37,7 @@ pub(crate) struct PyEntities {
 #[pymethods]
 impl PyEntities {
     #[new]
-    #[pyo3(signature = (entities: "collections.abc.Iterable[Entity]" = None, /))]
+    #[pyo3(signature = (entities: "collections.abc.Iterable[Entity] | None" = None, /))]
     fn new(entities: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
         let data = entities.map(collect).transpose()?.unwrap_or_default();
         guard(|| Entities::from_data(data).map(|inner| Self { inner }).map_err(Error::from))
@@ -70,7 +70,7 @@ impl PyEntities {
     ///
     /// Raises:
     ///     EntityError: The change would make a parent cycle.
-    #[pyo3(signature = (entities: "collections.abc.Iterable[Entity]" = None, *, remove: "collections.abc.Iterable[EntityUid | str]" = None))]
+    #[pyo3(signature = (entities: "collections.abc.Iterable[Entity] | None" = None, *, remove: "collections.abc.Iterable[EntityUid | str] | None" = None))]
     fn update(&self, entities: Option<&Bound<'_, PyAny>>, remove: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
         let data = entities.map(collect).transpose()?.unwrap_or_default();
         let removals = remove.map(collect_uids).transpose()?.unwrap_or_default();
@@ -145,7 +145,7 @@ pub(crate) struct PyEntity {
 #[pymethods]
 impl PyEntity {
     #[new]
-    #[pyo3(signature = (uid: "EntityUid | str", attrs: "dict[str, typing.Any] | None" = None, parents: "collections.abc.Iterable[EntityUid | str]" = None, tags: "dict[str, typing.Any] | None" = None))]
+    #[pyo3(signature = (uid: "EntityUid | str", attrs: "dict[str, typing.Any] | None" = None, parents: "collections.abc.Iterable[EntityUid | str] | None" = None, tags: "dict[str, typing.Any] | None" = None))]
     fn new(
         uid: &Bound<'_, PyAny>,
         attrs: Option<&Bound<'_, PyDict>>,

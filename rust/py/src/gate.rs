@@ -275,6 +275,7 @@ fn now_ms() -> i64 {
 #[pyclass(frozen, subclass, name = "Scope", module = "tollkeeper._native")]
 pub(crate) struct PyScope {
     inner: Scope,
+    gate: Py<PyGate>,
 }
 
 #[pymethods]
@@ -288,7 +289,7 @@ impl PyScope {
     ///     tools: The only tools this run may call.
     ///     outer: A scope that this one narrows; principal and session are then its own.
     #[new]
-    #[pyo3(signature = (gate, principal: "EntityUid | Entity | str | None" = None, session = None, *, labels = Vec::new(), on_behalf_of: "EntityUid | str | None" = None, tools = None, outer: "Scope | None" = None))]
+    #[pyo3(signature = (gate, principal: "EntityUid | Entity | str | None" = None, session = None, *, labels: "list[str]" = Vec::new(), on_behalf_of: "EntityUid | str | None" = None, tools: "list[str] | None" = None, outer: "Scope | None" = None))]
     fn new(
         gate: &Bound<'_, PyGate>,
         principal: Option<&Bound<'_, PyAny>>,
@@ -300,7 +301,8 @@ impl PyScope {
     ) -> PyResult<Self> {
         if let Some(outer) = outer {
             let narrowed = || outer.get().inner.narrowed(tools.as_deref(), &labels);
-            return guard(|| narrowed().map(|inner| Self { inner }).map_err(Error::from));
+            let gate = outer.get().gate.clone_ref(gate.py());
+            return guard(|| narrowed().map(|inner| Self { inner, gate }).map_err(Error::from));
         }
         let (Some(principal), Some(session)) = (principal, session) else {
             return Err(PyTypeError::new_err("a scope needs a principal and a session"));
@@ -312,8 +314,15 @@ impl PyScope {
         let on_behalf_of = on_behalf_of.map(|uid| uid_arg(uid).map(crate::uid::UidArg::into_owned)).transpose()?;
         guard(|| {
             let spec = ScopeSpec { principal, session, labels, on_behalf_of, tools };
-            Scope::new(spec, &gate.get().inner.state()).map(|inner| Self { inner }).map_err(Error::from)
+            let inner = Scope::new(spec, &gate.get().inner.state()).map_err(Error::from)?;
+            Ok::<_, PyErr>(Self { inner, gate: gate.clone().unbind() })
         })
+    }
+
+    /// The gate the run goes through.
+    #[getter]
+    fn _gate(&self, py: Python<'_>) -> Py<PyGate> {
+        self.gate.clone_ref(py)
     }
 
     /// Who acts.

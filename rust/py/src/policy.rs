@@ -3,6 +3,7 @@
 //! Arguments are taken as they come (handles or text, a prepared context or a mapping) and nothing is decided here.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
@@ -202,7 +203,7 @@ impl PyPolicySet {
     ///     ValueError: Columns of different lengths, an index outside its table.
     ///     EntityError: A uid cannot be read.
     ///     ArgumentsError: A mapping is not plain data.
-    #[pyo3(signature = (principals: "collections.abc.Iterable[EntityUid | str] | EntityUid | str", actions: "collections.abc.Iterable[EntityUid | str] | EntityUid | str", resources: "collections.abc.Iterable[EntityUid | str] | EntityUid | str", contexts: "collections.abc.Iterable[Context | dict[str, typing.Any]] | Context | dict[str, typing.Any]", entities: "Entities | None" = None, *, principal_index: "collections.abc.Buffer | collections.abc.Sequence[int] | None" = None, action_index: "collections.abc.Buffer | collections.abc.Sequence[int] | None" = None, resource_index: "collections.abc.Buffer | collections.abc.Sequence[int] | None" = None, context_index: "collections.abc.Buffer | collections.abc.Sequence[int] | None" = None, detail: "str" = "decisions", threads = 1))]
+    #[pyo3(signature = (principals: "collections.abc.Iterable[EntityUid | str] | EntityUid | str", actions: "collections.abc.Iterable[EntityUid | str] | EntityUid | str", resources: "collections.abc.Iterable[EntityUid | str] | EntityUid | str", contexts: "collections.abc.Iterable[Context | dict[str, typing.Any]] | Context | dict[str, typing.Any]", entities: "Entities | None" = None, *, principal_index: "typing.Any" = None, action_index: "typing.Any" = None, resource_index: "typing.Any" = None, context_index: "typing.Any" = None, detail: "str" = "decisions", threads = 1))]
     #[expect(clippy::too_many_arguments, reason = "one for each column and its index")]
     fn decide_many<'py>(
         &self,
@@ -579,13 +580,10 @@ impl PyAnswer {
 
     /// The annotations of the reasons, by policy id.
     #[getter]
-    fn annotations<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+    fn annotations(&self) -> BTreeMap<&str, BTreeMap<&str, &str>> {
         let set = &self.policies.get().inner;
-        let dict = PyDict::new(py);
-        for policy in &self.answer.reasons {
-            dict.set_item(set.id(*policy), annotations(py, set, *policy)?)?;
-        }
-        Ok(dict)
+        let of = |policy: u32| set.annotations(policy).iter().map(|(key, value)| (&**key, &**value)).collect();
+        self.answer.reasons.iter().map(|policy| (set.id(*policy), of(*policy))).collect()
     }
 
     #[expect(clippy::unused_self, reason = "a method of the object")]
