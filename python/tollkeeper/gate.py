@@ -258,12 +258,11 @@ def _copied(value: Any, depth: int) -> Any:  # noqa: ANN401 - plain data of any 
     """Plain containers copied, everything else as it is; the check refuses what is not plain."""
     if depth > _NESTING_MAX:
         return value
-    if type(value) is dict:
-        fields: dict[Any, Any] = value
-        return {key: _copied(item, depth + 1) for key, item in fields.items()}
-    if type(value) is list or type(value) is tuple:
-        items: list[Any] | tuple[Any, ...] = value
-        return type(value)(_copied(item, depth + 1) for item in items)
+    kind = type(value)
+    if kind is dict:
+        return {key: _copied(item, depth + 1) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return kind(_copied(item, depth + 1) for item in value)
     return value
 
 
