@@ -258,7 +258,7 @@ def _copied(value: Any, depth: int) -> Any:  # noqa: ANN401 - plain data of any 
     """Plain containers copied, everything else as it is; the check refuses what is not plain."""
     if depth > _NESTING_MAX:
         return value
-    kind = type(value)
+    kind: type[Any] = type(value)
     if kind is dict:
         return {key: _copied(item, depth + 1) for key, item in value.items()}
     if kind is list or kind is tuple:
