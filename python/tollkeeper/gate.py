@@ -252,17 +252,19 @@ class Gate(_native.Gate):
 
 _NESTING_MAX = 64
 """Deeper than what the check accepts, so that the check is the one to refuse."""
+# Exact types: a subclass is left as it is, and the check refuses it.
+_MAPPINGS = (dict,)
+_SEQUENCES = (list, tuple)
 
 
 def _copied(value: Any, depth: int) -> Any:  # noqa: ANN401 - plain data of any shape
     """Plain containers copied, everything else as it is; the check refuses what is not plain."""
     if depth > _NESTING_MAX:
         return value
-    kind: type[Any] = type(value)
-    if kind is dict:
+    if type(value) in _MAPPINGS:
         return {key: _copied(item, depth + 1) for key, item in value.items()}
-    if kind is list or kind is tuple:
-        return kind(_copied(item, depth + 1) for item in value)
+    if type(value) in _SEQUENCES:
+        return type(value)(_copied(item, depth + 1) for item in value)
     return value
 
 
