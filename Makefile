@@ -131,10 +131,17 @@ bench: build $(VENV)/.bench
 instr: build
 	$(BIN)/python benches/instr/count.py
 
-# make fuzz TARGET=name FUZZ_SECONDS=600; needs cargo-fuzz.
+# make fuzz TARGET=name FUZZ_SECONDS=600; without TARGET each in turn. On stable: sanitizers would need nightly.
 FUZZ_SECONDS ?= 60
-fuzz:
-	cd fuzz && cargo fuzz run --sanitizer none $(TARGET) -- -max_total_time=$(FUZZ_SECONDS)
+TARGET ?= policy_text entities_json compiled_vs_reference
+CARGO_FUZZ := $(or $(shell command -v cargo-fuzz),$(abspath target/tools/bin/cargo-fuzz))
+$(abspath target/tools/bin/cargo-fuzz):
+	cargo install --locked --quiet --root target/tools cargo-fuzz
+
+fuzz: $(CARGO_FUZZ)
+	python3 fuzz/seeds.py $(wildcard ../shared/data/cedar)
+	cd fuzz && for target in $(TARGET); do mkdir -p corpus/$$target && \
+	$(CARGO_FUZZ) fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
