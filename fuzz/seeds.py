@@ -8,6 +8,7 @@ Repetitions are cut short: the fuzzer learns more from `((((` than from a megaby
 import gzip
 import hashlib
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -38,8 +39,15 @@ def write(target: str, seed: bytes) -> None:
         (folder / hashlib.sha1(seed, usedforsecurity=False).hexdigest()).write_bytes(seed)
 
 
+def long_choices() -> None:
+    """Bytes enough for several policies, entities and requests: left alone, the fuzzer stays with short inputs."""
+    for number in range(64):
+        write("compiled_vs_reference", random.Random(number).randbytes(400 + 40 * number))  # noqa: S311 - not a secret
+
+
 def main() -> None:
     """Writes the seeds of all targets."""
+    long_choices()
     for line in (HOSTILE / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
         case = json.loads(line)
         if case["kind"] in TARGETS:
