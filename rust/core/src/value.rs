@@ -8,11 +8,12 @@
 //! and membership are merges and binary searches whatever the size of the operands.
 
 use std::cmp::Ordering;
+use std::hash::BuildHasher;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::arguments::ArgumentRef;
-use crate::uid::EntityUid;
+use crate::uid::{EntityUid, hash_text};
 
 /// An `ipaddr` value: address and prefix length. `127.0.0.1` and `127.0.0.1/32` are the same value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -327,4 +328,23 @@ pub fn field<'a>(fields: &'a [(Box<str>, Val)], key: &str) -> Option<&'a Val> {
         return fields.iter().find(|(name, _)| **name == *key).map(|(_, value)| value);
     }
     fields.binary_search_by(|(name, _)| (**name).cmp(key)).ok().and_then(|at| fields.get(at)).map(|f| &f.1)
+}
+
+/// Seeds the hashes of numbers and patterns: policy text may come from outside, and constants chosen to collide would
+/// make loading quadratic.
+pub(crate) static SEED: LazyLock<foldhash::quality::RandomState> = LazyLock::new(Default::default);
+
+/// Hash of a value that can be a bucket's key; sets and records cannot.
+pub(crate) fn key_hash(value: &Value<'_>) -> Option<u64> {
+    let mix = |kind: u8, n: i64| SEED.hash_one((kind, n));
+    Some(match value {
+        Value::Str(text) => hash_text(text),
+        Value::Entity(uid) => uid.hash(),
+        Value::Bool(b) => mix(1, i64::from(*b)),
+        Value::Long(n) => mix(2, *n),
+        Value::Decimal(n) => mix(3, *n),
+        Value::Datetime(n) => mix(4, *n),
+        Value::Duration(n) => mix(5, *n),
+        _ => return None,
+    })
 }

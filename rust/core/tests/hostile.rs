@@ -1,4 +1,4 @@
-//! Every policy and schema case of `tests/hostile/` ends as its manifest says, in seconds and without harm.
+//! Every case of `tests/hostile/` ends as its manifest says, in seconds and without harm.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+use tollkeeper_core::policy::entities::{Entities, context_from_json};
 use tollkeeper_core::policy::error::PolicyErrors;
 use tollkeeper_core::policy::parse::{Source, decode, on_parser_thread, parse_policies, parse_schema, validate};
 
@@ -115,6 +116,16 @@ fn policies_within_the_limits_validate_without_harm() {
 #[test]
 fn schemas() {
     run("schema", |source| parse_schema(source).map(drop));
+}
+
+#[test]
+fn entities() {
+    run("entities", |source| Entities::from_json(source.text, None).map(drop));
+}
+
+#[test]
+fn contexts() {
+    run("context", |source| context_from_json(source.text).map(drop));
 }
 
 #[test]

@@ -12,10 +12,9 @@ use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use super::extension::ExtFn;
-use super::index::{SEED, key_hash};
 use super::program::{Op, Path, Predicate, Program, Test};
 use super::tree::{Binary, Body, ExprId, Kids, Node, Scope, Sym, Tree, Unary, Var, index_u32};
-use crate::value::Val;
+use crate::value::{SEED, Val, key_hash};
 
 /// Paths with a value slot: more would make the slots themselves the cost of a small request.
 const SLOTS_MAX: usize = 48;

@@ -13,8 +13,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::hash::BuildHasher;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use hashbrown::HashTable;
 use smallvec::SmallVec;
@@ -26,7 +25,7 @@ use super::extension::ExtFn;
 use super::program::{Path, Program, Test};
 use super::tree::{ActionScope, Body, EntityRef, Node, Scope, Sym, Tree, Var, index_u32};
 use crate::uid::{EntityUid, hash_text};
-use crate::value::{Val, Value};
+use crate::value::{Val, Value, key_hash};
 
 /// Levels of hoisted tests per policy.
 const LEVELS: usize = 3;
@@ -727,25 +726,6 @@ impl Scale {
             _ => None,
         }
     }
-}
-
-/// Seeds the hashes of numbers and patterns: policy text may come from outside, and constants chosen to collide would
-/// make loading quadratic.
-pub(super) static SEED: LazyLock<foldhash::quality::RandomState> = LazyLock::new(Default::default);
-
-/// Hash of a value that can be a bucket's key; sets and records cannot.
-pub(super) fn key_hash(value: &Value<'_>) -> Option<u64> {
-    let mix = |kind: u8, n: i64| SEED.hash_one((kind, n));
-    Some(match value {
-        Value::Str(text) => hash_text(text),
-        Value::Entity(uid) => uid.hash(),
-        Value::Bool(b) => mix(1, i64::from(*b)),
-        Value::Long(n) => mix(2, *n),
-        Value::Decimal(n) => mix(3, *n),
-        Value::Datetime(n) => mix(4, *n),
-        Value::Duration(n) => mix(5, *n),
-        _ => return None,
-    })
 }
 
 fn values(table: &HashTable<(Val, Bucket)>, value: Value<'_>, found: &mut SmallVec<[Bucket; 4]>) -> Result<(), Fault> {

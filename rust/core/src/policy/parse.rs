@@ -137,11 +137,15 @@ pub fn validate_named<'n>(
         let result = Validator::new(schema.clone()).validate(policies, ValidationMode::Strict);
         let explain = |id: &PolicyId, diagnostic: &dyn Diagnostic| {
             let text = text_of(policies, id);
-            explain(
-                "policy.invalid",
-                &Source { name: name_of(id), text: text.as_deref().unwrap_or_default() },
-                diagnostic,
-            )
+            let source = Source { name: name_of(id), text: text.as_deref().unwrap_or_default() };
+            let mut error = explain("policy.invalid", &source, diagnostic);
+            // The reference's positional name; the place says which policy it is, whatever it is called here.
+            if policies.policy(id).is_some_and(|policy| policy.template_id().is_none())
+                && let Some(rest) = error.message.strip_prefix(&format!("for policy `{id}`, "))
+            {
+                error.message = rest.to_owned();
+            }
+            error
         };
         let omitted = result.validation_errors().count().saturating_sub(ERRORS_MAX);
         let errors = result.validation_errors().take(ERRORS_MAX).map(|error| explain(error.policy_id(), error));
