@@ -637,6 +637,10 @@ class Scope:
             outer: A scope that this one narrows; principal and session are then its own.
         """
     def __repr__(self, /) -> str: ...
+    def _end(self, /) -> None:
+        """
+        Ends the scope: checks with it are denied with `scope.missing` from now on.
+        """
     @property
     def _gate(self, /) -> Gate:
         """

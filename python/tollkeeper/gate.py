@@ -58,6 +58,22 @@ class Scope(_native.Scope):
 
         Tasks and `asyncio.to_thread` inherit the scope; threads, pools and executors do not.
         """
+        import inspect  # noqa: PLC0415 - see the top
+
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            message = "a generator cannot be bound: its body runs wherever it is asked for the next value"
+            raise TypeError(message)
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def bound_async(*args: P.args, **kwargs: P.kwargs) -> object:
+                token = _CURRENT.set(self)
+                try:
+                    return await function(*args, **kwargs)
+                finally:
+                    _CURRENT.reset(token)
+
+            return bound_async  # type: ignore[return-value]
 
         @functools.wraps(function)
         def bound(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -71,7 +87,7 @@ class Scope(_native.Scope):
 
     def narrowed(self, tools: Iterable[str] | None = None, labels: Iterable[str] = ()) -> Scope:
         """A scope inside this one: only the tools that both allow, this one's labels and more."""
-        return Scope(self._gate, tools=None if tools is None else list(tools), labels=list(labels), outer=self)
+        return Scope(self._gate, tools=_names("tools", tools), labels=_names("labels", labels) or [], outer=self)
 
 
 class Run:
@@ -83,15 +99,28 @@ class Run:
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self._tokens: list[Token[Scope | None]] = []
+        self._over = False
 
     def __enter__(self) -> Scope:
+        if self._over:
+            message = "this run is over; make another with gate.run(...)"
+            raise RuntimeError(message)
         self._tokens.append(_CURRENT.set(self.scope))
         return self.scope
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _CURRENT.reset(self._tokens.pop())
+        token = self._tokens.pop()
+        if not self._tokens:
+            # Before the context variable: in whatever order runs end, a scope that is over allows nothing.
+            self._over = True
+            self.scope._end()  # noqa: SLF001 - the native half of this module
+        try:
+            _CURRENT.reset(token)
+        except ValueError:
+            # Entered in another context, by another task: that context's value is the scope just ended.
+            _CURRENT.set(None)
 
     async def __aenter__(self) -> Scope:
         return self.__enter__()
@@ -175,19 +204,19 @@ class Gate(_native.Gate):
             EntityError: The principal cannot be used.
             ValueError: A run inside another one changes the principal, the session or `on_behalf_of`.
         """
-        chosen = None if tools is None else list(tools)
+        chosen, seen = _names("tools", tools), _names("labels", labels) or []
         outer = _CURRENT.get()
-        if outer is None:
+        if outer is None or outer._gate is not self:  # noqa: SLF001 - the native half of this module
             if principal is None:
                 message = "a run needs a principal; only a run inside another one can leave it out"
                 raise ValueError(message)
             session = session if session is not None else os.urandom(16).hex()
-            scope = Scope(self, principal, session, labels=list(labels), on_behalf_of=on_behalf_of, tools=chosen)
+            scope = Scope(self, principal, session, labels=seen, on_behalf_of=on_behalf_of, tools=chosen)
             return Run(scope)
         _refuse_change("principal", principal, outer.principal)
         _refuse_change("session", session, outer.session)
         _refuse_change("on_behalf_of", on_behalf_of, outer.on_behalf_of)
-        return Run(outer.narrowed(chosen, labels))
+        return Run(outer.narrowed(chosen, seen))
 
     if TYPE_CHECKING:
 
@@ -214,6 +243,9 @@ class Gate(_native.Gate):
     def _guarded(self, function: Callable[P, R], *, tool: str | None) -> Callable[P, Any]:
         import inspect  # noqa: PLC0415 - see the top
 
+        if isinstance(function, functools.partial):
+            message = "a partial hides arguments from policies; guard the function and make the partial of that"
+            raise TypeError(message)
         signature = inspect.signature(function)
         name = tool if tool is not None else getattr(function, "__name__", "")
         _refuse_positional(signature, name)
@@ -221,7 +253,7 @@ class Gate(_native.Gate):
         def admitted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            bound.arguments = {key: _copied(value, 0) for key, value in bound.arguments.items()}
+            bound.arguments = _copied(dict(bound.arguments), {})
             self.check(name, _by_name(signature, bound.arguments)).require()
             return bound
 
@@ -250,22 +282,47 @@ class Gate(_native.Gate):
         self.close()
 
 
-_NESTING_MAX = 64
-"""Deeper than what the check accepts, so that the check is the one to refuse."""
 # Exact types: a subclass is left as it is, and the check refuses it.
 _MAPPINGS = (dict,)
-_SEQUENCES = (list, tuple)
+_LISTS = (list,)
+_TUPLES = (tuple,)
 
 
-def _copied(value: Any, depth: int) -> Any:  # noqa: ANN401 - plain data of any shape
-    """Plain containers copied, everything else as it is; the check refuses what is not plain."""
-    if depth > _NESTING_MAX:
-        return value
+def _copied(value: Any, done: dict[int, Any]) -> Any:  # noqa: ANN401 - plain data of any shape
+    """Plain containers copied, each once, everything else as it is; the check refuses what is not plain.
+
+    A container that holds itself is copied into one that does, which the check refuses as too deep.
+    """
+    if id(value) in done:
+        return done[id(value)]
     if type(value) in _MAPPINGS:
-        return {key: _copied(item, depth + 1) for key, item in value.items()}
-    if type(value) in _SEQUENCES:
-        return type(value)(_copied(item, depth + 1) for item in value)
+        fields: dict[Any, Any] = {}
+        done[id(value)] = fields
+        for key, item in value.items():
+            fields[key] = _copied(item, done)
+        return fields
+    if type(value) in _LISTS:
+        items: list[Any] = []
+        done[id(value)] = items
+        items.extend(_copied(item, done) for item in value)
+        return items
+    if type(value) in _TUPLES:
+        copied: tuple[Any, ...] = tuple(_copied(item, done) for item in value)
+        done[id(value)] = copied
+        return copied
+    if any("__struct_fields__" in vars(base) for base in type(value).__mro__):
+        import copy  # noqa: PLC0415 - see the top
+
+        return copy.deepcopy(value)
     return value
+
+
+def _names(what: str, names: Iterable[str] | None) -> list[str] | None:
+    """A str is an iterable of its characters, which is never what was meant."""
+    if isinstance(names, str):
+        message = f"{what} is a list of names, not a str"
+        raise TypeError(message)
+    return None if names is None else list(names)
 
 
 def _refuse_positional(signature: inspect.Signature, name: str) -> None:
@@ -282,7 +339,11 @@ def _by_name(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict
     for key, value in arguments.items():
         parameter = signature.parameters[key]
         if parameter.kind is parameter.VAR_KEYWORD:
-            named.update(value)
+            for name, item in value.items():
+                if name in arguments:
+                    message = f"`{name}` is given by position and by name; policies could see only one of them"
+                    raise TypeError(message)
+                named[name] = item
         else:
             named[key] = value
     return named

@@ -350,3 +350,121 @@ def test_every_code_is_documented_and_raised_here_or_elsewhere() -> None:
 def test_a_gate_cannot_be_copied(gate: Gate) -> None:
     with pytest.raises(TypeError):
         copy.copy(gate)
+
+
+def opened(folder: Path, policies: str, tools: str = "[tools.t]\nresource = 'Mcp::\"m\"'\n", gate: str = "") -> Gate:
+    """A gate over one policy text and some tools."""
+    (folder / "q.cedar").write_text(policies)
+    (folder / "q.toml").write_text(f"{gate}[policy]\nfiles = ['q.cedar']\n{tools}")
+    return Gate.open(folder / "q.toml")
+
+
+PERMIT = "permit (principal, action, resource);\n"
+
+
+def test_bound_coroutines_run_in_their_scope_and_generators_are_refused(tmp_path: Path) -> None:
+    gate = opened(tmp_path, PERMIT, "[tools.a]\nresource = 'Mcp::\"m\"'\n[tools.b]\nresource = 'Mcp::\"m\"'\n")
+
+    async def call() -> str:
+        await asyncio.sleep(0)
+        return gate.check("b").code
+
+    with gate.run(principal='Agent::"x"') as outer:
+        inner = outer.narrowed(tools=["a"])
+        assert inner.bind(lambda: gate.check("b").code)() == "policy.forbidden"
+        assert asyncio.run(inner.bind(call)()) == "policy.forbidden"  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="generator"):
+            inner.bind(lambda: (yield))
+
+
+def test_a_scope_ends_with_its_run(tmp_path: Path) -> None:
+    gate = opened(tmp_path, PERMIT)
+    first, second = gate.run(principal='Agent::"admin"'), gate.run(principal='Agent::"x"')
+    kept = first.__enter__()
+    second.__enter__()
+    # Ended in the wrong order: the variable then holds the first scope again, which is over.
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert gate.check("t").code == "scope.missing"
+    assert gate.check("t", scope=kept).code == "scope.missing"
+    with pytest.raises(RuntimeError, match="over"):
+        first.__enter__()
+
+
+def test_a_scope_is_of_one_gate(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    one, other = opened(tmp_path, PERMIT), opened(tmp_path / "other", PERMIT)
+    with one.run(principal='Agent::"x"') as scope:
+        assert one.check("t").code == "allow"
+        assert other.check("t").code == "scope.missing"
+        assert other.check("t", scope=scope).code == "scope.missing"
+        with other.run(principal='Agent::"y"'):
+            assert other.check("t").code == "allow"
+
+
+def test_names_are_lists_not_text(tmp_path: Path) -> None:
+    gate = opened(tmp_path, PERMIT)
+    for names in ({"labels": "untrusted"}, {"tools": "t"}):
+        with pytest.raises(TypeError, match="not a str"):
+            gate.run(principal='Agent::"x"', **names)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["Approval", "APPROVAL", "approvals", "durabilty", "Mode", "reasn"])
+def test_near_misses_of_annotations_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PolicyError, match="means nothing"):
+        opened(tmp_path, f'@{name}("x") {PERMIT}')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        '{ allOf = [{ type = "number" }, { type = "integer" }] }',
+        '{ allOf = [{ type = "integer" }, { type = "number" }] }',
+        "{ enum = [1000] }",
+        "{ const = 1000.0 }",
+    ],
+)
+def test_a_number_is_one_value_however_it_is_written(tmp_path: Path, schema: str) -> None:
+    tools = f"[tools.t]\nresource = 'Mcp::\"m\"'\n[tools.t.schema.properties]\namount = {schema}\n"
+    forbid = "forbid (principal, action, resource) when {{ context.input has amount && context.input.amount == {} }};"
+    for literal in ("1000", 'decimal("1000.0")'):
+        gate = opened(tmp_path, PERMIT + forbid.format(literal), tools)
+        with gate.run(principal='Agent::"x"'):
+            assert gate.check("t", {"amount": 1000}).code == gate.check("t", {"amount": 1000.0}).code
+
+
+def test_guard_hides_nothing_from_policies(tmp_path: Path) -> None:
+    import functools  # noqa: PLC0415 - only here
+
+    import msgspec  # noqa: PLC0415
+
+    class Order(msgspec.Struct):
+        amount: int
+
+    forbid = "forbid (principal, action, resource) when { context.input has amount && context.input.amount > 100 };"
+    gate = opened(tmp_path, PERMIT + forbid)
+    seen: list[Any] = []
+
+    @gate.guard(tool="t")
+    def transfer(amount: int, /, **extra: Any) -> None:
+        seen.append((amount, extra))
+
+    @gate.guard(tool="t")
+    def order(order: Any) -> None:
+        seen.append(order)
+
+    cyclic: list[Any] = []
+    cyclic += [cyclic, cyclic]
+    mine = Order(1)
+    with gate.run(principal='Agent::"x"'):
+        with pytest.raises(TypeError, match="by position and by name"):
+            transfer(10**6, amount=1)
+        with pytest.raises(Denied) as caught:
+            order(cyclic)
+        assert caught.value.code == "input.too_large"
+        order(mine)
+        assert seen == [mine]
+        assert seen[0] is not mine
+        assert gate.check("x\ud800", {}).code == "input.unknown_tool"
+    with pytest.raises(TypeError, match="partial"):
+        gate.guard(functools.partial(transfer, 1))

@@ -47,34 +47,36 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"{arguments.file}: more than {ACTIONS_MAX:,} actions")
     rows: list[tuple[str, ...]] = []
     codes: Counter[str] = Counter()
+    held_back: Counter[str] = Counter()
     nanoseconds: list[int] = []
     with progress(lines, len(lines), "actions") as drawn:
         for number, action in drawn:
             decision, took = _decide(gate, action, arguments.file, number)
             nanoseconds.append(took)
             codes[decision.code] += 1
+            if decision.would_deny is not None:
+                held_back[decision.would_deny] += 1
             if arguments.json:
                 out_json({"line": number, "tool": action.tool, **gates.as_json(decision)})
             else:
-                verdict = "allow" if decision.allowed else "deny"
-                rows.append(
-                    (
-                        str(number),
-                        action.tool,
-                        verdict,
-                        ", ".join(decision.policies) or "-",
-                        decision.reason.partition("\n")[0],
-                    )
-                )
+                rows.append(_row(number, action, decision))
     if not arguments.json:
         for line in table(("line", "action", "decision", "policy", "reason"), rows):
             out(line)
         out()
     # With --json standard output holds decisions only.
     summary = note if arguments.json else out
-    for line in _summary(codes, nanoseconds):
+    for line in _summary(codes, held_back, nanoseconds):
         summary(line)
     return EXIT_OK
+
+
+def _row(number: int, action: ActionLine, decision: Any) -> tuple[str, ...]:  # noqa: ANN401 - a decision
+    verdict = "allow" if decision.allowed else "deny"
+    if decision.would_deny is not None:
+        verdict += " (shadow)"
+    policies = decision.would_deny_policies or decision.policies
+    return str(number), action.tool, verdict, ", ".join(policies) or "-", " ".join(decision.reason.split())
 
 
 def _decide(gate: Any, action: ActionLine, name: str, number: int) -> tuple[Any, int]:  # noqa: ANN401 - gate and decision
@@ -88,9 +90,13 @@ def _decide(gate: Any, action: ActionLine, name: str, number: int) -> tuple[Any,
         return decision, time.perf_counter_ns() - started
 
 
-def _summary(codes: Counter[str], nanoseconds: list[int]) -> list[str]:
+def _summary(codes: Counter[str], held_back: Counter[str], nanoseconds: list[int]) -> list[str]:
     total = codes.total()
     parts = [f"{codes[code]:,} {shown(code)}" for code in sorted(codes, key=lambda code: (code != "allow", code))]
     nanoseconds.sort()
     p50, p99 = (nanoseconds[min(total - 1, total * percent // 100)] / 1000 for percent in (50, 99))
-    return [f"{counted(total, 'action')}: {', '.join(parts)}", f"check: p50 {p50:.1f} us, p99 {p99:.1f} us"]
+    lines = [f"{counted(total, 'action')}: {', '.join(parts)}"]
+    if held_back:
+        parts = [f"{count:,} {shown(code)}" for code, count in sorted(held_back.items())]
+        lines.append(f"shadow mode let through what would be denied: {', '.join(parts)}")
+    return [*lines, f"check: p50 {p50:.1f} us, p99 {p99:.1f} us"]

@@ -147,25 +147,34 @@ impl PyGate {
     ///     tool: Name of a registered tool.
     ///     arguments: Plain data with str keys; `None` is no arguments.
     ///     scope: A scope other than the current one.
-    #[pyo3(signature = (tool, arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, *, scope: "Scope | None" = None))]
+    #[pyo3(signature = (tool: "str", arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, *, scope: "Scope | None" = None))]
     fn check(
-        &self,
-        py: Python<'_>,
-        tool: &str,
+        slf: &Bound<'_, Self>,
+        tool: &Bound<'_, PyString>,
         arguments: Option<&Bound<'_, PyAny>>,
         scope: Option<Bound<'_, PyScope>>,
     ) -> PyResult<PyDecision> {
+        let this = slf.get();
+        let Ok(tool) = tool.to_str() else {
+            // A lone surrogate: no registered tool has such a name.
+            let reason = "the tool's name is not text that can be encoded, so no tool has it".to_owned();
+            return guard(|| {
+                Ok::<_, PyErr>(PyDecision { inner: this.inner.refuse(Code::InputUnknownTool, Some(reason)) })
+            });
+        };
         let scope = match scope {
             Some(scope) => Some(scope),
-            None => self.current.bind(py).call0()?.cast_into::<PyScope>().ok(),
+            None => this.current.bind(slf.py()).call0()?.cast_into::<PyScope>().ok(),
         };
-        let decide = || self.decide(tool, arguments, scope.as_ref().map(|scope| &scope.get().inner));
+        // A scope speaks of one gate's principal and one run: anywhere else it is none.
+        let scope = scope.filter(|scope| scope.get().gate.is(slf) && !scope.get().ended.load(Ordering::Relaxed));
+        let decide = || this.decide(tool, arguments, scope.as_ref().map(|scope| &scope.get().inner));
         let inner = if let Ok(decision) = catch_unwind(AssertUnwindSafe(decide)) {
             decision
         } else {
             // Relaxed: the flag guards no other data, and every later check of this thread sees it.
-            self.poisoned.store(true, Ordering::Relaxed);
-            guard(|| Ok::<_, PyErr>(self.inner.refuse(Code::InternalPanic, None)))?
+            this.poisoned.store(true, Ordering::Relaxed);
+            guard(|| Ok::<_, PyErr>(this.inner.refuse(Code::InternalPanic, None)))?
         };
         Ok(PyDecision { inner })
     }
@@ -276,6 +285,8 @@ fn now_ms() -> i64 {
 pub(crate) struct PyScope {
     inner: Scope,
     gate: Py<PyGate>,
+    /// The run is over: whoever kept the scope, or a context that still carries it, has none.
+    ended: AtomicBool,
 }
 
 #[pymethods]
@@ -302,7 +313,9 @@ impl PyScope {
         if let Some(outer) = outer {
             let narrowed = || outer.get().inner.narrowed(tools.as_deref(), &labels);
             let gate = outer.get().gate.clone_ref(gate.py());
-            return guard(|| narrowed().map(|inner| Self { inner, gate }).map_err(Error::from));
+            return guard(|| {
+                narrowed().map(|inner| Self { inner, gate, ended: AtomicBool::new(false) }).map_err(Error::from)
+            });
         }
         let (Some(principal), Some(session)) = (principal, session) else {
             return Err(PyTypeError::new_err("a scope needs a principal and a session"));
@@ -315,8 +328,13 @@ impl PyScope {
         guard(|| {
             let spec = ScopeSpec { principal, session, labels, on_behalf_of, tools };
             let inner = Scope::new(spec, &gate.get().inner.state()).map_err(Error::from)?;
-            Ok::<_, PyErr>(Self { inner, gate: gate.clone().unbind() })
+            Ok::<_, PyErr>(Self { inner, gate: gate.clone().unbind(), ended: AtomicBool::new(false) })
         })
+    }
+
+    /// Ends the scope: checks with it are denied with `scope.missing` from now on.
+    fn _end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
     }
 
     /// The gate the run goes through.

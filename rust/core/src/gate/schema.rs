@@ -221,10 +221,11 @@ impl Pass<'_> {
         if let Some(listed) = &node.one_of {
             self.charge(listed.len());
         }
-        if let Some(listed) = &node.one_of
-            && !listed.iter().any(|json| equals(json, value))
-        {
-            return Err((at, Misfit::NotListed));
+        if let Some(listed) = &node.one_of {
+            let found = listed.iter().find(|json| equals(json, value)).ok_or((at, Misfit::NotListed))?;
+            if !node.typed {
+                self.as_listed(found, value);
+            }
         }
         let below = depth.saturating_add(1);
         match value.value() {
@@ -268,6 +269,10 @@ impl Pass<'_> {
                     .checked_mul(10_000)
                     .map_or(Conversion::Unrepresentable(at), |units| Conversion::Decimal(at, units)),
             ),
+            // Pushed although it is one already: where several schemas apply, the last decides, however it was written.
+            Argument::Long(whole) if node.typed && types.has(Types::INTEGER) => {
+                self.conversions.push(Conversion::Long(at, whole));
+            }
             // An integer beyond 64 bits is of the right type; it errs when it is read.
             Argument::Long(_) | Argument::Unrepresentable => require(Types::INTEGER.with(Types::NUMBER))?,
             Argument::Float(float) if number => self.conversions.push(
@@ -280,6 +285,17 @@ impl Pass<'_> {
             Argument::Float(_) | Argument::Decimal(_) => require(Types::NUMBER)?,
         }
         Ok(())
+    }
+
+    /// Without a type, a number becomes what the listed one is: `1000` and `1000.0` must not be two values to policies.
+    fn as_listed(&mut self, listed: &Json, value: ArgumentRef<'_>) {
+        if !matches!(value.value(), Argument::Long(_) | Argument::Float(_) | Argument::Decimal(_)) {
+            return;
+        }
+        let at = value.index();
+        let decimal = || listed.as_f64().and_then(decimal_from_float).map(|units| Conversion::Decimal(at, units));
+        let kind = listed.as_i64().map(|whole| Conversion::Long(at, whole)).or_else(decimal);
+        self.conversions.push(kind.unwrap_or(Conversion::Unrepresentable(at)));
     }
 
     fn object(&mut self, id: NodeId, node: &Node, object: ArgumentRef<'_>, depth: usize) -> Result<(), (u32, Misfit)> {

@@ -261,6 +261,25 @@ fn check_guards(set: &PolicySet, rule: UnguardedForbid, warnings: &mut Vec<Strin
     Ok(())
 }
 
+/// Annotations that mean something at the gate.
+const KNOWN_ANNOTATIONS: [&str; 6] = ["id", "reason", "obligation", "mode", "approval", "durability"];
+
+/// Whether a name was probably meant as a known one: the same but for case, or for one letter in a long name. What
+/// means nothing would be ignored in silence, and `@Approval` would then allow without one.
+fn close(name: &str, known: &str) -> bool {
+    if name.eq_ignore_ascii_case(known) {
+        return true;
+    }
+    let (name, known) = (name.to_ascii_lowercase(), known);
+    let common = name.bytes().zip(known.bytes()).take_while(|(a, b)| a == b).count();
+    let (rest, expected) = (name.get(common..).unwrap_or_default(), known.get(common..).unwrap_or_default());
+    let without_first = |text: &str| text.get(1..).map(str::to_owned);
+    known.len() >= 6
+        && (without_first(rest).as_deref() == Some(expected)
+            || without_first(expected).as_deref() == Some(rest)
+            || without_first(rest).is_some_and(|a| without_first(expected).is_some_and(|b| a == b)))
+}
+
 /// Reads the annotations that mean something here. A meaning that cannot be kept is refused, not ignored.
 fn read_marks(set: &PolicySet, warnings: &mut Vec<String>) -> Result<Vec<Marks>, PolicyErrors> {
     let mut errors: Vec<PolicyError> = Vec::new();
@@ -284,6 +303,13 @@ fn read_marks(set: &PolicySet, warnings: &mut Vec<String>) -> Result<Vec<Marks>,
             marks.approval = true;
             if body.effect == Effect::Forbid {
                 errors.push(refuse(format!("forbid `{}` has @approval, which only a permit can have", body.id)));
+            }
+        }
+        for (name, _) in set.annotations(index) {
+            let known = KNOWN_ANNOTATIONS.iter().find(|known| close(name, known));
+            if let Some(known) = known.filter(|known| **known != &**name) {
+                let (policy, shown) = (&body.id, super::names::shown(name));
+                errors.push(refuse(format!("policy `{policy}` has @{shown}, which means nothing; is it @{known}?")));
             }
         }
         if set.annotation(index, "durability").is_some() {

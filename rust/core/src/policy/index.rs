@@ -826,7 +826,11 @@ impl<'t> Builder<'t> {
             if let Test::Has(sym) = predicate.test
                 && !negated
             {
-                guards.push((predicate.path, sym));
+                // A guard settles the test only where nothing before it has erred by then: where the guarded attribute
+                // is absent, whatever earlier `has` read must still be readable.
+                if pending.iter().all(|path| self.safe(*path) || self.is_prefix_or_same(*path, predicate.path)) {
+                    guards.push((predicate.path, sym));
+                }
                 pending.push(predicate.path);
                 exact = false;
                 continue;
@@ -876,6 +880,10 @@ impl<'t> Builder<'t> {
             }
             _ => false,
         }
+    }
+
+    fn is_prefix_or_same(&self, prefix: u32, of: u32) -> bool {
+        prefix == of || self.is_prefix(prefix, of)
     }
 
     /// Which steps of a path have a `has` before them.

@@ -645,7 +645,8 @@ impl Loading {
                 body.id = own.unwrap_or_else(|| {
                     let ordinal = ordinal.saturating_add(1);
                     match (source.name, number) {
-                        (Some(file), _) => format!("{file}#{ordinal}").into(),
+                        // The name and not the path: ids are shown to models, and a path says where things lie.
+                        (Some(file), _) => format!("{}#{ordinal}", file.rsplit('/').next().unwrap_or(file)).into(),
                         (None, 0) => format!("policy#{ordinal}").into(),
                         (None, _) => format!("text{}#{ordinal}", number.saturating_add(1)).into(),
                     }

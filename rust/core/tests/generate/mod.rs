@@ -203,11 +203,26 @@ fn guarded(source: &mut impl Source) -> String {
         1 => format!("like \"{}\"", pick(source, &PATTERNS)),
         _ => format!("<= {}", number(source)),
     };
-    match source.below(4) {
+    match source.below(6) {
         0 => format!("context has input && context.input has {attribute} && context.input.{attribute} {test}"),
         1 => format!("context has input.{attribute} && context.input.{attribute} {test}"),
+        2 => format!("{} && context.input.nested.a {test}", guards(source)),
         _ => format!("context.input has {attribute} && context.input.{attribute} {test}"),
     }
+}
+
+/// Guards of a nested attribute, in any order, repeated or missing: one that stands too late protects nothing.
+pub fn guards(source: &mut impl Source) -> String {
+    let all = [
+        "context has input",
+        "context.input has nested",
+        "context.input.nested has a",
+        "context.input has path",
+        "principal has level",
+        "principal.manager has level",
+    ];
+    let chosen: Vec<&str> = (0..=source.below(4)).map(|_| pick(source, &all)).collect();
+    chosen.join(" && ")
 }
 
 fn scope(source: &mut impl Source, variable: &str) -> String {

@@ -451,7 +451,7 @@ impl fmt::Display for Row {
             Self::Type(ty) => write!(f, "any {}", sentences::type_name(ty)),
             Self::Group(uid) => write!(f, "in {}", sentences::uid_text(uid)),
             Self::Principal(uid) => f.write_str(&sentences::uid_text(uid)),
-            Self::Other => f.write_str("anyone else"),
+            Self::Other => f.write_str("any other type"),
         }
     }
 }
