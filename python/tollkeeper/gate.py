@@ -59,6 +59,7 @@ class Scope(_native.Scope):
         Tasks and `asyncio.to_thread` inherit the scope; threads, pools and executors do not.
         """
         import inspect  # noqa: PLC0415 - see the top
+        from typing import cast  # noqa: PLC0415 - see the top
 
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             message = "a generator cannot be bound: its body runs wherever it is asked for the next value"
@@ -73,7 +74,7 @@ class Scope(_native.Scope):
                 finally:
                     _CURRENT.reset(token)
 
-            return bound_async  # type: ignore[return-value]
+            return cast("Callable[P, R]", bound_async)
 
         @functools.wraps(function)
         def bound(*args: P.args, **kwargs: P.kwargs) -> R:
