@@ -10,8 +10,11 @@
 //! verdict goes back; the budget and audit rooms take their steps between the two.
 
 pub mod arguments;
+pub mod budget;
 pub mod gate;
 pub mod limits;
+pub mod map;
 pub mod policy;
+pub mod sync;
 pub mod uid;
 pub mod value;

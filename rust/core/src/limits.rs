@@ -112,3 +112,41 @@ pub const TOOL_SCHEMA_STEPS_MAX: u32 = 100_000;
 pub const SESSION_LABELS_MAX: usize = 64;
 /// Bytes of a session id or a label.
 pub const SESSION_TEXT_BYTES_MAX: usize = 256;
+
+/// The largest amount of one unit in one hold, charge or settle: 9 million US dollars in nano-USD, and exact as a
+/// JSON number.
+pub const AMOUNT_MAX: i64 = 1 << 53;
+/// The largest limit or overdraft: a thousand million US dollars in nano-USD. A cell at its limit still takes 896
+/// times the largest amount before its arithmetic has to saturate.
+pub const LIMIT_MAX: i64 = 1 << 60;
+/// Cells that one reserve may touch: levels x windows x units.
+pub const CELLS_MAX: usize = 48;
+/// Levels of a budget path.
+pub const BUDGET_DEPTH_MAX: usize = 8;
+/// Bytes of a budget path.
+pub const BUDGET_PATH_BYTES_MAX: usize = 255;
+/// Bytes of one segment of a budget path.
+pub const BUDGET_SEGMENT_BYTES_MAX: usize = 64;
+/// Budgets of one ledger, children made on demand included: at five windows each they take 500 MB.
+pub const BUDGETS_MAX: u32 = 65_536;
+/// Budgets of one ledger where nobody says: what the file lists, and this many children made on demand.
+pub const BUDGETS_SPARE: u32 = 4_096;
+/// Children one parent may have where nobody says.
+pub const BUDGET_CHILDREN_DEFAULT: u32 = 1_024;
+/// Holds alive at once, where nobody says: an engine of 10,000 sequences fits.
+pub const HOLDS_DEFAULT: u32 = 16_384;
+/// Holds alive at once: 448 bytes each, and no more than a cell's word can count.
+pub const HOLDS_MAX: u32 = 131_072;
+/// Processes attached to one ledger at once: API servers, engine cores and workers of one host.
+pub const LEDGER_PROCESSES_MAX: usize = 512;
+/// Times a step of the ledger looks again at a word that another process is changing before it gives up and denies.
+/// A change takes less than a microsecond unless its process was stopped in the middle.
+pub const LEDGER_SPINS_MAX: u32 = 2_000;
+/// How far the wall clock may run ahead of the boot clock before it is not followed: time servers slew by less.
+pub const CLOCK_SLACK_MS: i64 = 1_000;
+/// Control events a ledger remembers (changes of limits, recoveries).
+pub const LEDGER_EVENTS_MAX: usize = 256;
+/// Models in one price table, and components of one model.
+pub const PRICES_MAX: usize = 1_024;
+/// The highest price, in nano-USD per million tokens: a thousand US dollars a token.
+pub const PRICE_MAX: u64 = 1_000_000_000_000_000_000;

@@ -1,0 +1,1 @@
+//! Models of the races of the budget room, for the model checker.

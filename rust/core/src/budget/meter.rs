@@ -1,0 +1,244 @@
+//! The meter of an inference engine: one call for all sequences of a decode step.
+//!
+//! Each sequence has a hold, named by its slot. A step charges every running sequence with a few loads and stores of a
+//! dense table that lies in the ledger's memory, so that a dead engine's tokens are counted; no cell of a budget is
+//! touched, because the limit was enforced when the hold was granted. A sequence that has used up its hold is reported
+//! at that very step, with how many of its new tokens are not paid for: trimmed, the cut is exact to the token.
+//!
+//! A meter belongs to one engine: one thread at a time calls it. Slots come from this meter's own reserves; anything
+//! else is answered with "stop".
+
+use std::sync::Arc;
+
+use super::denial::{Denial, DenialKind};
+use super::hold::HoldId;
+use super::layout::{State, TALLY_NONE};
+use super::ledger::{Ledger, Node, Options};
+use super::unit::{Amounts, UNITS, Unit};
+use crate::sync::Ordering::{Acquire, Relaxed};
+
+/// What `out_stop` says of a slot that is not a live hold of the meter.
+pub const NOT_A_HOLD: u8 = 255;
+/// The most unpaid tokens that `out_stop` can say.
+const UNPAID_MAX: i64 = 253;
+
+/// What is reserved for one sequence.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Row {
+    /// Place of the budget, see [`Node::index`]
+    pub node: u32,
+    /// Tokens of the prompt, charged at once
+    pub prompt: u32,
+    /// The most tokens that will be generated
+    pub max_new: u32,
+    /// KV blocks
+    pub kv_blocks: u32,
+    /// Cost of the worst case in nano-USD
+    pub nano_usd: i64,
+}
+
+/// The meter of one engine.
+#[derive(Debug)]
+pub struct Meter {
+    ledger: Arc<Ledger>,
+    /// Generation of the hold in each slot that this meter has
+    generations: Vec<u32>,
+    /// Budgets by place, found once
+    nodes: Vec<Option<Arc<Node>>>,
+}
+
+impl Meter {
+    /// A meter over a ledger.
+    pub fn new(ledger: Arc<Ledger>) -> Self {
+        let slots = ledger.memory.slots.len();
+        Self { ledger, generations: vec![0; slots], nodes: Vec::new() }
+    }
+
+    /// The ledger.
+    pub const fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    /// The place of a budget, for rows.
+    pub fn node(&mut self, path: &str) -> Result<u32, Box<Denial>> {
+        let node = self.ledger.node(path)?;
+        let index = node.index();
+        let place = index as usize;
+        if self.nodes.len() <= place {
+            self.nodes.resize(place.saturating_add(1), None);
+        }
+        if let Some(entry) = self.nodes.get_mut(place) {
+            *entry = Some(node);
+        }
+        Ok(index)
+    }
+
+    /// Reserves each row or nothing of it, in the order of the rows. The prompt counts as charged from then on.
+    ///
+    /// `slots` and `status` have a place for each row; a status is 0 for granted, else 1 + the kind of denial.
+    pub fn reserve_many(&mut self, rows: impl Iterator<Item = Row>, slots: &mut [u32], status: &mut [u8]) -> usize {
+        let wall_ms = self.ledger.clock.wall_ms();
+        let mut granted = 0_usize;
+        for ((row, slot), status) in rows.zip(slots).zip(status) {
+            match self.reserve(row, wall_ms) {
+                Ok(id) => {
+                    (*slot, *status) = (id.slot, 0);
+                    granted = granted.saturating_add(1);
+                }
+                Err(kind) => (*slot, *status) = (u32::MAX, status_of(kind)),
+            }
+        }
+        granted
+    }
+
+    #[inline]
+    fn reserve(&mut self, row: Row, wall_ms: i64) -> Result<HoldId, DenialKind> {
+        let known = self.nodes.get(row.node as usize).and_then(Option::as_ref);
+        let node = known.ok_or(DenialKind::Unavailable)?;
+        let tokens = i64::from(row.prompt).saturating_add(i64::from(row.max_new));
+        let mut amounts = Amounts::NONE.and(Unit::Tokens, tokens).and(Unit::NanoUsd, row.nano_usd);
+        amounts = amounts.and(Unit::Requests, 1).and(Unit::InFlight, 1).and(Unit::KvBlocks, i64::from(row.kv_blocks));
+        let options = Options { dispatched: true, meter: true, ..Options::default() };
+        let id = self.ledger.reserve(node, &amounts, wall_ms, options).map_err(|denial| denial.kind)?;
+        if let Some(generation) = self.generations.get_mut(id.slot as usize) {
+            *generation = id.generation;
+        }
+        if let Some(tally) = self.ledger.memory.tallies.get(id.slot as usize) {
+            tally.compute.store(0, Relaxed);
+            tally.left.store(i64::from(row.max_new), Relaxed);
+        }
+        Ok(id)
+    }
+
+    /// Charges one step: `new` tokens to each of `slots`, and `compute` tokens beside them. Returns how many must stop.
+    ///
+    /// `out_stop` says 0 for a sequence that can go on; 255 for what is no live hold; else 1 + how many of its new
+    /// tokens are not paid for (at most 253), which are not charged.
+    ///
+    /// # Cost
+    /// Some loads and stores for each row; no atomic read-modify-write, no lock, no system call, no allocation.
+    pub fn charge(&self, slots: &[u32], new: &[u32], compute: Option<&[u32]>, out_stop: &mut [u8]) -> usize {
+        let tallies = &*self.ledger.memory.tallies;
+        let mut stops = 0_usize;
+        for ((slot, new), stop) in slots.iter().zip(new).zip(out_stop.iter_mut()) {
+            let Some(tally) = tallies.get(*slot as usize) else {
+                *stop = NOT_A_HOLD;
+                stops = stops.saturating_add(1);
+                continue;
+            };
+            // Relaxed, and no read-modify-write: one thread charges, and whoever recovers a dead engine comes after it.
+            let left = tally.left.load(Relaxed);
+            let rest = left.saturating_sub(i64::from(*new));
+            if rest > 0 {
+                tally.left.store(rest, Relaxed);
+                *stop = 0;
+                continue;
+            }
+            stops = stops.saturating_add(1);
+            *stop = if left == TALLY_NONE {
+                NOT_A_HOLD
+            } else {
+                tally.left.store(0, Relaxed);
+                1 + u8::try_from(rest.saturating_neg().min(UNPAID_MAX)).unwrap_or(0)
+            };
+        }
+        if let Some(compute) = compute {
+            for (slot, compute) in slots.iter().zip(compute) {
+                if let Some(tally) = tallies.get(*slot as usize) {
+                    let before = tally.compute.load(Relaxed);
+                    tally.compute.store(before.saturating_add(i64::from(*compute)), Relaxed);
+                }
+            }
+        }
+        stops
+    }
+
+    /// Holds more tokens for each slot, or not. A status is 0 for granted, else 1 + the kind of denial.
+    pub fn top_up(&self, slots: &[u32], tokens: &[u32], status: &mut [u8]) -> usize {
+        let mut granted = 0_usize;
+        for ((slot, tokens), status) in slots.iter().zip(tokens).zip(status) {
+            let topped = self.id(*slot).ok_or(DenialKind::Expired).and_then(|id| {
+                let more = Amounts::of(Unit::Tokens, i64::from(*tokens));
+                self.ledger.top_up(id, &more).map_err(|denial| denial.kind)
+            });
+            *status = match topped {
+                Ok(()) => {
+                    if let Some(tally) = self.ledger.memory.tallies.get(*slot as usize) {
+                        tally.left.store(tally.left.load(Relaxed).saturating_add(i64::from(*tokens)), Relaxed);
+                    }
+                    granted = granted.saturating_add(1);
+                    0
+                }
+                Err(kind) => status_of(kind),
+            };
+        }
+        granted
+    }
+
+    fn id(&self, slot: u32) -> Option<HoldId> {
+        let generation = self.generations.get(slot as usize).copied().filter(|generation| *generation != 0)?;
+        Some(HoldId { slot, generation })
+    }
+
+    /// Tokens charged to a slot so far; `None` for what is no live hold.
+    pub fn charged(&self, slot: u32) -> Option<i64> {
+        let id = self.id(slot)?;
+        let entry = self.ledger.memory.slot(slot)?;
+        let left = self.ledger.memory.tallies.get(slot as usize)?.left.load(Relaxed);
+        let state = State(entry.state.load(Acquire));
+        let held = entry.amounts.get(Unit::Tokens.index())?.load(Relaxed);
+        (state.generation() == id.generation && left != TALLY_NONE).then(|| held.saturating_sub(left))
+    }
+
+    /// Ends the holds with the tokens that were charged, less what of the prompt came out of a cache and costs nothing.
+    /// `nano_usd` is the real cost where it is known. Returns how many this call ended.
+    pub fn settle_many(&mut self, slots: &[u32], cached: Option<&[u32]>, nano_usd: Option<&[i64]>) -> usize {
+        let mut ended = 0_usize;
+        for (row, slot) in slots.iter().enumerate() {
+            let Some((id, charged)) = self.id(*slot).zip(self.charged(*slot)) else { continue };
+            let discount = cached.and_then(|cached| cached.get(row)).map_or(0, |cached| i64::from(*cached));
+            let mut reported = [None; UNITS];
+            if let Some(tokens) = reported.get_mut(Unit::Tokens.index()) {
+                *tokens = Some(charged.saturating_sub(discount).max(0));
+            }
+            let cost = nano_usd.and_then(|costs| costs.get(row)).copied();
+            if let (Some(place), Some(cost)) = (reported.get_mut(Unit::NanoUsd.index()), cost) {
+                *place = Some(cost);
+            }
+            if self.ledger.settle(id, &reported).unwrap_or(false) {
+                ended = ended.saturating_add(1);
+            }
+            self.forget(*slot);
+        }
+        ended
+    }
+
+    /// Ends holds that were not used: their tokens go back, their requests stay spent. Returns how many it ended.
+    pub fn release_many(&mut self, slots: &[u32]) -> usize {
+        let mut ended = 0_usize;
+        for slot in slots {
+            if self.id(*slot).is_some_and(|id| self.ledger.release(id)) {
+                ended = ended.saturating_add(1);
+            }
+            self.forget(*slot);
+        }
+        ended
+    }
+
+    fn forget(&mut self, slot: u32) {
+        if let Some(generation) = self.generations.get_mut(slot as usize) {
+            *generation = 0;
+        }
+    }
+
+    /// Compute tokens of a slot so far.
+    pub fn compute(&self, slot: u32) -> i64 {
+        self.ledger.memory.tallies.get(slot as usize).map_or(0, |tally| tally.compute.load(Relaxed))
+    }
+}
+
+/// 0 is granted.
+fn status_of(kind: DenialKind) -> u8 {
+    let place = DenialKind::ALL.iter().position(|known| *known == kind).unwrap_or(0);
+    u8::try_from(place.saturating_add(1)).unwrap_or(u8::MAX)
+}

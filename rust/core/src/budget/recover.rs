@@ -1,0 +1,350 @@
+//! What is left of processes that died: their holds ended, what they were in the middle of finished or undone, and what
+//! nobody can know counted as doubt, never as credit.
+//!
+//! A step in doubt was either done or not. Recovery takes the reading that leaves less to spend and notes by how much
+//! that may be too little: in `doubt_free` if it would belong to `free`, in `doubt_used` if it would belong to `used`.
+//! [`Hand::heal`] settles the doubt by arithmetic once nothing moves: limit + overdraft = used + held + free + stranded.
+//!
+//! Callers hold the ledger's lock: one recovery at a time. A recovery that is killed leaves slots in the same shape as
+//! any other process, so the next one goes on from there.
+
+use std::collections::HashMap;
+
+use super::hold::{APPLY, Hand, read, unreported};
+use super::layout::{END_STEPS, FLAG_DISPATCHED, FLAG_METER, Period, Phase, Slot, State, TAKE_STEPS, TALLY_NONE, Word};
+use super::memory::Memory;
+use super::period::{add, cell};
+use super::unit::{UNITS, Unit};
+use super::window::Window;
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
+
+/// What the counts would be if nothing were in doubt.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Held {
+    /// Units that live holds keep from being free
+    pub(super) amounts: [i64; UNITS],
+    /// Live holds
+    pub(super) pins: u64,
+}
+
+/// Slot, generation and amounts of a live hold: what stays the same while nothing moves.
+pub(super) type LiveHold = (u32, u32, [i64; UNITS]);
+
+/// What a heal did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Healed {
+    /// Units found stranded
+    pub found: i64,
+    /// Of these, given back
+    pub freed: i64,
+    /// Of these, counted as spent
+    pub spent: i64,
+    /// Cells that could not be settled, because holds came and went all the time
+    pub not_quiet: usize,
+}
+
+/// Times a snapshot is tried before a ledger counts as busy.
+const SNAPSHOT_TRIES_MAX: usize = 20;
+const REQUESTS: usize = Unit::Requests.index();
+
+impl Hand<'_> {
+    /// Ends every hold of processes that are gone. Returns how many.
+    pub(super) fn recover(&self, is_dead: &dyn Fn(u32) -> bool) -> usize {
+        let mut recovered = 0_usize;
+        for (index, slot) in (0_u32..).zip(self.memory.slots.iter()) {
+            let state = State(slot.state.load(Acquire));
+            if state.phase() != Phase::Free && is_dead(state.actor()) {
+                self.recover_slot(index, slot, state);
+                recovered = recovered.saturating_add(1);
+            }
+        }
+        for node in self.memory.nodes.iter().take(self.memory.nodes_len() as usize) {
+            let opener = node.opening.load(Acquire);
+            if opener != 0 && is_dead(opener) {
+                self.memory.finish_opening(node);
+                self.memory.unlock_node(node, opener);
+            }
+        }
+        recovered
+    }
+
+    fn recover_slot(&self, index: u32, slot: &Slot, state: State) {
+        let step = state.step();
+        match state.phase() {
+            Phase::Taking => {
+                // In setup nothing was taken, and the list of periods is still another hold's.
+                let taken = if (step as usize) < slot.periods.len().saturating_mul(TAKE_STEPS as usize) {
+                    self.doubt_take(slot, step, &read(&slot.amounts));
+                    step
+                } else {
+                    0
+                };
+                self.give_back(slot, state, taken, &read(&slot.amounts));
+                slot.state.store(state.with(0, 0, Phase::Free).0, Release);
+            }
+            Phase::Spending => {
+                let amount = read(&slot.amounts).get(REQUESTS).copied().unwrap_or(0);
+                if let Some((place, _)) = slot.entry(step as usize) {
+                    doubt(self.memory.period(place), REQUESTS, amount, Doubt::Used);
+                }
+                self.spend_requests(slot, state, (step as usize).saturating_add(1));
+                self.end_dead(index, slot, state);
+            }
+            Phase::ToppingUp => {
+                if step == APPLY {
+                    slot.amounts
+                        .iter()
+                        .zip(read(&slot.actual))
+                        .for_each(|(amount, total)| amount.store(total, Relaxed));
+                } else {
+                    let mut more = read(&slot.actual);
+                    more.iter_mut().zip(read(&slot.amounts)).for_each(|(m, held)| *m = m.saturating_sub(held));
+                    // In setup `actual` may be another hold's, and nothing was taken.
+                    let taken = if step < APPLY { step } else { 0 };
+                    if taken > 0 {
+                        self.doubt_take(slot, step, &more);
+                    }
+                    self.give_back_units(slot, state, taken, &more);
+                }
+                self.end_dead(index, slot, state);
+            }
+            Phase::Ending => {
+                let from = self.doubt_end(slot, step);
+                self.end_from(slot, state, from);
+            }
+            Phase::Live | Phase::Charging | Phase::Claimed => self.end_dead(index, slot, state),
+            Phase::Free | Phase::Unknown => {}
+        }
+    }
+
+    /// A hold whose process is gone counts in full; a meter's at what was charged.
+    fn end_dead(&self, index: u32, slot: &Slot, state: State) {
+        let flags = slot.flags.load(Relaxed);
+        let held = read(&slot.amounts);
+        let mut charged = read(&slot.charged);
+        let actual = if flags & FLAG_METER != 0 {
+            let tally = self.memory.tallies.get(index as usize).map_or(TALLY_NONE, |tally| tally.left.load(Relaxed));
+            if let (Some(tokens), Some(held)) = (charged.first_mut(), held.first())
+                && tally != TALLY_NONE
+            {
+                *tokens = held.saturating_sub(tally.max(0));
+            }
+            unreported(flags | FLAG_DISPATCHED, &held, &charged)
+        } else {
+            let mut actual = unreported(FLAG_DISPATCHED, &held, &[0; UNITS]);
+            // More than was held is owed all the same.
+            actual.iter_mut().zip(charged).for_each(|(actual, charged)| *actual = charged.max(*actual));
+            Unit::ALL
+                .iter()
+                .zip(actual.iter_mut())
+                .filter(|(unit, _)| unit.is_level())
+                .for_each(|(_, level)| *level = 0);
+            actual
+        };
+        self.end_claimed(index, slot, state.with(self.me, 0, Phase::Claimed), &actual);
+    }
+
+    /// The step of a taking that may or may not have happened.
+    fn doubt_take(&self, slot: &Slot, step: u32, amounts: &[i64; UNITS]) {
+        let (at, part) = ((step / TAKE_STEPS) as usize, step % TAKE_STEPS);
+        if let (Some(unit), Some((place, units))) = (part.checked_sub(1), slot.entry(at))
+            && units & (1 << unit) != 0
+        {
+            let amount = amounts.get(unit as usize).copied().unwrap_or(0);
+            doubt(self.memory.period(place), unit as usize, amount, Doubt::Free);
+        }
+    }
+
+    /// The step of an ending that may or may not have happened; returns the one to go on with.
+    fn doubt_end(&self, slot: &Slot, step: u32) -> u32 {
+        let next = step.saturating_add(1);
+        let (at, part) = ((step / END_STEPS) as usize, step % END_STEPS);
+        let unit = (part / 2) as usize;
+        let Some((place, units)) = slot.entry(at) else { return next };
+        if unit >= UNITS || unit == REQUESTS || units & (1 << unit) == 0 {
+            return next;
+        }
+        let of = |counts| read(counts).get(unit).copied().unwrap_or(0);
+        let (held, actual) = (of(&slot.amounts), of(&slot.actual));
+        let period = self.memory.period(place);
+        if part.is_multiple_of(2) {
+            doubt(period, unit, actual, Doubt::Used);
+        } else if held >= actual {
+            doubt(period, unit, held.saturating_sub(actual), Doubt::Free);
+        } else if let Some(free) = period.and_then(|period| cell(&period.free, unit)) {
+            // A debt is owed for certain: it is counted again, and if it had been counted the heal gives it back.
+            let debt = actual.saturating_sub(held);
+            doubt(period, unit, debt, Doubt::Free);
+            add(free, debt.saturating_neg());
+        }
+        next
+    }
+
+    /// Settles what is in doubt. Returns what it found; `None` for a cell means that the ledger did not hold still.
+    pub(super) fn heal(&self) -> Healed {
+        let mut healed = Healed::default();
+        let doubtful: Vec<u32> = self.memory.doubtful().collect();
+        if doubtful.is_empty() {
+            self.memory.recount_pins();
+            return healed;
+        }
+        let Some(snapshot) = self.memory.snapshot(&doubtful) else {
+            healed.not_quiet = doubtful.len();
+            return healed;
+        };
+        for (place, stranded) in snapshot {
+            let Some(period) = self.memory.period(place) else { continue };
+            for (unit, stranded) in stranded.into_iter().enumerate() {
+                heal_cell(period, unit, stranded, &mut healed);
+            }
+        }
+        self.memory.recount_pins();
+        healed
+    }
+}
+
+/// Where the missing units would belong.
+#[derive(Clone, Copy)]
+enum Doubt {
+    Free,
+    Used,
+}
+
+fn doubt(period: Option<&Period>, unit: usize, amount: i64, kind: Doubt) {
+    let Some(period) = period else { return };
+    let counts = match kind {
+        Doubt::Free => &period.doubt_free,
+        Doubt::Used => &period.doubt_used,
+    };
+    if let Some(count) = cell(counts, unit) {
+        add(count, amount);
+    }
+}
+
+/// What may have been spent is counted as spent first; only what cannot have been goes back.
+fn heal_cell(period: &Period, unit: usize, stranded: i64, healed: &mut Healed) {
+    let (Some(doubt_free), Some(doubt_used), Some(free), Some(used)) = (
+        cell(&period.doubt_free, unit),
+        cell(&period.doubt_used, unit),
+        cell(&period.free, unit),
+        cell(&period.used, unit),
+    ) else {
+        return;
+    };
+    let (may_be_free, may_be_used) = (doubt_free.load(Relaxed), doubt_used.load(Relaxed));
+    if may_be_free == 0 && may_be_used == 0 {
+        return;
+    }
+    let spent = stranded.clamp(0, may_be_used);
+    let freed = stranded.saturating_sub(spent).clamp(0, may_be_free);
+    add(used, spent);
+    add(free, freed);
+    // A recovery adds to these only with the same lock held.
+    doubt_free.store(0, Relaxed);
+    doubt_used.store(0, Relaxed);
+    healed.found = healed.found.saturating_add(stranded.max(0));
+    healed.freed = healed.freed.saturating_add(freed);
+    healed.spent = healed.spent.saturating_add(spent);
+}
+
+impl Memory {
+    /// Periods with anything in doubt.
+    pub(super) fn doubtful(&self) -> impl Iterator<Item = u32> {
+        let in_use = self.header().periods.load(Acquire) as usize;
+        (0_u32..)
+            .zip(self.periods.iter().take(in_use))
+            .filter(|(_, period)| is_doubtful(period))
+            .map(|(place, _)| place)
+    }
+
+    /// What is stranded in each of these periods, if nothing moved while it was counted.
+    pub(super) fn snapshot(&self, places: &[u32]) -> Option<Vec<(u32, [i64; UNITS])>> {
+        for attempt in 0..SNAPSHOT_TRIES_MAX {
+            let Some((before, held)) = self.scan(Some(places)) else {
+                std::thread::sleep(std::time::Duration::from_micros(50 << attempt.min(5)));
+                continue;
+            };
+            let counted: Vec<(u32, [i64; UNITS])> = places
+                .iter()
+                .filter_map(|place| Some((*place, stranded(self.period(*place)?, held.get(place)))))
+                .collect();
+            // The same states, and with them the same generations: nothing was granted or ended in between.
+            if self.scan(Some(places)).is_some_and(|(after, _)| after == before) {
+                return Some(counted);
+            }
+        }
+        None
+    }
+
+    /// The live holds and what they hold of each period; `None` while one is being granted or ended.
+    pub(super) fn scan(&self, places: Option<&[u32]>) -> Option<(Vec<LiveHold>, HashMap<u32, Held>)> {
+        let mut states = Vec::new();
+        let mut held: HashMap<u32, Held> = HashMap::new();
+        for (index, slot) in (0_u32..).zip(self.slots.iter()) {
+            let state = State(slot.state.load(Acquire));
+            if state.phase() == Phase::Free {
+                continue;
+            }
+            let steady = matches!(state.phase(), Phase::Live | Phase::Charging);
+            let touches = places.is_none_or(|places| slot.entries().any(|(place, _)| places.contains(&place)));
+            if !steady && touches {
+                return None;
+            }
+            if !touches {
+                continue;
+            }
+            let amounts = read(&slot.amounts);
+            states.push((index, state.generation(), amounts));
+            for (place, units) in slot.entries() {
+                let held = held.entry(place).or_default();
+                held.pins = held.pins.saturating_add(1);
+                for unit in super::period::units_of(units & !(1 << REQUESTS)) {
+                    if let (Some(sum), Some(amount)) = (held.amounts.get_mut(unit), amounts.get(unit)) {
+                        *sum = sum.saturating_add(*amount);
+                    }
+                }
+            }
+        }
+        Some((states, held))
+    }
+
+    /// Lets go of pins that no hold has. Only while nothing moves: a pin too many costs a period, one too few a count.
+    fn recount_pins(&self) {
+        let Some((before, held)) = self.scan(None) else { return };
+        let in_use = self.header().periods.load(Acquire) as usize;
+        let mut loose: Vec<(&Period, u64, u64)> = Vec::new();
+        for (place, period) in (0_u32..).zip(self.periods.iter().take(in_use)) {
+            let word = Word(period.word.load(Acquire));
+            let pins = held.get(&place).map_or(0, |held| held.pins);
+            if period.window.load(Relaxed) != Window::Total as u32 && word.pins() > pins {
+                loose.push((period, word.0, word.pins().saturating_sub(pins)));
+            }
+        }
+        if loose.is_empty() || !self.scan(None).is_some_and(|(after, _)| after == before) {
+            return;
+        }
+        for (period, word, pins) in loose {
+            // Fails if anybody pinned or let go since: then the next recovery looks again.
+            let _ = period.word.compare_exchange(word, word.saturating_sub(pins), Release, Relaxed);
+        }
+    }
+}
+
+fn is_doubtful(period: &Period) -> bool {
+    let any = |counts: &super::layout::Counts| counts.iter().any(|count| count.load(Relaxed) != 0);
+    any(&period.doubt_free) || any(&period.doubt_used)
+}
+
+/// limit + overdraft - used - free - held, for each unit.
+pub(super) fn stranded(period: &Period, held: Option<&Held>) -> [i64; UNITS] {
+    let sum = |unit: usize| {
+        let of = |counts: &super::layout::Counts| cell(counts, unit).map_or(0, |count| count.load(Relaxed));
+        let held = held.and_then(|held| held.amounts.get(unit)).copied().unwrap_or(0);
+        of(&period.limit)
+            .saturating_add(of(&period.overdraft))
+            .saturating_sub(of(&period.used))
+            .saturating_sub(of(&period.free))
+            .saturating_sub(held)
+    };
+    std::array::from_fn(sum)
+}
