@@ -6,6 +6,8 @@
 //!
 //! Built into the crate's own tests in place of the atomics of the standard library, never into anything else.
 
+#![expect(missing_docs, reason = "the methods are those of the standard library's atomics")]
+
 use std::cell::Cell;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -7,12 +7,11 @@
 
 use std::collections::HashMap;
 
-use super::clock::FakeClock;
 use super::hold::{Charge, Hand, HoldId, Refused, Wish, read, settled, unreported};
-use super::layout::{FLAG_DISPATCHED, FLAG_FORCED, NO_NODE, Period, Phase, State, TALLY_NONE, Word};
+use super::layout::{FLAG_DISPATCHED, FLAG_FORCED, FLAG_METER, NO_NODE, Period, Phase, State, TALLY_NONE, Word};
 use super::ledger::ids_at;
 use super::memory::{Memory, Sizes};
-use super::period::{Liveness, NoPeriod, Step, units_of};
+use super::period::{Liveness, Step, units_of};
 use super::store::RECOVERER;
 use super::tree::{BudgetSpec, LedgerSpec, LimitSpec, Plan, parent_of};
 use super::unit::{Amounts, UNITS, Unit};
@@ -118,6 +117,12 @@ impl World {
         let node = self.steps.first().map_or(0, |step| step.node);
         let wish = Wish { node, steps: &self.steps, amounts: &amounts, ids, now_ms, deadline_ms: 0, flags };
         self.hand(me).reserve(&wish, 0)
+    }
+
+    fn reserve_meter(&self, amounts: [i64; UNITS], left: i64) -> HoldId {
+        let hold = self.reserve(DYING, amounts, NOW_MS, FLAG_METER | FLAG_DISPATCHED).unwrap();
+        self.memory.tallies[hold.slot as usize].left.store(left, Relaxed);
+        hold
     }
 
     fn settle(&self, me: u32, hold: HoldId, tokens: i64) -> bool {
@@ -377,6 +382,18 @@ fn endings() -> Vec<Case> {
                 let hand = world.hand(DYING);
                 assert!(hand.end(hold.unwrap(), |slot| unreported(0, &read(&slot.amounts), &read(&slot.charged))));
             },
+        ),
+        case(
+            "settle of a meter's hold",
+            &[[40, 200, 1, 0, 0], [35, 200, 1, 0, 0]],
+            |world| Some(world.reserve_meter(ASKED, 60)),
+            |world, hold| assert!(world.settle(DYING, hold.unwrap(), 35)),
+        ),
+        case(
+            "end of a meter's hold that used all",
+            &[WHOLE],
+            |world| Some(world.reserve_meter(ASKED, 0)),
+            |world, hold| assert!(world.settle(DYING, hold.unwrap(), 100)),
         ),
     ]
 }

@@ -110,7 +110,7 @@ impl Hand<'_> {
             }
             Phase::Ending => {
                 let from = self.doubt_end(slot, step);
-                self.end_from(slot, state, from);
+                self.end_from(index, slot, state, from);
             }
             Phase::Live | Phase::Charging | Phase::Claimed => self.end_dead(index, slot, state),
             Phase::Free | Phase::Unknown => {}
