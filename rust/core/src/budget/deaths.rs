@@ -345,6 +345,16 @@ fn changes() -> Vec<Case> {
             |world| Some(world.reserve(DYING, ASKED, NOW_MS, FLAG_FORCED).unwrap()),
             |world, hold| tops_up(world, hold, [800, 800, 0, 30, 9], true),
         ),
+        case(
+            "top-up of a meter's hold",
+            &[[40, 200, 1, 0, 0], [60, 200, 1, 0, 0]],
+            |world| Some(world.reserve_meter(ASKED, 60)),
+            |world, hold| {
+                tops_up(world, hold, [20, 0, 0, 0, 0], true);
+                let left = &world.memory.tallies[hold.unwrap().slot as usize].left;
+                left.store(left.load(Relaxed) + 20, Relaxed);
+            },
+        ),
     ]
 }
 
@@ -517,6 +527,11 @@ fn an_ending_dies_anywhere() {
 #[test]
 fn the_recovery_of_a_reserve_dies_anywhere() {
     reserves().iter().for_each(try_every_death_of_a_recovery);
+}
+
+#[test]
+fn the_recovery_of_a_charge_or_a_top_up_dies_anywhere() {
+    changes().iter().for_each(try_every_death_of_a_recovery);
 }
 
 #[test]
