@@ -447,7 +447,7 @@ fn assert_whole(world: &World, before: &Used, case: &Case, within: fn(i64, i64) 
 }
 
 /// The survivors can use everything that is left, and the windows of the dead one are free to be used again.
-fn assert_usable(world: &World, at: &str) {
+fn assert_usable(world: &World, laps: i64, at: &str) {
     for slot in world.memory.slots.iter() {
         let state = State(slot.state.load(Acquire));
         if state.phase() != Phase::Free {
@@ -456,7 +456,7 @@ fn assert_usable(world: &World, at: &str) {
         }
     }
     let later_ms = NOW_MS + 400 * 24 * 3_600_000;
-    for lap in 0..20 {
+    for lap in 0..laps {
         let hold = world.reserve(LIVING, [0, 1, 1, 20, 8], later_ms + lap * MINUTE_MS, 0);
         let hold = hold.unwrap_or_else(|refused| panic!("{at}: minute {lap}: {refused:?}"));
         assert!(world.settle(LIVING, hold, 0));
@@ -472,7 +472,7 @@ fn try_every_death(case: &Case) {
         assert_safe(&world, case.most, &at);
         world.heal();
         assert_whole(&world, &before, case, |end, spent| spent == end, &at);
-        assert_usable(&world, &at);
+        assert_usable(&world, 17, &at);
         if done {
             // The last one died after its work.
             break;
@@ -498,7 +498,7 @@ fn try_every_death_of_a_recovery(case: &Case) {
             world.heal();
             // Two deaths at one step are noted as two doubts: what could be either is spent, never free.
             assert_whole(&world, &before, case, |end, spent| spent >= end, &at);
-            assert_usable(&world, &at);
+            assert_usable(&world, 1, &at);
             if recovered {
                 break;
             }
@@ -537,4 +537,60 @@ fn the_recovery_of_a_charge_or_a_top_up_dies_anywhere() {
 #[test]
 fn the_recovery_of_an_ending_dies_anywhere() {
     endings().iter().for_each(try_every_death_of_a_recovery);
+}
+
+/// Changes the root's limit on tokens, dies before write `kill`; then another one recovers and changes it again.
+fn change_limit(limit: i64, overdraft: i64, kill: u64) -> bool {
+    let at = format!("limit to {limit}, overdraft to {overdraft}, killed before write {kill}");
+    let world = world();
+    let node = world.memory.find("a").unwrap();
+    let change =
+        |hand: Hand<'_>| hand.change_limit(node, Unit::Tokens, Window::Total, limit, Some(overdraft), NOW_MS).unwrap();
+    let done = live_for(kill, || change(world.hand(DYING))).is_some();
+    world.recover();
+    assert_safe(&world, i64::MAX, &at);
+    world.heal();
+    let missing = world.missing();
+    assert!(missing.iter().all(|(_, missing, doubt)| (*missing, *doubt) == (0, 0)), "{at}: {missing:?}");
+    change(world.hand(LIVING));
+    let period = world.memory.periods.get(world.memory.nodes[node as usize].rings[0].load(Relaxed) as usize).unwrap();
+    let of = |counts: &super::layout::Counts| counts[Unit::Tokens.index()].load(Relaxed);
+    let now = (of(&period.limit), of(&period.overdraft), of(&period.free));
+    assert_eq!(now, (limit, overdraft, limit + overdraft - LIVING_HAS[0]), "{at}: limit, overdraft, free");
+    assert_whole_now(&world, &at);
+    done
+}
+
+fn assert_whole_now(world: &World, at: &str) {
+    for (cell, missing, doubt) in world.missing() {
+        assert_eq!((missing, doubt), (0, 0), "{at}: {cell}: missing and in doubt");
+    }
+}
+
+#[test]
+fn a_change_of_a_limit_dies_anywhere() {
+    for (limit, overdraft) in [(150, 0), (260, 0), (10, 0), (200, 40), (150, 90), (260, 5), (100, 20), (150, 50)] {
+        assert!((0..500).any(|kill| change_limit(limit, overdraft, kill)));
+    }
+    // From a limit with an overdraft back to none is tried by the second change of each.
+}
+
+#[test]
+fn a_change_back_is_a_change_though_the_first_one_died() {
+    for kill in 0.. {
+        let world = world();
+        let node = world.memory.find("a").unwrap();
+        let change = |hand: Hand<'_>, limit| hand.change_limit(node, Unit::Tokens, Window::Total, limit, None, NOW_MS);
+        let done = live_for(kill, || change(world.hand(DYING), 150)).is_some();
+        world.recover();
+        world.heal();
+        change(world.hand(LIVING), 200).unwrap();
+        let ring = world.memory.nodes[node as usize].rings[0].load(Relaxed);
+        let now = world.memory.periods[ring as usize].limit[0].load(Relaxed);
+        assert_eq!(now, 200, "killed before write {kill}");
+        assert_whole_now(&world, "changed back");
+        if done {
+            break;
+        }
+    }
 }
