@@ -16,7 +16,7 @@ use super::unit::{Amounts, Reported, UNITS, Unit};
 use super::window::Window;
 use crate::limits::LEDGER_SPINS_MAX;
 use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use crate::sync::{AtomicI64, spin_loop, yield_now};
+use crate::sync::{Announce as _, AtomicI64, spin_loop, yield_now};
 
 /// Names a hold: its slot, and which of the holds that were ever there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -167,6 +167,7 @@ impl Hand<'_> {
         let start = (hint as usize) % slots.len().max(1);
         let (before, after) = slots.split_at_checked(start)?;
         for (at, slot) in after.iter().chain(before).enumerate() {
+            slot.state.announce();
             let old = State(slot.state.load(Relaxed));
             if old.phase() != Phase::Free {
                 continue;
@@ -288,6 +289,7 @@ impl Hand<'_> {
         let slot = self.memory.slot(id.slot)?;
         let mut spins = 0_u32;
         loop {
+            slot.state.announce();
             let state = State(slot.state.load(Acquire));
             if state.generation() != id.generation {
                 return None;

@@ -44,7 +44,10 @@ pub struct Healed {
 }
 
 /// Times a snapshot is tried before a ledger counts as busy.
+#[cfg(not(loom))]
 const SNAPSHOT_TRIES_MAX: usize = 20;
+#[cfg(loom)]
+const SNAPSHOT_TRIES_MAX: usize = 1;
 const REQUESTS: usize = Unit::Requests.index();
 
 impl Hand<'_> {
