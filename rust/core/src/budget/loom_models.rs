@@ -335,6 +335,33 @@ fn recover_against_a_reserve_of_a_living_process() {
     );
 }
 
+#[test]
+fn recover_against_a_late_settle() {
+    race(
+        || world(Window::Total, 1),
+        held_by_the_dead,
+        |world, _| world.recover(),
+        |world, hold| world.settle(TWO, hold.unwrap(), 2),
+        |world, _, (), settled| world.adds_up(if settled { 2 } else { 6 }, 0),
+    );
+}
+
+#[test]
+fn recover_against_a_late_charge() {
+    race(
+        || world(Window::Total, 1),
+        held_by_the_dead,
+        |world, _| world.recover(),
+        |world, hold| world.hand(TWO).charge(hold.unwrap(), &Amounts::of(Unit::Tokens, 7), 0, || 0),
+        |world, hold, (), charged| {
+            if world.is_live(hold.unwrap()) {
+                world.recover();
+            }
+            world.adds_up(if charged == Charge::Ended { 6 } else { 7 }, 0);
+        },
+    );
+}
+
 /// Six tokens may be missing at the leaf, and none are.
 fn doubtful(world: &World) -> Option<HoldId> {
     world.period(0).doubt_free[TOKENS].store(6, Relaxed);

@@ -16,7 +16,8 @@ use super::memory::Memory;
 use super::period::{add, cell};
 use super::unit::{UNITS, Unit};
 use super::window::Window;
-use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::Announce as _;
+use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 /// What the counts would be if nothing were in doubt.
 #[derive(Debug, Default, Clone)]
@@ -55,8 +56,7 @@ impl Hand<'_> {
     pub(super) fn recover(&self, is_dead: &dyn Fn(u32) -> bool) -> usize {
         let mut recovered = 0_usize;
         for (index, slot) in (0_u32..).zip(self.memory.slots.iter()) {
-            let state = State(slot.state.load(Acquire));
-            if state.phase() != Phase::Free && is_dead(state.actor()) {
+            if let Some(state) = self.seize_dead(slot, is_dead) {
                 self.recover_slot(index, slot, state);
                 recovered = recovered.saturating_add(1);
             }
@@ -69,6 +69,26 @@ impl Hand<'_> {
             }
         }
         recovered
+    }
+
+    /// The state of a slot that a dead process has, now nobody else's; `None` if it is free or somebody living has it.
+    fn seize_dead(&self, slot: &Slot, is_dead: &dyn Fn(u32) -> bool) -> Option<State> {
+        loop {
+            slot.state.announce();
+            let state = State(slot.state.load(Acquire));
+            if state.phase() == Phase::Free || !is_dead(state.actor()) {
+                return None;
+            }
+            // A process that lives may charge or end a dead one's hold, if it knows its name. In any other phase the
+            // slot is the dead one's alone.
+            if state.phase() != Phase::Live {
+                return Some(state);
+            }
+            let claimed = state.with(self.me, 0, Phase::Claimed);
+            if slot.state.compare_exchange(state.0, claimed.0, AcqRel, Relaxed).is_ok() {
+                return Some(claimed);
+            }
+        }
     }
 
     fn recover_slot(&self, index: u32, slot: &Slot, state: State) {
