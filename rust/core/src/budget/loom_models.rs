@@ -322,6 +322,17 @@ fn an_opener_died_and_two_take_over() {
 }
 
 #[test]
+fn an_opener_died_and_a_recovery_meets_who_takes_over() {
+    race(
+        || world(Window::Hour, 1),
+        opener_died,
+        |world, _| world.reserve(ONE, 6, 5),
+        |world, _| world.recover(),
+        |world, _, one, ()| adds_up_in_a_window(world, 5, 6 * granted(&one)),
+    );
+}
+
+#[test]
 fn recover_against_a_reserve_of_a_living_process() {
     race(
         || world(Window::Total, 1),

@@ -63,9 +63,11 @@ impl Hand<'_> {
         }
         for node in self.memory.nodes.iter().take(self.memory.nodes_len() as usize) {
             let opener = node.opening.load(Acquire);
-            if opener != 0 && is_dead(opener) {
+            // Whoever needs the window may take over at the same time: one of them does.
+            if opener != 0 && is_dead(opener) && node.opening.compare_exchange(opener, self.me, AcqRel, Relaxed).is_ok()
+            {
                 self.memory.finish_opening(node);
-                self.memory.unlock_node(node, opener);
+                self.memory.unlock_node(node, self.me);
             }
         }
         recovered
