@@ -350,6 +350,8 @@ impl Hand<'_> {
     pub(super) fn top_up(&self, id: HoldId, more: &Amounts) -> Option<Result<(), Refused>> {
         let (slot, live) = self.seize(id, SETUP, Phase::ToppingUp)?;
         let state = live.with(self.me, SETUP, Phase::ToppingUp);
+        // Only whoever has the slot writes to it. Release: whoever sees the number sees that the hold is being topped up.
+        slot.top_ups.store(slot.top_ups.load(Relaxed).wrapping_add(1), Release);
         let held = read(&slot.amounts);
         let mut total = held;
         total.iter_mut().zip(more.0).for_each(|(total, more)| *total = total.saturating_add(more));

@@ -380,6 +380,58 @@ fn doubtful(world: &World) -> Option<HoldId> {
 }
 
 #[test]
+fn heal_against_a_reserve_that_is_denied() {
+    race(
+        || world(Window::Total, 2),
+        |world| {
+            world.period(1).free[TOKENS].store(5, Relaxed);
+            world.period(1).used[TOKENS].store(5, Relaxed);
+            doubtful(world)
+        },
+        |world, _| world.hand(RECOVERER).heal(),
+        |world, _| world.reserve(TWO, 6, 0),
+        |world, _, healed, two| {
+            assert!(two.is_err() && healed.freed == 0);
+            assert_eq!((world.free(0), world.free(1)), (10, 5));
+        },
+    );
+}
+
+#[test]
+fn heal_against_a_reserve_that_is_settled_at_once() {
+    race(
+        || world(Window::Total, 1),
+        doubtful,
+        |world, _| world.hand(RECOVERER).heal(),
+        |world, _| world.reserve(TWO, 6, 0).is_ok_and(|hold| world.settle(TWO, hold, 3)),
+        |world, _, healed, settled| {
+            assert!(settled && healed.freed == 0);
+            world.adds_up(3, 0);
+        },
+    );
+}
+
+#[test]
+fn heal_against_a_top_up_that_is_denied() {
+    race(
+        || world(Window::Total, 2),
+        |world| {
+            let hold = world.reserve(TWO, 1, 0).unwrap();
+            world.period(1).free[TOKENS].store(4, Relaxed);
+            world.period(1).used[TOKENS].store(5, Relaxed);
+            doubtful(world);
+            Some(hold)
+        },
+        |world, _| world.hand(RECOVERER).heal(),
+        |world, hold| world.top_up(TWO, hold.unwrap(), 6),
+        |world, _, healed, topped| {
+            assert!(topped.is_some_and(|topped| topped.is_err()) && healed.freed == 0);
+            assert_eq!((world.free(0), world.free(1)), (9, 4));
+        },
+    );
+}
+
+#[test]
 fn heal_frees_what_a_dead_process_left_beside_a_reserve() {
     race(
         || world(Window::Total, 1),
@@ -394,5 +446,24 @@ fn heal_frees_what_a_dead_process_left_beside_a_reserve() {
             assert_eq!(healed.freed + i64::try_from(healed.not_quiet).unwrap() * 6, 6);
             world.adds_up(0, 3 + 6 - healed.freed);
         },
+    );
+}
+
+#[test]
+fn a_recount_of_pins_against_reserves() {
+    race(
+        || world(Window::Hour, 1),
+        |world| {
+            let hold = world.reserve(ONE, 1, 5).unwrap();
+            assert!(world.settle(ONE, hold, 0));
+            None
+        },
+        |world, _| world.hand(RECOVERER).heal(),
+        |world, _| {
+            // Pins and lets go, because it does not fit; pins again, and stays.
+            assert!(world.reserve(TWO, 11, 5).is_err());
+            world.reserve(TWO, 6, 5)
+        },
+        |world, _, _, two| adds_up_in_a_window(world, 5, 6 * granted(&two)),
     );
 }

@@ -16,8 +16,8 @@ use super::memory::Memory;
 use super::period::{add, cell};
 use super::unit::{UNITS, Unit};
 use super::window::Window;
-use crate::sync::Announce as _;
 use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use crate::sync::{Announce as _, fence};
 
 /// What the counts would be if nothing were in doubt.
 #[derive(Debug, Default, Clone)]
@@ -28,8 +28,14 @@ pub(super) struct Held {
     pub(super) pins: u64,
 }
 
-/// Slot, generation and amounts of a live hold: what stays the same while nothing moves.
-pub(super) type LiveHold = (u32, u32, [i64; UNITS]);
+/// What of a slot stays the same only while its hold takes nothing, gives nothing back, and no other hold comes there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mark {
+    generation: u32,
+    top_ups: u32,
+    /// Live, and in one of the periods that are looked at
+    live: bool,
+}
 
 /// What a heal did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -296,7 +302,9 @@ impl Memory {
                 .iter()
                 .filter_map(|place| Some((*place, stranded(self.period(*place)?, held.get(place)))))
                 .collect();
-            // The same states, and with them the same generations: nothing was granted or ended in between.
+            // Acquire: whoever changed what was counted is seen in the slots. The same marks: nobody took or gave back
+            // in between, not even a reserve or a top-up that was denied and left everything as it had been.
+            fence(Acquire);
             if self.scan(Some(places)).is_some_and(|(after, _)| after == before) {
                 return Some(counted);
             }
@@ -304,36 +312,32 @@ impl Memory {
         None
     }
 
-    /// The live holds and what they hold of each period; `None` while one is being granted or ended.
-    pub(super) fn scan(&self, places: Option<&[u32]>) -> Option<(Vec<LiveHold>, HashMap<u32, Held>)> {
-        let mut states = Vec::new();
+    /// A mark of every slot, and what live holds hold of each of `places` (of each period, if `None`). `None` while a hold
+    /// there is being granted or ended.
+    pub(super) fn scan(&self, places: Option<&[u32]>) -> Option<(Vec<Mark>, HashMap<u32, Held>)> {
+        let mut marks = Vec::with_capacity(self.slots.len());
         let mut held: HashMap<u32, Held> = HashMap::new();
-        for (index, slot) in (0_u32..).zip(self.slots.iter()) {
+        for slot in self.slots.iter() {
+            // Before the phase: a top-up that raised it is seen in the phase, or is over.
+            let top_ups = slot.top_ups.load(Acquire);
             let state = State(slot.state.load(Acquire));
-            if state.phase() == Phase::Free {
-                continue;
-            }
-            let steady = matches!(state.phase(), Phase::Live | Phase::Charging);
-            let touches = places.is_none_or(|places| slot.entries().any(|(place, _)| places.contains(&place)));
-            if !steady && touches {
+            let phase = state.phase();
+            // The list of a hold that is being taken may still be another hold's.
+            if phase == Phase::Taking {
                 return None;
             }
-            if !touches {
-                continue;
+            let touches = places.is_none_or(|places| slot.entries().any(|(place, _)| places.contains(&place)));
+            let live = touches && phase != Phase::Free;
+            if live && !matches!(phase, Phase::Live | Phase::Charging) {
+                return None;
             }
-            let amounts = read(&slot.amounts);
-            states.push((index, state.generation(), amounts));
-            for (place, units) in slot.entries() {
-                let held = held.entry(place).or_default();
-                held.pins = held.pins.saturating_add(1);
-                for unit in super::period::units_of(units & !(1 << REQUESTS)) {
-                    if let (Some(sum), Some(amount)) = (held.amounts.get_mut(unit), amounts.get(unit)) {
-                        *sum = sum.saturating_add(*amount);
-                    }
-                }
+            let top_ups = if live { top_ups } else { 0 };
+            marks.push(Mark { generation: state.generation(), top_ups, live });
+            if live {
+                add_held(slot, &mut held);
             }
         }
-        Some((states, held))
+        Some((marks, held))
     }
 
     /// Lets go of pins that no hold has. Only while nothing moves: a pin too many costs a period, one too few a count.
@@ -342,18 +346,34 @@ impl Memory {
         let in_use = self.header().periods.load(Acquire) as usize;
         let mut loose: Vec<(&Period, u64, u64)> = Vec::new();
         for (place, period) in (0_u32..).zip(self.periods.iter().take(in_use)) {
+            period.word.announce();
             let word = Word(period.word.load(Acquire));
             let pins = held.get(&place).map_or(0, |held| held.pins);
             if period.window.load(Relaxed) != Window::Total as u32 && word.pins() > pins {
                 loose.push((period, word.0, word.pins().saturating_sub(pins)));
             }
         }
+        fence(Acquire);
         if loose.is_empty() || !self.scan(None).is_some_and(|(after, _)| after == before) {
             return;
         }
         for (period, word, pins) in loose {
             // Fails if anybody pinned or let go since: then the next recovery looks again.
             let _ = period.word.compare_exchange(word, word.saturating_sub(pins), Release, Relaxed);
+        }
+    }
+}
+
+/// What a live hold holds of each of its periods.
+fn add_held(slot: &Slot, held: &mut HashMap<u32, Held>) {
+    let amounts = read(&slot.amounts);
+    for (place, units) in slot.entries() {
+        let held = held.entry(place).or_default();
+        held.pins = held.pins.saturating_add(1);
+        for unit in super::period::units_of(units & !(1 << REQUESTS)) {
+            if let (Some(sum), Some(amount)) = (held.amounts.get_mut(unit), amounts.get(unit)) {
+                *sum = sum.saturating_add(*amount);
+            }
         }
     }
 }
