@@ -5,6 +5,15 @@
 //! within the doubt that is written down. After healing nothing is missing, what was acknowledged is still spent, what
 //! was not is spent at every level or at none, no window is pinned by nobody, and the ledger can be used in full.
 
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::needless_range_loop,
+    clippy::semicolon_if_nothing_returned,
+    clippy::similar_names,
+    clippy::unnecessary_wraps,
+    reason = "tables of short closures, and a test that stops where something is wrong"
+)]
+
 use std::collections::HashMap;
 
 use super::hold::{Charge, Hand, HoldId, Refused, Wish, read, settled, unreported};
@@ -302,7 +311,7 @@ fn reserves() -> Vec<Case> {
         case(
             "reserve, every slot taken",
             &[NOTHING],
-            |world| (0..3).map(|_| world.reserve(LIVING, NOTHING, NOW_MS, 0).unwrap()).last(),
+            |world| (0..3).map(|_| world.reserve(LIVING, NOTHING, NOW_MS, 0).unwrap()).collect::<Vec<_>>().pop(),
             |world, _| {
                 assert_eq!(world.reserve(DYING, ASKED, NOW_MS, 0), Err(Refused::Slots));
             },
@@ -436,9 +445,9 @@ fn assert_whole(world: &World, before: &Used, case: &Case, within: fn(i64, i64) 
     }
     let held = world.held();
     for (place, period) in world.periods() {
-        let windows = Window::ALL[period.window.load(Relaxed) as usize] != Window::Total;
+        let ends = Window::ALL[period.window.load(Relaxed) as usize] != Window::Total;
         let word = Word(period.word.load(Acquire));
-        let pins = if windows { held.get(&place).map_or(0, |held| held.1) } else { 0 };
+        let pins = if ends { held.get(&place).map_or(0, |held| held.1) } else { 0 };
         assert_eq!((word.opener(), word.pins()), (0, pins), "{at}: period {place}: opener and pins");
     }
     let spent = world.spent(before, case.at_ms);
