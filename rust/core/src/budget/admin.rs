@@ -149,6 +149,10 @@ impl Ledger {
             tries += 1;
         };
         let (limit, overdraft) = (of(&period.limit), of(&period.overdraft));
+        if unit == Unit::Requests.index() {
+            let used = limit.saturating_add(overdraft).saturating_sub(available);
+            return Counted { limit, overdraft, used, available, held: 0, stranded: 0 };
+        }
         let rest = limit.saturating_add(overdraft).saturating_sub(used).saturating_sub(available);
         let doubt = of(&period.doubt_free).saturating_add(of(&period.doubt_used));
         let stranded = if doubt == 0 { 0 } else { self.stranded(period, unit).unwrap_or(doubt.min(rest)) };
@@ -315,7 +319,7 @@ impl Ledger {
     /// Ends the holds of dead processes and those past their deadline, and settles what they left in doubt.
     pub fn recover(&self) -> Result<Recovery, BudgetError> {
         let attached = self.attached()?;
-        let expired = self.end_expired(&attached);
+        let expired = self.end_expired(&self.hand()?);
         let recovered = self.exclusively(&attached, || {
             let (processes, holds) = match &attached.locks {
                 Some(locks) => {
@@ -332,11 +336,11 @@ impl Ledger {
         Ok(recovered)
     }
 
-    fn end_expired(&self, attached: &super::ledger::Attached) -> usize {
+    fn end_expired(&self, hand: &Hand<'_>) -> usize {
         let now_ms = self.now_ms();
         let over = |hold: &HoldState| hold.deadline_ms.is_some_and(|deadline| deadline < now_ms);
         let ended = self.holds().into_iter().filter(over).filter(|hold| {
-            self.hand(attached).end(hold.id, |slot| {
+            hand.end(hold.id, |slot| {
                 let flags = slot.flags.load(Relaxed);
                 unreported(flags, &read(&slot.amounts), &read(&slot.charged))
             })
@@ -363,8 +367,8 @@ impl Ledger {
         }
         let now_ms = self.now_ms();
         let attached = self.attached()?;
+        let hand = self.hand()?;
         let before = self.exclusively(&attached, || {
-            let hand = self.hand(&attached);
             let before = hand.change_limit(node.index(), unit, window, limit, None, now_ms)?;
             self.memory.note(EventKind::LimitChanged, Some((node.index(), unit, window)), before, limit);
             Ok::<_, NoPeriod>(before)

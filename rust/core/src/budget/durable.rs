@@ -265,7 +265,8 @@ impl Memory {
         }
         for (unit, consumed) in record.consumed.into_iter().enumerate() {
             if let (Some(free), Some(used)) = (period.free.get(unit), period.used.get(unit)) {
-                used.store(consumed, Relaxed);
+                // Of requests `free` alone keeps count.
+                used.store(if unit == Unit::Requests.index() { 0 } else { consumed }, Relaxed);
                 super::period::add(free, consumed.saturating_neg());
             }
         }

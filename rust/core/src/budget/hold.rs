@@ -7,8 +7,8 @@
 //! Nothing here knows a path, a limit's meaning or a clock: it is handed steps, amounts and window ids.
 
 use super::layout::{
-    END_STEPS, FLAG_DISPATCHED, FLAG_FORCED, FLAG_METER, Phase, Slot, State, TAKE_STEPS, TALLY_NONE, Word, entry,
-    entry_period, entry_units,
+    END_STEPS, ENTRY_PINNED, FLAG_DISPATCHED, FLAG_FORCED, FLAG_METER, Phase, Slot, State, TAKE_STEPS, TALLY_NONE,
+    Word, entry, entry_period, entry_units,
 };
 use super::memory::Memory;
 use super::period::{Liveness, NoPeriod, Step, add, cell, take, units_of};
@@ -66,7 +66,8 @@ pub enum Charge {
 const SETUP: u32 = 0xfff;
 /// Everything a top-up asks for is taken; what is left is to say so.
 pub(super) const APPLY: u32 = 0xffe;
-const REQUESTS: usize = Unit::Requests.index();
+/// The units that come back or are spent when a hold ends: all but requests, of which `free` alone keeps count.
+const UNITS_ENDED: u32 = ((1 << UNITS) - 1) & !(1 << Unit::Requests.index());
 
 /// One process's hand on the memory.
 #[derive(Clone, Copy)]
@@ -155,7 +156,6 @@ impl Hand<'_> {
             slot.put(state.with(0, 0, Phase::Free));
             return Err(refused);
         }
-        self.spend_requests(slot, state, 0);
         slot.put(state.with(self.me, 0, Phase::Live));
         Ok(HoldId { slot: index, generation: state.generation() })
     }
@@ -164,9 +164,10 @@ impl Hand<'_> {
     #[inline]
     fn claim(&self, hint: u32) -> Option<(u32, &Slot, State)> {
         let slots = &self.memory.slots;
-        let start = (hint as usize) % slots.len().max(1);
+        // No remainder: a division would cost as much as the rest of the search.
+        let start = if (hint as usize) < slots.len() { hint as usize } else { 0 };
         let (before, after) = slots.split_at_checked(start)?;
-        for (at, slot) in after.iter().chain(before).enumerate() {
+        for (at, slot) in (start..).zip(after).chain((0..).zip(before)) {
             let old = State(slot.state.load(Relaxed));
             if old.phase() != Phase::Free {
                 continue;
@@ -174,8 +175,7 @@ impl Hand<'_> {
             let new = State::new(old.generation().wrapping_add(1), self.me, SETUP, Phase::Taking);
             // Acquire: pairs with the release that freed the slot, so its fields are this process's now.
             if slot.state.compare_exchange(old.0, new.0, AcqRel, Relaxed).is_ok() {
-                let index = start.wrapping_add(at) % slots.len().max(1);
-                return Some((u32::try_from(index).ok()?, slot, new));
+                return Some((u32::try_from(at).ok()?, slot, new));
             }
         }
         None
@@ -223,8 +223,9 @@ impl Hand<'_> {
         loop {
             let place = self.memory.locate(step, id, self.me, self.alive)?;
             let period = self.memory.period(place).ok_or(NoPeriod::Damaged)?;
-            listed.store(entry(place, step.units), Relaxed);
-            if step.window == Window::Total {
+            let pinned = step.window != Window::Total;
+            listed.store(entry(place, step.units, pinned), Relaxed);
+            if !pinned {
                 return Ok(place);
             }
             slot.put(state.with(self.me, number, Phase::Taking));
@@ -245,7 +246,7 @@ impl Hand<'_> {
             let Some((place, units)) = slot.entry(at) else { continue };
             let Some(period) = self.memory.period(place) else { continue };
             let Some(unit) = part.checked_sub(1) else {
-                if is_pinned(period) {
+                if units & ENTRY_PINNED != 0 {
                     slot.put(state.with(self.me, number, state.phase()));
                     period.word.fetch_sub(Word::PIN, Release);
                 }
@@ -258,24 +259,6 @@ impl Hand<'_> {
             slot.put(state.with(self.me, number, state.phase()));
             if let Some(free) = cell(&period.free, unit as usize) {
                 add(free, amount);
-            }
-        }
-    }
-
-    /// Counts the requests as spent at every step from `from` on.
-    #[inline]
-    pub(super) fn spend_requests(&self, slot: &Slot, state: State, from: usize) {
-        let amount = count(&slot.amounts, REQUESTS);
-        if amount == 0 {
-            return;
-        }
-        for (at, (place, units)) in slot.entries().enumerate().skip(from) {
-            if units & (1 << REQUESTS) == 0 {
-                continue;
-            }
-            slot.put(state.with(self.me, u32::try_from(at).unwrap_or(0), Phase::Spending));
-            if let Some(used) = self.memory.period(place).and_then(|period| cell(&period.used, REQUESTS)) {
-                add(used, amount);
             }
         }
     }
@@ -424,8 +407,8 @@ impl Hand<'_> {
         for (at, (place, units)) in slot.entries().enumerate().skip(first) {
             let Some(period) = self.memory.period(place) else { continue };
             let base = end_step(at);
-            // Requests were counted when they were granted.
-            for unit in units_of(units & touched & !(1 << REQUESTS)) {
+            // Requests were spent when they were granted.
+            for unit in units_of(units & touched & UNITS_ENDED) {
                 let (Some(held), Some(actual)) = (held.get(unit).copied(), actual.get(unit).copied()) else { continue };
                 let number = base.wrapping_add(unit_step(unit).wrapping_mul(2));
                 if actual != 0
@@ -445,19 +428,13 @@ impl Hand<'_> {
                 }
             }
             let number = base.wrapping_add(END_STEPS).wrapping_sub(1);
-            if is_pinned(period) && number >= from {
+            if units & ENTRY_PINNED != 0 && number >= from {
                 slot.put(state.with(self.me, number, Phase::Ending));
                 period.word.fetch_sub(Word::PIN, Release);
             }
         }
         slot.put(state.with(0, 0, Phase::Free));
     }
-}
-
-/// Holds pin every window but the one that never ends.
-#[inline]
-fn is_pinned(period: &super::layout::Period) -> bool {
-    period.window.load(Relaxed) != Window::Total as u32
 }
 
 /// What a settle comes to: levels come back, requests stay spent, and what nobody mentions counts as far as it was

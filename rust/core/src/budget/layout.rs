@@ -118,7 +118,8 @@ pub(crate) struct Period {
     pub(super) word: AtomicU64,
     /// limit + overdraft - used - held - stranded; negative is debt. A reserve takes from it only what leaves it >= 0
     pub(super) free: Counts,
-    /// Spent for good; grows only, but where a heal finds that a doubtful step had counted twice
+    /// Spent for good; grows only. Of requests nothing is kept here: they are spent when granted and never held, so
+    /// what is not free is spent
     pub(super) used: Counts,
     pub(super) limit: Counts,
     pub(super) overdraft: Counts,
@@ -158,7 +159,7 @@ pub(crate) struct Slot {
     pub(super) charged: Counts,
     /// What is being topped up or settled
     pub(super) actual: Counts,
-    /// Index of the period in the lower 24 bits, units it limits in the upper 8
+    /// See [`entry`]
     pub(super) periods: [AtomicU32; CELLS_MAX],
 }
 
@@ -260,18 +261,16 @@ pub(super) enum Phase {
     Free = 0,
     /// Amounts are being taken, leaf to root, or given back before a grant
     Taking = 1,
-    /// Granted; requests are being counted as spent
-    Spending = 2,
     /// Granted
-    Live = 3,
+    Live = 2,
     /// More is being taken
-    ToppingUp = 4,
+    ToppingUp = 3,
     /// Somebody has won the right to end it
-    Claimed = 5,
+    Claimed = 4,
     /// `actual` is being spent, the rest given back
-    Ending = 6,
+    Ending = 5,
     /// A charge is being written
-    Charging = 7,
+    Charging = 6,
     /// Not one of these: a damaged file
     Unknown = 63,
 }
@@ -281,12 +280,11 @@ impl Phase {
         match bits {
             0 => Self::Free,
             1 => Self::Taking,
-            2 => Self::Spending,
-            3 => Self::Live,
-            4 => Self::ToppingUp,
-            5 => Self::Claimed,
-            6 => Self::Ending,
-            7 => Self::Charging,
+            2 => Self::Live,
+            3 => Self::ToppingUp,
+            4 => Self::Claimed,
+            5 => Self::Ending,
+            6 => Self::Charging,
             _ => Self::Unknown,
         }
     }
@@ -328,15 +326,19 @@ pub(super) const TAKE_STEPS: u32 = 1 + UNITS as u32;
 /// Steps of one period while ending: `used` and `free` of each unit, then the pin.
 pub(super) const END_STEPS: u32 = 2 * UNITS as u32 + 1;
 
-/// A period in a slot's list: index and the units it limits.
-pub(super) const fn entry(period: u32, units: u32) -> u32 {
-    (period & 0x00ff_ffff) | (units << 24)
+/// Bit of an entry beside its units: the hold pins the period.
+pub(super) const ENTRY_PINNED: u32 = 1 << UNITS;
+
+/// A period in a slot's list: index, the units it limits, and whether it is pinned.
+pub(super) const fn entry(period: u32, units: u32, pinned: bool) -> u32 {
+    (period & 0x00ff_ffff) | (units << 24) | if pinned { ENTRY_PINNED << 24 } else { 0 }
 }
 
 pub(super) const fn entry_period(entry: u32) -> u32 {
     entry & 0x00ff_ffff
 }
 
+/// The units, and [`ENTRY_PINNED`].
 pub(super) const fn entry_units(entry: u32) -> u32 {
     entry >> 24
 }

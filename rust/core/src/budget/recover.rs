@@ -46,6 +46,8 @@ pub struct Healed {
 /// Times a snapshot is tried before a ledger counts as busy.
 const SNAPSHOT_TRIES_MAX: usize = 20;
 const REQUESTS: usize = Unit::Requests.index();
+/// Requests are never held, and an entry has a bit that is no unit.
+const UNITS_HELD: u32 = ((1 << UNITS) - 1) & !(1 << REQUESTS);
 
 impl Hand<'_> {
     /// Ends every hold of processes that are gone. Returns how many.
@@ -81,14 +83,6 @@ impl Hand<'_> {
                 };
                 self.give_back(slot, state, taken, &read(&slot.amounts));
                 slot.state.store(state.with(0, 0, Phase::Free).0, Release);
-            }
-            Phase::Spending => {
-                let amount = read(&slot.amounts).get(REQUESTS).copied().unwrap_or(0);
-                if let Some((place, _)) = slot.entry(step as usize) {
-                    doubt(self.memory.period(place), REQUESTS, amount, Doubt::Used);
-                }
-                self.spend_requests(slot, state, (step as usize).saturating_add(1));
-                self.end_dead(index, slot, state);
             }
             Phase::ToppingUp => {
                 if step == APPLY {
@@ -147,7 +141,9 @@ impl Hand<'_> {
     /// The step of a taking that may or may not have happened.
     fn doubt_take(&self, slot: &Slot, step: u32, amounts: &[i64; UNITS]) {
         let (at, part) = ((step / TAKE_STEPS) as usize, step % TAKE_STEPS);
+        // A request in doubt is a request spent: nothing else keeps count of them.
         if let (Some(unit), Some((place, units))) = (part.checked_sub(1), slot.entry(at))
+            && unit as usize != REQUESTS
             && units & (1 << unit) != 0
         {
             let amount = amounts.get(unit as usize).copied().unwrap_or(0);
@@ -298,7 +294,7 @@ impl Memory {
             for (place, units) in slot.entries() {
                 let held = held.entry(place).or_default();
                 held.pins = held.pins.saturating_add(1);
-                for unit in super::period::units_of(units & !(1 << REQUESTS)) {
+                for unit in super::period::units_of(units & UNITS_HELD) {
                     if let (Some(sum), Some(amount)) = (held.amounts.get_mut(unit), amounts.get(unit)) {
                         *sum = sum.saturating_add(*amount);
                     }
@@ -335,9 +331,12 @@ fn is_doubtful(period: &Period) -> bool {
     any(&period.doubt_free) || any(&period.doubt_used)
 }
 
-/// limit + overdraft - used - free - held, for each unit.
+/// limit + overdraft - used - free - held, for each unit; of requests nothing is ever stranded.
 pub(super) fn stranded(period: &Period, held: Option<&Held>) -> [i64; UNITS] {
     let sum = |unit: usize| {
+        if unit == REQUESTS {
+            return 0;
+        }
         let of = |counts: &super::layout::Counts| cell(counts, unit).map_or(0, |count| count.load(Relaxed));
         let held = held.and_then(|held| held.amounts.get(unit)).copied().unwrap_or(0);
         of(&period.limit)
