@@ -73,6 +73,11 @@ pub struct Options {
     pub ttl_ms: Option<i64>,
 }
 
+/// A slot to look at first, on a cache line of its own: each thread writes its own at every hold.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Hint(AtomicU32);
+
 /// What belongs to this process: its number, and its locks.
 #[derive(Debug)]
 pub(super) struct Attached {
@@ -97,7 +102,7 @@ pub struct Ledger {
     pub(super) names: RwLock<HashMap<Box<str>, Arc<Node>>>,
     /// Until when the wall clock is believed without asking the boot clock
     believed_ms: AtomicI64,
-    hints: [AtomicU32; HINTS],
+    hints: [Hint; HINTS],
     /// Something was reserved since the last image
     pub(super) active: AtomicU32,
     pub(super) closed: AtomicBool,
@@ -183,7 +188,9 @@ impl Ledger {
     ) -> Self {
         let spread = attached.me.wrapping_mul(97);
         Self {
-            hints: std::array::from_fn(|at| AtomicU32::new(spread.wrapping_add(u32::try_from(at).unwrap_or(0) << 4))),
+            hints: std::array::from_fn(|at| {
+                Hint(AtomicU32::new(spread.wrapping_add(u32::try_from(at).unwrap_or(0) << 4)))
+            }),
             memory,
             store,
             spec,
@@ -389,7 +396,7 @@ impl Ledger {
         }
         let place = PLACE.try_with(|place| place % HINTS).unwrap_or(0);
         // The remainder is a place of the array.
-        self.hints.get(place).unwrap_or(&self.active)
+        self.hints.get(place).map_or(&self.active, |hint| &hint.0)
     }
 
     /// Notes what the work has used so far; the cells follow when the hold ends.
