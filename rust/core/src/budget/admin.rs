@@ -336,16 +336,34 @@ impl Ledger {
         Ok(recovered)
     }
 
-    fn end_expired(&self, hand: &Hand<'_>) -> usize {
+    /// Recovers if a process has died or a deadline has passed, and takes no lock otherwise.
+    pub(super) fn recover_if_needed(&self) -> Result<(), BudgetError> {
+        let attached = self.attached()?;
+        if self.end_expired(&self.hand()?) > 0 {
+            self.changed();
+        }
+        if attached.locks.as_ref().is_some_and(|locks| self.memory.any_dead(locks, attached.me)) {
+            self.recover()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the holds whose deadline has passed, as nobody reports them. Returns how many.
+    pub(super) fn end_expired(&self, hand: &Hand<'_>) -> usize {
         let now_ms = self.now_ms();
-        let over = |hold: &HoldState| hold.deadline_ms.is_some_and(|deadline| deadline < now_ms);
-        let ended = self.holds().into_iter().filter(over).filter(|hold| {
-            hand.end(hold.id, |slot| {
-                let flags = slot.flags.load(Relaxed);
-                unreported(flags, &read(&slot.amounts), &read(&slot.charged))
-            })
-        });
-        ended.count()
+        let mut ended = 0_usize;
+        for (index, slot) in (0_u32..).zip(self.memory.slots.iter()) {
+            let state = State(slot.state.load(Acquire));
+            let deadline_ms = slot.deadline_ms.load(Relaxed);
+            if state.phase() != Phase::Live || deadline_ms == 0 || deadline_ms >= now_ms {
+                continue;
+            }
+            let id = HoldId { slot: index, generation: state.generation() };
+            let over =
+                hand.end(id, |slot| unreported(slot.flags.load(Relaxed), &read(&slot.amounts), &read(&slot.charged)));
+            ended = ended.saturating_add(usize::from(over));
+        }
+        ended
     }
 
     pub(super) fn io_error(&self, action: &'static str, error: std::io::Error) -> BudgetError {

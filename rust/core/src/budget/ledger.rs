@@ -105,6 +105,8 @@ pub struct Ledger {
     hints: [Hint; HINTS],
     /// Something was reserved since the last image
     pub(super) active: AtomicU32,
+    /// Holds of this process have deadlines
+    deadlines: AtomicBool,
     pub(super) closed: AtomicBool,
     pub(super) background: ArcSwapOption<super::background::Background>,
     /// Where the thread finds its ledger, once somebody wants a thread
@@ -203,6 +205,7 @@ impl Ledger {
             names: RwLock::new(HashMap::new()),
             believed_ms: AtomicI64::new(i64::MIN),
             active: AtomicU32::new(0),
+            deadlines: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             background: ArcSwapOption::empty(),
             itself: OnceLock::new(),
@@ -368,6 +371,9 @@ impl Ledger {
             let now_ms = self.time_at(wall_ms);
             let ttl = options.ttl_ms.or(self.spec.hold_ttl_ms);
             let deadline_ms = ttl.map_or(0, |ttl| now_ms.saturating_add(ttl).max(1));
+            if deadline_ms != 0 && !self.deadlines.load(Relaxed) {
+                self.deadlines.store(true, Relaxed);
+            }
             let ids = ids_at(now_ms, &node.steps);
             let wish = Wish { node: node.index, steps: &node.steps, amounts, ids, now_ms, deadline_ms, flags };
             match hand.reserve(&wish, hint.load(Relaxed)) {
@@ -380,6 +386,10 @@ impl Ledger {
                 }
                 // Somebody's later time opened a later window: with that time it is found.
                 Err(Refused::Period(_, NoPeriod::Stale)) if tries < 8 => tries = tries.wrapping_add(1),
+                // What is over by its deadline holds nothing any more.
+                Err(_) if tries < 8 && self.deadlines.load(Relaxed) && self.end_expired(&hand) > 0 => {
+                    tries = tries.wrapping_add(1);
+                }
                 Err(refused) => return Err(Box::new(self.diagnose(node, amounts, now_ms, refused))),
             }
         }
