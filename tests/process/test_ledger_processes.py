@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.process.ledger_worker import RECORD
+from ledger_worker import RECORD
 from tollkeeper import BudgetError, HandleError, Hold, Ledger
 
 if TYPE_CHECKING:
