@@ -28,8 +28,12 @@ FILE_BYTES_MAX: Final = 4 << 20
 # The largest limit. Limit, overdraft and what is used beyond them add up within 64 bits.
 LIMIT_MAX: Final = 1 << 60
 AMOUNT_MAX: Final = 1 << 53
-# 16 million holds are more than a host has requests in flight, and 2 GB of them.
-COUNT_MAX: Final = 1 << 24
+# The highest price: a thousand US dollars a token.
+PRICE_MAX: Final = 10**18
+MODELS_MAX: Final = 1_024
+# The bounds of the core, which knows no file to name.
+HOLDS_MAX: Final = 131_072
+NODES_MAX: Final = 65_536
 SEGMENTS_MAX: Final = 8
 PATH_BYTES_MAX: Final = 255
 NAME_BYTES_MAX: Final = 255
@@ -128,6 +132,8 @@ def _spec(text: str, shown: str) -> Spec:
     ledger = _ledger(document.get("ledger", {}), place)
     budgets = _tables(document.get("budget", {}), "budget", 'write [budget."acme/research"]', place)
     prices = _tables(document.get("price", {}), "price", 'write [price."gpt-5"], prompt = "1.25"', place)
+    if len(prices) > MODELS_MAX:
+        raise place.error(("price",), f"{len(prices)} models have prices, the most is {MODELS_MAX}", None)
     return Spec(
         budgets=[_budget(path, raw, place) for path, raw in budgets.items()],
         prices=[_price(model, raw, place) for model, raw in prices.items()],
@@ -150,8 +156,8 @@ def _tables(raw: object, name: str, hint: str, place: Place) -> dict[str, object
 def _ledger(raw: object, place: Place) -> LedgerSection:
     ledger = section(raw, LedgerSection, ("ledger",), place)
     bounds = {
-        "holds": COUNT_MAX,
-        "nodes": COUNT_MAX,
+        "holds": HOLDS_MAX,
+        "nodes": NODES_MAX,
         "increment_tokens": AMOUNT_MAX,
         "hold_ttl_s": HOLD_TTL_SECONDS_MAX,
     }
@@ -165,17 +171,13 @@ def _budget(path: str, raw: object, place: Place) -> tuple[str, list[tuple[str, 
     fault = path_fault(path)
     if fault is not None:
         raise place.error(at, *fault)
-    if isinstance(raw, dict):
-        for key, value in cast("dict[str, object]", raw).items():
-            # [budget.acme.research] nests in TOML; the path is one key.
-            if isinstance(value, dict) and key not in Budget.__struct_fields__:
-                raise place.error((*at, key), "unknown key", f'a path is one quoted key: [budget."{path}/{key}"]')
+    _refuse_nested(raw, path, place)
     budget = section(raw, Budget, at, place)
     if budget.children_max is not None and not path.endswith("/*"):
         raise place.error(
             (*at, "children_max"), "only a template makes children", f'write it under [budget."{path}/*"]'
         )
-    _in_range(budget.children_max, 1, COUNT_MAX, (*at, "children_max"), place)
+    _in_range(budget.children_max, 1, NODES_MAX, (*at, "children_max"), place)
     limits: dict[tuple[str, str], Limit] = {}
     for number, entry in enumerate(budget.limits):
         there = (*at, "limits", str(number))
@@ -184,6 +186,14 @@ def _budget(path: str, raw: object, place: Place) -> tuple[str, list[tuple[str, 
             raise place.error(there, f"a second limit for `{limit.unit}` in window `{limit.window}`", "leave one")
         limits[limit.unit, limit.window] = limit
     return path, [(one.unit, one.window, one.limit, one.overdraft) for one in limits.values()], budget.children_max
+
+
+def _refuse_nested(raw: object, path: str, place: Place) -> None:
+    """[budget.acme.research] nests in TOML, where a path is one key."""
+    for key, value in cast("dict[str, object]", raw).items() if isinstance(raw, dict) else ():
+        if isinstance(value, dict) and key not in Budget.__struct_fields__:
+            hint = f'a path is one quoted key: [budget."{path}/{key}"]'
+            raise place.error(("budget", path, key), "unknown key", hint)
 
 
 def _limit(raw: object, at: tuple[str, ...], place: Place) -> Limit:
@@ -252,7 +262,7 @@ def _nano_usd(value: object, at: tuple[str, ...], place: Place) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         what = f"expected `int` or `str`, got `{type(value).__name__}`"
         raise place.error(at, what, 'nano-USD per million tokens, or US dollars as text: "1.25"')
-    _in_range(value, 0, LIMIT_MAX, at, place)
+    _in_range(value, 0, PRICE_MAX, at, place)
     return value
 
 

@@ -78,7 +78,7 @@ REFUSED = {
     "[ledger": ("at the end: expected ']'", None),
     "[ledgers]": ("1: ledgers: unknown section", "did you mean `ledger`?"),
     "[ledger]\nhold = 1": ("2: ledger.hold: unknown key", "did you mean `holds`?"),
-    "[ledger]\nholds = 0": ("2: ledger.holds: 0 is not between 1 and 16777216", None),
+    "[ledger]\nholds = 0": ("2: ledger.holds: 0 is not between 1 and 131072", None),
     "[ledger]\nnodes = -1": ("2: ledger.nodes: -1 is not between 1", None),
     "[ledger]\nholds = 1.0": ("2: ledger.holds: expected `int`, got `float`", None),
     "[ledger]\nvolatile = 1": ("2: ledger.volatile: expected `bool`, got `int`", None),
@@ -196,7 +196,7 @@ def test_the_example_runs() -> None:
     assert doctest.testmod(budgets).failed == 0
 
 
-@given(st.integers(0, budgets.LIMIT_MAX))
+@given(st.integers(0, budgets.PRICE_MAX))
 def test_dollars_are_converted_exactly(nano: int) -> None:
     dollars = f"{nano // 10**9}.{nano % 10**9:09}"
     assert budgets.spec(f'[price.m]\nprompt = "{dollars}"')["prices"] == [("m", [("prompt", nano)])]
