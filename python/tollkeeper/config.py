@@ -13,7 +13,17 @@ import msgspec
 
 from tollkeeper.document import Place, decode, known_here, read_text, section
 
-__all__ = ["CONFIG_BYTES_MAX", "FILE_NAME", "Config", "GateSection", "PolicySection", "Tool", "load", "read_text"]
+__all__ = [
+    "CONFIG_BYTES_MAX",
+    "FILE_NAME",
+    "BudgetSection",
+    "Config",
+    "GateSection",
+    "PolicySection",
+    "Tool",
+    "load",
+    "read_text",
+]
 
 FILE_NAME: Final = "tollkeeper.toml"
 
@@ -58,6 +68,15 @@ class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Arguments that are file paths and must not leave their directory."""
 
 
+class BudgetSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The ``[budget]`` section, as written."""
+
+    file: str | None = None
+    """The budgets, a ``budgets.toml``."""
+    state: str | None = None
+    """Where what is used and held is kept; without it in the memory of the process."""
+
+
 class Config(msgspec.Struct, frozen=True):
     """A configuration, with its paths resolved."""
 
@@ -70,9 +89,11 @@ class Config(msgspec.Struct, frozen=True):
     entities_file: Path | None
     test_files: list[Path]
     tools: dict[str, Tool]
+    budget_file: Path | None = None
+    budget_state: Path | None = None
 
 
-SECTIONS: Final = ("gate", "policy", "tools")
+SECTIONS: Final = ("gate", "policy", "tools", "budget")
 
 
 def load(source: str | os.PathLike[str], folder: str | os.PathLike[str] = ".") -> Config:
@@ -108,6 +129,9 @@ def _decode(text: str, file: Path, shown: str) -> Config:
             raise place.error((key,), "unknown section", known_here(key, SECTIONS))
     gate = section(document.get("gate", {}), GateSection, ("gate",), place)
     policy = section(document.get("policy", {}), PolicySection, ("policy",), place)
+    budget = section(document.get("budget", {}), BudgetSection, ("budget",), place)
+    if budget.state is not None and budget.file is None:
+        raise place.error(("budget", "state"), "a state without budgets", 'file = "budgets.toml"')
     tools = document.get("tools", {})
     if not isinstance(tools, dict):
         raise place.error(
@@ -126,6 +150,8 @@ def _decode(text: str, file: Path, shown: str) -> Config:
         tools={
             name: section(tool, Tool, ("tools", name), place) for name, tool in cast("dict[str, Any]", tools).items()
         },
+        budget_file=None if budget.file is None else _file(budget.file, folder, ("budget", "file"), place),
+        budget_state=None if budget.state is None else folder / budget.state,
     )
 
 
