@@ -105,7 +105,9 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     if arguments.plot is not None:
         title = f"{counted(result.requests, 'request')}: {result.admitted:,} admitted, {result.denied:,} denied"
-        arguments.plot.write_text(plots.svg(rows, title, f"windows of {rules.window}; {_described(rules)}"))
+        arguments.plot.write_text(
+            plots.svg(rows, title, f"budgets of {root}; each request holds its prompt and {rules.max_tokens:,} tokens")
+        )
     document = _document(arguments.traces, name, paths, rules, result, total)
     if arguments.json == inputs.STDIN:
         sys.stdout.write(json.dumps(document, indent=1) + "\n")

@@ -14,6 +14,8 @@ PANEL_TOPS: Final = (64, 316)
 HEIGHT: Final = 570
 TICKS: Final = 5
 LABELS_MAX: Final = 12
+# Left of the legend.
+NOTE_CHARACTERS_MAX: Final = 110
 COLOURS: Final = {"used": "#3465a4", "admitted": "#4e9a06", "denied": "#cc0000", "limit": "#555753"}
 
 
@@ -60,7 +62,7 @@ def svg(rows: Sequence[Row], title: str, note: str) -> str:
         '<g font-family="sans-serif" font-size="12" fill="#2e3436">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         _text(LEFT, 24, title, size=16),
-        _text(LEFT, 42, note, size=11),
+        _text(LEFT, 42, note[:NOTE_CHARACTERS_MAX], size=11),
     ]
     used = [(row.used, 0) for row in rows]
     limits = [row.limit for row in rows if row.limit is not None]
