@@ -38,11 +38,12 @@ _MAKING: Final = threading.Lock()
 class Waiter:
     """One coroutine that waits."""
 
-    __slots__ = ("cells", "cost", "due", "future", "loop", "path")
+    __slots__ = ("cells", "cost", "due", "future", "loop", "path", "units")
 
     def __init__(self, path: str, cost: Mapping[str, int], loop: asyncio.AbstractEventLoop) -> None:
         self.path = path
-        self.cost = {unit: amount for unit, amount in cost.items() if amount}
+        self.cost = dict(cost)
+        self.units = frozenset(unit for unit, amount in cost.items() if amount)
         self.loop = loop
         self.future: asyncio.Future[bool] = loop.create_future()
         self.cells: frozenset[tuple[str, str]] = frozenset()
@@ -53,12 +54,12 @@ class Waiter:
     @property
     def line(self) -> tuple[str, frozenset[str]]:
         """Those of one line want the same things, if not as much of them."""
-        return self.path, frozenset(self.cost)
+        return self.path, self.units
 
     def competes(self, cells: Iterable[tuple[str, str]]) -> bool:
         """Whether it would use one of these."""
         return any(
-            unit in self.cost and (self.path == path or self.path.startswith(f"{path}/")) for path, unit in cells
+            unit in self.units and (self.path == path or self.path.startswith(f"{path}/")) for path, unit in cells
         )
 
 

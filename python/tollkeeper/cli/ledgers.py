@@ -88,4 +88,4 @@ def moment(time_ms: int | None) -> str:
     """A time, in UTC."""
     if time_ms is None:
         return "never"
-    return dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S").removesuffix(":00") + " UTC"
+    return dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
