@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _end_ms(ledger: Ledger, denial: Denial) -> int | None:
-    if denial.unit is None or denial.window is None:
+    if denial.unit is None or denial.window is None or denial.path not in ledger.paths:
         return None
     usage = ledger.usage(denial.path).get((denial.unit, denial.window))
     return None if usage is None else usage.window_end_ms
