@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Line", "available"]
 
-# How long the thread sleeps before it looks again by itself. The ledger counts changes only while somebody sleeps on the
-# counter, so one that falls between two sleeps is found then, and so is an interpreter that ends.
+# How long the thread sleeps before it looks again by itself: the ledger counts changes only while somebody sleeps on
+# its counter. One that falls between two sleeps is found then, and so is an interpreter that ends.
 NAP_MS_MIN: Final = 5
 NAP_MS_MAX: Final = 100
 # How long the next in line waits for the one before it to reserve: its event loop may be stuck.
