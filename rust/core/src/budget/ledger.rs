@@ -254,16 +254,22 @@ impl Ledger {
         Ok(())
     }
 
+    /// The budget of a path if this process has found it before. Takes no lock that is held for long.
+    pub fn known(&self, path: &str) -> Option<Arc<Node>> {
+        let plans = self.memory.header().plans.load(Acquire);
+        let known = self.names.read().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
+        known.filter(|node| node.plans == plans)
+    }
+
     /// The budget of a path, made from its template if this is the first time it is asked for.
     ///
     /// # Errors
     /// [`DenialKind::Unavailable`] if there is no such budget, or its parent has as many children as it may have.
     pub fn node(&self, path: &str) -> Result<Arc<Node>, Box<Denial>> {
-        let plans = self.memory.header().plans.load(Acquire);
-        let known = self.names.read().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
-        if let Some(node) = known.filter(|node| node.plans == plans) {
+        if let Some(node) = self.known(path) {
             return Ok(node);
         }
+        let plans = self.memory.header().plans.load(Acquire);
         let unavailable = |message: String| Box::new(Denial::of(DenialKind::Unavailable, path, message));
         if let Some(fault) = path_fault(path) {
             return Err(unavailable(fault));
