@@ -600,9 +600,7 @@ impl Hand<'_> {
         };
         let (before, before_overdraft) = (of(&node.limit), of(&node.overdraft));
         let overdraft = overdraft.unwrap_or(before_overdraft);
-        if (before, before_overdraft) == (limit, overdraft) {
-            return Ok(before);
-        }
+        // The same limit is written all the same: who died in a change may have left it in the windows only.
         self.memory.lock_node(node, self.me, self.alive)?;
         let current = window.id_at(now_ms).wrapping_add(1);
         for period in self.memory.ring(node, window) {
@@ -623,6 +621,7 @@ impl Hand<'_> {
     }
 }
 
+/// Limit and overdraft one after the other, what is lowered first: in between there is never more than before or after.
 fn change_period(period: &Period, unit: usize, limit: i64, overdraft: i64) {
     let (Some(old_limit), Some(old_overdraft), Some(free), Some(doubt)) = (
         cell(&period.limit, unit),
@@ -632,15 +631,27 @@ fn change_period(period: &Period, unit: usize, limit: i64, overdraft: i64) {
     ) else {
         return;
     };
-    let before = old_limit.load(Relaxed).saturating_add(old_overdraft.load(Relaxed));
-    let more = limit.saturating_add(overdraft).saturating_sub(before);
+    let mut changes = [(old_limit, limit), (old_overdraft, overdraft)];
+    if limit > old_limit.load(Relaxed) {
+        changes.reverse();
+    }
+    for (place, value) in changes {
+        change_share(place, value, free, doubt);
+    }
+}
+
+/// Each write leaves a process that dies after it short of units, and the doubt says of how many.
+fn change_share(place: &AtomicI64, value: i64, free: &AtomicI64, doubt: &AtomicI64) {
+    let more = value.saturating_sub(place.load(Relaxed));
+    if more == 0 {
+        return;
+    }
     let doubtful = more.saturating_abs();
     add(doubt, doubtful);
     if more < 0 {
         add(free, more);
     }
-    old_limit.store(limit, Release);
-    old_overdraft.store(overdraft, Release);
+    place.store(value, Release);
     if more > 0 {
         add(free, more);
     }

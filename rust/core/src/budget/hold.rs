@@ -370,18 +370,19 @@ impl Hand<'_> {
     #[inline]
     pub(super) fn end_claimed(&self, index: u32, slot: &Slot, state: State, actual: &[i64; UNITS]) {
         set(&slot.actual, actual);
+        slot.put(state.with(self.me, 0, Phase::Ending));
+        self.end_from(index, slot, state.with(self.me, 0, Phase::Ending), 0);
+    }
+
+    /// Spends and gives back, from a step on, and frees the slot.
+    #[inline]
+    pub(super) fn end_from(&self, index: u32, slot: &Slot, state: State, from: u32) {
+        // Not before `actual` counts: until then the tally is all that knows what the meter has charged.
         if slot.flags.load(Relaxed) & FLAG_METER != 0
             && let Some(tally) = self.memory.tallies.get(index as usize)
         {
             tally.left.store(TALLY_NONE, Relaxed);
         }
-        slot.put(state.with(self.me, 0, Phase::Ending));
-        self.end_from(slot, state.with(self.me, 0, Phase::Ending), 0);
-    }
-
-    /// Spends and gives back, from a step on, and frees the slot.
-    #[inline]
-    pub(super) fn end_from(&self, slot: &Slot, state: State, from: u32) {
         let (held, actual) = (read(&slot.amounts), read(&slot.actual));
         let touched = mask_of(&held) | mask_of(&actual);
         for (at, (place, units)) in slot.entries().enumerate().skip((from / END_STEPS) as usize) {

@@ -98,11 +98,14 @@ impl Hand<'_> {
                     }
                     self.give_back_units(slot, state, taken, &more);
                 }
-                self.end_dead(index, slot, state);
+                // Ending writes to `actual`, so a recovery that is killed in it must not be taken for a top-up again.
+                let claimed = state.with(self.me, 0, Phase::Claimed);
+                slot.state.store(claimed.0, Release);
+                self.end_dead(index, slot, claimed);
             }
             Phase::Ending => {
                 let from = self.doubt_end(slot, step);
-                self.end_from(slot, state, from);
+                self.end_from(index, slot, state, from);
             }
             Phase::Live | Phase::Charging | Phase::Claimed => self.end_dead(index, slot, state),
             Phase::Free | Phase::Unknown => {}
