@@ -632,3 +632,102 @@ fn a_change_back_is_a_change_though_the_first_one_died() {
         }
     }
 }
+
+/// What a dead process and two recoveries left, healed by one that is killed at each of its writes.
+#[test]
+fn a_heal_dies_anywhere() {
+    for case in reserves().iter().chain(&changes()).chain(&endings()) {
+        for kill in 0.. {
+            let (world, before, done) = killed(case, kill);
+            world.recover();
+            for second in 0..200 {
+                let at = format!("{}, killed before write {kill}, a heal before write {second}", case.name);
+                if live_for(second, || world.heal()).is_some() {
+                    break;
+                }
+                assert_safe(&world, case.most, &at);
+            }
+            let at = format!("{}, killed before write {kill}, healed in pieces", case.name);
+            assert_whole(&world, &before, case, |end, spent| spent == end, &at);
+            assert_usable(&world, 17, &at);
+            if done {
+                break;
+            }
+        }
+    }
+}
+
+/// Nobody recovers: whoever needs the window takes over from the one that died while it opened it.
+#[test]
+fn the_opener_of_a_window_dies_and_the_next_one_takes_over() {
+    for at_ms in [LATER_MS, NOW_MS + LAP_MS] {
+        for kill in 0.. {
+            let world = world();
+            used_before(&world);
+            let done = live_for(kill, || world.reserve(DYING, ASKED, at_ms, 0)).is_some();
+            let at = format!("opener killed before write {kill}");
+            let hold = world.reserve(LIVING, [1, 1, 1, 1, 1], at_ms, 0);
+            let hold = hold.unwrap_or_else(|refused| panic!("{at}: {refused:?}"));
+            world.recover();
+            assert_safe(&world, 1_000, &at);
+            world.heal();
+            assert_whole_now(&world, &at);
+            assert!(world.settle(LIVING, hold, 1));
+            assert_usable(&world, 17, &at);
+            if done {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn the_maker_of_a_budget_dies_anywhere() {
+    for kill in 0.. {
+        let (memory, plan) = empty_memory();
+        let parent = memory.find("a/b").unwrap();
+        let limits = &plan.exact.iter().find(|(path, _)| path == "a/b/c").unwrap().1;
+        let done = live_for(kill, || memory.add_node("a/b/d", parent, limits).unwrap()).is_some();
+        let at = format!("killed before write {kill}");
+        memory.check_nodes(memory.nodes_len()).unwrap_or_else(|fault| panic!("{at}: {fault}"));
+        let index = memory.find("a/b/d").unwrap_or_else(|| memory.add_node("a/b/d", parent, limits).unwrap());
+        assert_eq!(memory.steps(index).len(), memory.steps(memory.find("a/b/c").unwrap()).len(), "{at}");
+        assert!(memory.find("a/b/d") == Some(index) && memory.nodes_len() == 4, "{at}");
+        let world = World { steps: memory.steps(index), memory, living: HoldId { slot: 0, generation: 0 } };
+        let hold = world.reserve(LIVING, ASKED, NOW_MS, 0).unwrap_or_else(|refused| panic!("{at}: {refused:?}"));
+        assert!(world.settle(LIVING, hold, 100), "{at}");
+        assert_whole_now(&world, &at);
+        if done {
+            break;
+        }
+    }
+}
+
+#[test]
+fn reading_changed_limits_dies_anywhere() {
+    let mut changed = spec();
+    changed.budgets[0].limits[0] = LimitSpec { limit: 120, overdraft: 60, ..changed.budgets[0].limits[0] };
+    changed.budgets[1].limits.push(LimitSpec { unit: Unit::NanoUsd, window: Window::Day, limit: 77, overdraft: 7 });
+    changed.budgets[2].limits.pop();
+    let plan = Plan::read(&changed).unwrap();
+    for kill in 0.. {
+        let world = world();
+        let load = |me: u32| world.hand(me).load_limits(std::path::Path::new("x"), &plan).unwrap();
+        let done = live_for(kill, || load(DYING)).is_some();
+        let at = format!("killed before write {kill}");
+        world.recover();
+        assert_safe(&world, i64::MAX, &at);
+        world.heal();
+        assert_whole_now(&world, &at);
+        load(LIVING);
+        assert_whole_now(&world, &at);
+        let root = &world.memory.periods[world.memory.nodes[0].rings[0].load(Relaxed) as usize];
+        assert_eq!((root.limit[0].load(Relaxed), root.overdraft[0].load(Relaxed)), (120, 60), "{at}");
+        let fresh = World { steps: world.memory.steps(2), ..world };
+        assert!(fresh.reserve(LIVING, [0, 78 + 7, 0, 0, 0], LATER_MS, 0).is_err(), "{at}");
+        assert!(fresh.reserve(LIVING, [0, 77 + 7, 0, 0, 0], LATER_MS, 0).is_ok(), "{at}");
+        if done {
+            break;
+        }
+    }
+}
