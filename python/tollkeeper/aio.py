@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from tollkeeper.errors import HandleError
+
 if TYPE_CHECKING:
     from tollkeeper.budget import Denial, Ledger
 
@@ -242,5 +244,9 @@ async def available(ledger: "Ledger", path: str, cost: Mapping[str, int], timeou
             return await waiter.future
     except TimeoutError:
         return False
+    except HandleError:
+        if ledger.closed:
+            return False
+        raise
     finally:
         line.leave(waiter)
