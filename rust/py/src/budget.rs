@@ -625,12 +625,10 @@ impl PyLedger {
         guard(|| self.usable().map(|ledger| ledger.watch()))
     }
 
-    /// The other half of `_watch`. A closed ledger forgets.
+    /// The other half of `_watch`; also of a ledger that was closed since, for the other processes' sake.
     #[pyo3(name = "_unwatch")]
     fn unwatch(&self) {
-        if let Ok(ledger) = self.usable() {
-            ledger.unwatch();
-        }
+        self.shared.ledger.unwatch();
     }
 
     /// Wakes whoever waits, though nothing has changed.
