@@ -378,6 +378,30 @@ impl PyMeter {
         })
     }
 
+    /// What was counted of each slot so far.
+    ///
+    /// Args:
+    ///     slots: uint32.
+    ///
+    /// Returns:
+    ///     `charged`, prompt included, and `compute`: int64 arrays; -1 for no live hold.
+    #[pyo3(signature = (slots: "typing.Any") -> "dict[str, typing.Any]")]
+    fn counts<'py>(&self, slots: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
+        guard(|| {
+            let py = slots.py();
+            let mut state = self.lock()?;
+            let State { meter, columns } = &mut *state;
+            fill(&mut columns.first, "slots", slots, None)?;
+            let bytes = |count: &dyn Fn(u32) -> Option<i64>| -> Vec<u8> {
+                columns.first.iter().flat_map(|slot| count(*slot).unwrap_or(-1).to_ne_bytes()).collect()
+            };
+            let dict = PyDict::new(py);
+            dict.set_item("charged", array(py, &bytes(&|slot| meter.charged(slot)), "int64")?)?;
+            dict.set_item("compute", array(py, &bytes(&|slot| meter.compute(slot)), "int64")?)?;
+            Ok::<_, PyErr>(dict)
+        })
+    }
+
     /// What budgets have in the windows of now.
     ///
     /// Args:
