@@ -10,7 +10,6 @@ stand in one line, of which only the head is tried.
 """
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,7 @@ from tollkeeper.errors import HandleError
 if TYPE_CHECKING:
     from tollkeeper.budget import Denial, Ledger
 
-__all__ = ["Line", "available"]
+__all__ = ["Line"]
 
 # How long the thread sleeps before it looks again by itself: the ledger counts changes only while somebody sleeps on
 # its counter. One that falls between two sleeps is found then, and so is an interpreter that ends.
@@ -35,7 +34,6 @@ PAUSE_SECONDS_MIN: Final = 0.005
 MINUTE_SECONDS: Final = 60.0
 # Refusals that no wait ends.
 HOPELESS: Final = ("budget.too_large", "budget.unavailable", "budget.unpriced")
-_MAKING: Final = threading.Lock()
 
 
 class Waiter:
@@ -74,7 +72,6 @@ class Line:
     """
 
     def __init__(self, ledger: "Ledger") -> None:
-        self.pid = os.getpid()
         self._ledger = ledger
         self._lock = threading.Lock()
         self._waiting: list[Waiter] = []
@@ -119,6 +116,24 @@ class Line:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
                 self._news = True
+
+    async def available(self, path: str, cost: Mapping[str, int], timeout: float | None) -> bool:  # noqa: ASYNC109 - see Ledger.available
+        """See `Ledger.available`."""
+        waiter = Waiter(path, cost, asyncio.get_running_loop())
+        try:
+            answer = self.join(waiter)
+            if answer is not None:
+                return answer
+            async with asyncio.timeout(timeout):
+                return await waiter.future
+        except TimeoutError:
+            return False
+        except HandleError:
+            if self._ledger.closed:
+                return False
+            raise
+        finally:
+            self.leave(waiter)
 
     def close(self) -> None:
         """Answers everybody with False."""
@@ -220,33 +235,3 @@ def _pause(denials: "list[Denial]") -> float:
 
 def _slice_ms(due: float, nap_ms: int) -> int:
     return max(1, min(nap_ms, int((due - time.monotonic()) * 1000) + 1))
-
-
-def _line(ledger: "Ledger") -> Line:
-    """The ledger's line; after a fork a new one, since its thread stayed behind."""
-    with _MAKING:
-        line = ledger._line  # noqa: SLF001 - the other half of this module
-        if line is None or line.pid != os.getpid():
-            line = Line(ledger)
-            ledger._line = line  # noqa: SLF001 - the other half of this module
-        return line
-
-
-async def available(ledger: "Ledger", path: str, cost: Mapping[str, int], timeout: float | None) -> bool:  # noqa: ASYNC109 - see Ledger.available
-    """See `Ledger.available`."""
-    line = _line(ledger)
-    waiter = Waiter(path, cost, asyncio.get_running_loop())
-    try:
-        answer = line.join(waiter)
-        if answer is not None:
-            return answer
-        async with asyncio.timeout(timeout):
-            return await waiter.future
-    except TimeoutError:
-        return False
-    except HandleError:
-        if ledger.closed:
-            return False
-        raise
-    finally:
-        line.leave(waiter)

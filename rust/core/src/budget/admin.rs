@@ -442,15 +442,31 @@ impl Ledger {
         self.memory.header().changes.load(Acquire)
     }
 
+    /// Has changes counted until [`Ledger::unwatch`], also between two waits.
+    pub fn watch(&self) {
+        // AcqRel: what ends after this is counted.
+        self.memory.header().waiters.fetch_add(1, crate::sync::Ordering::AcqRel);
+    }
+
+    /// The other half of [`Ledger::watch`].
+    pub fn unwatch(&self) {
+        self.memory.header().waiters.fetch_sub(1, crate::sync::Ordering::AcqRel);
+    }
+
+    /// Wakes whoever waits, though nothing has changed.
+    pub fn wake(&self) {
+        self.changed();
+    }
+
     /// Waits until something has ended or changed since `seen` was read, in any process, or the time is over.
     pub fn wait_for_change(&self, seen: u32, timeout_ms: u64) -> u32 {
         let header = self.memory.header();
         // Counted while waiting, so that nobody who frees something has to wake for nothing.
-        header.waiters.fetch_add(1, crate::sync::Ordering::AcqRel);
+        self.watch();
         if header.changes.load(Acquire) == seen {
             map::wait_on(&header.changes, seen, timeout_ms);
         }
-        header.waiters.fetch_sub(1, crate::sync::Ordering::AcqRel);
+        self.unwatch();
         header.changes.load(Acquire)
     }
 

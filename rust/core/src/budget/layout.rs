@@ -122,8 +122,10 @@ pub(crate) struct Epoch {
 }
 
 /// Epochs kept for each kind of window: a hold may live for as many windows, 68 hours where minutes are counted.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, test)))]
 pub(super) const EPOCHS_LEN: u32 = 4_096;
+#[cfg(all(test, not(loom)))]
+pub(super) const EPOCHS_LEN: u32 = 1_024;
 #[cfg(loom)]
 pub(super) const EPOCHS_LEN: u32 = 4;
 /// Stands where a period's opener would, in an epoch that is over.
