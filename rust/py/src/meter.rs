@@ -59,8 +59,9 @@ impl Dtype for u32 {
 fn buffer<T: Dtype>(name: &str, array: &Bound<'_, PyAny>) -> PyResult<PyBuffer<T>> {
     let wanted = T::NAME;
     let type_name = || array.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string());
-    let untyped = PyUntypedBuffer::get(array)
-        .map_err(|_| PyTypeError::new_err(format!("{name} must be an array of {wanted}, not {}", type_name())))?;
+    let untyped = PyUntypedBuffer::get(array).map_err(|_| {
+        PyTypeError::new_err(format!("{name} must be a one-dimensional array of {wanted}, not {}", type_name()))
+    })?;
     if untyped.dimensions() != 1 {
         return Err(PyValueError::new_err(format!("{name} must have 1 dimension, not {}", untyped.dimensions())));
     }
@@ -360,7 +361,8 @@ impl PyMeter {
         })
     }
 
-    /// Ends holds that were not used: what was not charged goes back, requests stay spent.
+    /// Ends holds that were not used: their tokens go back, the prompt's too, and their requests stay spent. A sequence
+    /// that has generated anything is settled instead.
     ///
     /// Args:
     ///     slots: uint32.

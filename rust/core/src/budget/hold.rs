@@ -366,6 +366,22 @@ impl Hand<'_> {
         true
     }
 
+    /// What was charged to a hold; the tokens of a meter's stand in its tally.
+    #[inline]
+    pub(super) fn charged(&self, index: u32, slot: &Slot) -> [i64; UNITS] {
+        let mut charged = read(&slot.charged);
+        if slot.flags.load(Relaxed) & FLAG_METER != 0
+            && let Some(tally) = self.memory.tallies.get(index as usize)
+            && let (Some(tokens), Some(held)) = (charged.first_mut(), slot.amounts.first())
+        {
+            let left = tally.left.load(Relaxed);
+            if left != TALLY_NONE {
+                *tokens = held.load(Relaxed).saturating_sub(left.max(0));
+            }
+        }
+        charged
+    }
+
     /// Ends a hold that this process has claimed.
     #[inline]
     pub(super) fn end_claimed(&self, index: u32, slot: &Slot, state: State, actual: &[i64; UNITS]) {
@@ -427,8 +443,8 @@ pub(super) fn place_of(number: u32) -> (usize, usize) {
 
 /// What a settle comes to: levels come back, requests stay spent, and what nobody mentions counts as far as it was
 /// charged, or else in full.
-pub(super) fn settled(slot: &Slot, reported: &Reported) -> [i64; UNITS] {
-    let whole = unreported(slot.flags.load(Relaxed) | FLAG_DISPATCHED, &read(&slot.amounts), &read(&slot.charged));
+pub(super) fn settled(slot: &Slot, charged: &[i64; UNITS], reported: &Reported) -> [i64; UNITS] {
+    let whole = unreported(slot.flags.load(Relaxed) | FLAG_DISPATCHED, &read(&slot.amounts), charged);
     let mut actual = whole;
     for (unit, (actual, reported)) in Unit::ALL.into_iter().zip(actual.iter_mut().zip(reported)) {
         if let (Some(amount), false) = (reported, unit.is_level() || unit == Unit::Requests) {

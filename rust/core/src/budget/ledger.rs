@@ -471,7 +471,8 @@ impl Ledger {
         for (unit, amount) in Unit::ALL.into_iter().zip(reported) {
             check_amount(unit, amount.unwrap_or(0))?;
         }
-        let ended = self.hand()?.end(id, |slot| settled(slot, reported));
+        let hand = self.hand()?;
+        let ended = hand.end(id, |slot| settled(slot, &hand.charged(id.slot, slot), reported));
         Ok(self.ended(id, ended))
     }
 
@@ -490,7 +491,7 @@ impl Ledger {
         let Ok(hand) = self.hand() else { return false };
         let ended = hand.end(id, |slot| {
             let flags = flags.unwrap_or_else(|| slot.flags.load(Relaxed));
-            unreported(flags, &super::hold::read(&slot.amounts), &super::hold::read(&slot.charged))
+            unreported(flags, &super::hold::read(&slot.amounts), &hand.charged(id.slot, slot))
         });
         self.ended(id, ended)
     }

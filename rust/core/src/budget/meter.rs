@@ -252,31 +252,34 @@ impl Meter {
     pub fn settle_many(&mut self, slots: &[u32], cached: Option<&[u32]>) -> usize {
         let mut ended = 0_usize;
         for (row, slot) in slots.iter().enumerate() {
-            let Some((id, charged)) = self.id(*slot).zip(self.charged(*slot)) else { continue };
-            let discount = cached.and_then(|cached| cached.get(row)).map_or(0, |cached| i64::from(*cached));
-            let mut reported = [None; UNITS];
-            if let Some(tokens) = reported.get_mut(Unit::Tokens.index()) {
-                *tokens = Some(charged.saturating_sub(discount).max(0));
-            }
-            if let Some(place) = reported.get_mut(Unit::NanoUsd.index()) {
-                *place = self.real_cost(*slot, charged, discount);
-            }
-            if self.ledger.settle(id, &reported).unwrap_or(false) {
-                ended = ended.saturating_add(1);
-            }
-            self.forget(*slot);
+            let cached = cached.and_then(|cached| cached.get(row)).copied().unwrap_or(0);
+            ended = ended.saturating_add(usize::from(self.settle(*slot, cached, |_| true)));
         }
         ended
     }
 
-    /// Ends holds that were not used: their tokens go back, their requests stay spent. Returns how many it ended.
+    /// Ends one hold: with what was charged if that `counts`, else with nothing.
+    fn settle(&mut self, slot: u32, cached: u32, counts: impl FnOnce(i64) -> bool) -> bool {
+        let Some((id, charged)) = self.id(slot).zip(self.charged(slot)) else { return false };
+        let (counts, cached) = (counts(charged), i64::from(cached));
+        let mut reported = [None; UNITS];
+        if let Some(tokens) = reported.get_mut(Unit::Tokens.index()) {
+            *tokens = Some(if counts { charged.saturating_sub(cached).max(0) } else { 0 });
+        }
+        if let Some(nano_usd) = reported.get_mut(Unit::NanoUsd.index()) {
+            *nano_usd = if counts { self.real_cost(slot, charged, cached) } else { Some(0) };
+        }
+        self.forget(slot);
+        self.ledger.settle(id, &reported).unwrap_or(false)
+    }
+
+    /// Ends holds that were not used: their tokens go back, the prompt's too, and their requests stay spent. A sequence
+    /// that has generated anything is settled instead. Returns how many it ended.
     pub fn release_many(&mut self, slots: &[u32]) -> usize {
         let mut ended = 0_usize;
         for slot in slots {
-            if self.id(*slot).is_some_and(|id| self.ledger.release(id)) {
-                ended = ended.saturating_add(1);
-            }
-            self.forget(*slot);
+            let prompt = self.sequences.get(*slot as usize).map_or(0, |sequence| i64::from(sequence.prompt));
+            ended = ended.saturating_add(usize::from(self.settle(*slot, 0, |charged| charged > prompt)));
         }
         ended
     }
@@ -288,13 +291,10 @@ impl Meter {
         self.cost(price?, prompt.into(), cached.max(0).unsigned_abs(), generated).ok()
     }
 
-    /// Ends every hold that the meter still has, as nobody reports them.
+    /// Ends every hold that the meter still has with what was charged.
     pub fn end_all(&mut self) {
-        for (slot, generation) in (0_u32..).zip(&mut self.generations) {
-            let generation = std::mem::take(generation);
-            if generation != 0 {
-                self.ledger.end_unreported(HoldId { slot, generation });
-            }
+        for slot in 0..u32::try_from(self.generations.len()).unwrap_or(u32::MAX) {
+            self.settle(slot, 0, |_| true);
         }
     }
 
