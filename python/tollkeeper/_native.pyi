@@ -690,18 +690,6 @@ class Ledger:
             BudgetError: The budgets or the state cannot be used.
         """
     def __repr__(self, /) -> str: ...
-    def _unwatch(self, /) -> None:
-        """
-        The other half of `_watch`; also of a ledger that was closed since, for the other processes' sake.
-        """
-    def _wake(self, /) -> None:
-        """
-        Wakes whoever waits, though nothing has changed.
-        """
-    def _watch(self, /) -> None:
-        """
-        Has changes counted from now on, also between two waits; each call needs an `_unwatch`.
-        """
     def accept_clock(self, /) -> None:
         """
         Believes the wall clock as it is now, after it was set right. The ledger's time still never goes backwards.
@@ -917,6 +905,16 @@ class Meter:
 
         Returns:
             How many must stop.
+        """
+    def counts(self, /, slots: typing.Any) -> dict[str, typing.Any]:
+        """
+        What was counted of each slot so far.
+
+        Args:
+            slots: uint32.
+
+        Returns:
+            `charged`, prompt included, and `compute`: int64 arrays; -1 for no live hold.
         """
     def node(self, /, path: str) -> int:
         """

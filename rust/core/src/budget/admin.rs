@@ -359,8 +359,8 @@ impl Ledger {
                 continue;
             }
             let id = HoldId { slot: index, generation: state.generation() };
-            let over =
-                hand.end(id, |slot| unreported(slot.flags.load(Relaxed), &read(&slot.amounts), &read(&slot.charged)));
+            let over = hand
+                .end(id, |slot| unreported(slot.flags.load(Relaxed), &read(&slot.amounts), &hand.charged(index, slot)));
             ended = ended.saturating_add(usize::from(over));
         }
         ended
