@@ -27,7 +27,8 @@ def instructions(case: str, calls: int) -> int:
         "valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, str(HERE / "one_case.py"),
         case, str(calls),
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    # Threads that numpy would start spin while they wait: millions of instructions, another number on each run.
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
     found = re.search(r"Collected : (\d+)", done.stderr)
     if done.returncode != 0 or found is None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tollkeeper import Context, Entities, Entity, EntityUid, Ledger, Meter, PolicySet
+from tollkeeper.testing import FakeClock
 
 POLICIES = """
 permit (principal in Team::"ops", action == Action::"read", resource)
@@ -28,7 +29,9 @@ ROWS = 1_000
 
 def ledger_cases() -> dict[str, Callable[[], object]]:
     """A whole hold, one charge of a hold, and one meter step of a thousand rows."""
-    ledger = Ledger.from_toml(BUDGETS)
+    # The system's clock is read from a page that valgrind does not map, where the native module then looks in vain: the
+    # process would end with SIGSEGV. So the reading of the clock is not in the counts.
+    ledger = Ledger.from_toml(BUDGETS, clock=FakeClock(1_800_000_000_000))
     reserve, meter = ledger.reserve, Meter(ledger)
     kept = reserve(LEAF, tokens=1 << 40)
     most = np.full(ROWS, 1 << 24, np.uint32)

@@ -7,6 +7,7 @@ Figures of different runs are not comparable, ratios are.
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -484,10 +485,18 @@ def show_processes(report: Report, found: dict[str, list[float]]) -> None:
 DEAD_HOLDS = 100_000
 
 
+@dataclass
+class Recovered:
+    """Milliseconds by the clock and of the processor: the holds' pages touched for the first time, and again."""
+
+    cold: list[tuple[float, float]] = field(default_factory=list)
+    warm: list[tuple[float, float]] = field(default_factory=list)
+
+
 def recovery(report: Report, rounds: int) -> None:
-    """A process that holds 100,000 is killed; another takes the holds back, exactly."""
-    title(f"recovery of {DEAD_HOLDS:,} holds of a killed process")
-    print(f"{'':<30}{'median ms':>10}{'worst ms':>10}{'ns/hold':>9}")
+    """A process that holds 100,000 is killed; another ends the holds, exactly."""
+    title(f"recovery of {DEAD_HOLDS:,} holds of a killed process, ms (of the processor alone)")
+    print(f"{'':<30}{'first touch':>18}{'again':>18}{'ns/hold':>9}")
     three = [("tokens", "total"), ("nano_usd", "total"), ("requests", "total")]
     cases = {
         "4 levels, 12 cells": (list(budget_peers.LEVELS), three, "ledger"),
@@ -496,29 +505,42 @@ def recovery(report: Report, rounds: int) -> None:
     }
     rows: dict[str, Any] = {}
     for name, (paths, cells, kind) in cases.items():
-        taken = list(recover_rounds(report, paths, cells, kind, rounds))
-        middle, worst = median(taken), max(taken)
-        print(f"{name:<30}{middle:>10.1f}{worst:>10.1f}{middle * 1e6 / DEAD_HOLDS:>9.0f}")
-        rows[name] = {"median_ms": round(middle, 2), "worst_ms": round(worst, 2), "rounds": rounds}
-        report.target(f"recovery of 100,000 holds, {name}", middle, "<=", 50, "ms")
+        found = Recovered()
+        for _ in range(rounds):
+            recover_twice(report, found, paths, cells, kind)
+        if not found.cold:
+            report.expect(f"{name}: rounds in which the ledger's own thread did not come first", 0, rounds)
+            continue
+        middle = {
+            key: (median(wall for wall, _ in taken), median(cpu for _, cpu in taken))
+            for key, taken in (("cold", found.cold), ("warm", found.warm))
+            if taken
+        }
+        shown = "".join(f"{f'{wall:.1f} ({cpu:.1f})':>18}" for wall, cpu in middle.values())
+        print(f"{name:<30}{shown}{middle['cold'][0] * 1e6 / DEAD_HOLDS:>9.0f}")
+        rows[name] = {key: {"wall_ms": round(wall, 2), "cpu_ms": round(cpu, 2)} for key, (wall, cpu) in middle.items()}
+        report.target(f"recovery of 100,000 holds, {name}", middle["cold"][0], "<=", 50, "ms")
     report.figures["recovery"] = rows
 
 
-def recover_rounds(
-    report: Report, paths: list[str], cells: list[tuple[str, str]], kind: str, rounds: int
-) -> Iterator[float]:
-    """Milliseconds of each recovery; the file is the same throughout, so the spend adds up."""
+def recover_twice(report: Report, found: Recovered, paths: list[str], cells: list[tuple[str, str]], kind: str) -> None:
+    """A new file, opened; a process killed and its holds recovered; the same again, with every page at hand.
+
+    The ledger's own thread looks for dead processes once in a second. If it comes first there is nothing to time.
+    """
     with tempfile.TemporaryDirectory(dir=OUT) as name:
         folder = Path(name)
         config, state = folder / "budgets.toml", folder / "ledger.bin"
         config.write_text(tree(paths, cells, f"holds = 131072\n{volatile_line(folder)}"))
         with Ledger.open(config, state=state) as ledger:
-            for number in range(1, rounds + 1):
+            for number, taken in ((1, found.cold), (2, found.warm)):
                 kill_a_holder(report, config, state, kind, paths[-1])
-                start = time.perf_counter()
-                found = ledger.recover()
-                yield (time.perf_counter() - start) * 1e3
-                report.expect(f"{kind}: holds recovered", found["holds"], DEAD_HOLDS)
+                wall, cpu = time.perf_counter(), time.thread_time()
+                recovered = ledger.recover()["holds"]
+                wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+                if recovered != 0:
+                    taken.append((wall * 1e3, cpu * 1e3))
+                    report.expect(f"{kind}: holds recovered", recovered, DEAD_HOLDS)
                 report.expect(f"{kind}: live holds after", len(ledger.holds()), 0)
                 for path in paths:
                     for (unit, _), cell in ledger.usage(path).items():
@@ -560,10 +582,12 @@ def main() -> int:
     report = Report()
     for part in arguments.parts:
         parts[part]()
-    title("targets")
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    title(f"targets ({cores} cores; load average {load:.1f}, of which this bench is about one)")
     for row in report.targets:
         print(f"{'met   ' if row['met'] else 'MISSED'} {row['what']:<52}{row['value']:>10.3f}  {row['target']}")
     found = {"figures": report.figures, "targets": report.targets, "wrong": report.wrong}
+    found["machine"] = {"cores": cores, "load_average": round(load, 2)}
     (OUT / "budget.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"\nall figures: {(OUT / 'budget.json').relative_to(OUT.parent.parent)}")
     for sentence in report.wrong:
