@@ -22,7 +22,7 @@ LONG_FUNCTIONS: dict[tuple[str, str], str] = {
 
 # Files that may say `unsafe`, each with the reason.
 UNSAFE_FILES = {
-    "rust/py/src/fork.rs": "registers the fork handler",
+    "rust/core/src/map.rs": "maps files, registers the fork handler, locks bytes of files",
     "rust/core/tests/alloc.rs": "a counting allocator has to be an allocator",
     "benches/rust/load.rs": "the same, to report memory",
 }

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Line", "available"]
 
-# How long the thread sleeps at most before it looks whether anybody still waits: what an interpreter that ends, or a
-# ledger that is closed elsewhere, has to wait for it. The ledger is not asked then.
-SLICE_MS: Final = 100
+# How long the thread sleeps before it looks again by itself: the ledger counts changes only while somebody sleeps on
+# its counter. One that falls between two sleeps is found then, and so is an interpreter that ends.
+NAP_MS_MIN: Final = 5
+NAP_MS_MAX: Final = 100
 # How long the next in line waits for the one before it to reserve: its event loop may be stuck.
 HANDOVER_SECONDS: Final = 0.1
 # No wake-up is worth less: a clock that stands still, as in tests, would make the thread spin.
@@ -134,6 +135,7 @@ class Line:
             self._thread.start()
 
     def _run(self) -> None:
+        nap_ms = NAP_MS_MIN
         try:
             while True:
                 seen = self._ledger.change_count()
@@ -144,9 +146,10 @@ class Line:
                     self._news = False
                     waiting = list(self._waiting)
                 due = self._pass(waiting)
-                while not self._news and time.monotonic() < due:
-                    if self._over() or self._ledger.wait_for_change(seen, _slice_ms(due)) != seen:
-                        break
+                if self._news:
+                    continue
+                woken = self._ledger.wait_for_change(seen, _slice_ms(due, nap_ms)) != seen
+                nap_ms = NAP_MS_MIN if woken else min(2 * nap_ms, NAP_MS_MAX)
         except Exception as error:  # noqa: BLE001 - whoever waits gets it; a thread has nobody to raise it to
             with self._lock:
                 self._thread = None
@@ -209,12 +212,12 @@ def _pause(denials: "list[Denial]") -> float:
     The next minute is taken even where the refusal names a later one: a clock can be set.
     """
     pause = MINUTE_SECONDS - time.time() % MINUTE_SECONDS
-    told = [denial.retry_after for denial in denials if denial.retry_after is not None]
+    told = [denial.retry_after for denial in denials if denial.code == "budget.exhausted" and denial.retry_after]
     return max(PAUSE_SECONDS_MIN, min([pause, *told]))
 
 
-def _slice_ms(due: float) -> int:
-    return max(1, min(SLICE_MS, int((due - time.monotonic()) * 1000) + 1))
+def _slice_ms(due: float, nap_ms: int) -> int:
+    return max(1, min(nap_ms, int((due - time.monotonic()) * 1000) + 1))
 
 
 def _line(ledger: "Ledger") -> Line:

@@ -71,7 +71,8 @@ class Held:
     amounts: dict[str, int]
     charged: dict[str, int] = field(default_factory=dict)
     live: bool = True
-    streamed: bool = False
+    streamed: set[str] = field(default_factory=set)
+    """Units charged while the work ran, and not only by its dispatch."""
     dispatched: bool = False
 
 
@@ -87,12 +88,17 @@ class Plain:
         self.clock = clock
         self.anchor = (clock.wall_ms, clock.boot_ms)
         self.last = clock.wall_ms
+        self.limits = {path: limits for path, limits, _ in spec["budgets"] if not path.endswith("/*")}
         self.templates = {path: (limits, most) for path, limits, most in spec["budgets"] if path.endswith("/*")}
         self.budgets: dict[str, Budget] = {}
         self.made: dict[str, int] = {}
-        for path, limits, _ in spec["budgets"]:
-            if not path.endswith("/*"):
-                self.add(path, limits)
+        for path, _, _ in spec["budgets"]:
+            # A parent that nobody wrote down is a budget without limits.
+            parts = path.removesuffix("/*").removesuffix("/*").split("/")
+            for count in range(1, len(parts) + 1):
+                each = "/".join(parts[:count])
+                if each not in self.budgets:
+                    self.add(each, self.limits.get(each, []))
 
     def add(self, path: str, limits: list[tuple[str, str, int, int]]) -> None:
         self.budgets[path] = Budget({(unit, window): [limit, more] for unit, window, limit, more in limits})
@@ -178,7 +184,7 @@ class Plain:
         """Touches no cell; whether to go on."""
         if not hold.live:
             return False
-        hold.streamed = True
+        hold.streamed.update(unit for unit, amount in amounts.items() if amount)
         return self._charge(hold, amounts)
 
     def dispatch(self, hold: Held, **amounts: int) -> bool:
@@ -220,16 +226,22 @@ class Plain:
         return True
 
     def settle(self, hold: Held, **actual: int) -> bool:
-        streamed = any(hold.charged.values())
-        fallback = hold.charged if streamed else hold.amounts
-        return self.end(hold, {unit: actual.get(unit, fallback.get(unit, 0)) for unit in UNITS})
+        """What nobody says is what was charged, or all that was held if nothing was."""
+        said = {unit: hold.charged.get(unit) or hold.amounts.get(unit, 0) for unit in UNITS}
+        return self.end(hold, {**said, **actual})
 
     def release(self, hold: Held) -> bool:
         return self.end(hold, hold.charged)
 
     def leave(self, hold: Held) -> bool:
-        """What a hold costs if nobody says."""
-        return self.end(hold, hold.amounts if hold.dispatched and not hold.streamed else hold.charged)
+        """What a hold costs if nobody says: once dispatched, all of it, but for units that tell how far it came."""
+        spent = {
+            unit: hold.charged.get(unit, 0)
+            if not hold.dispatched or unit in hold.streamed
+            else max(hold.amounts.get(unit, 0), hold.charged.get(unit, 0))
+            for unit in UNITS
+        }
+        return self.end(hold, spent)
 
     def set_limit(self, path: str, unit: str, window: str, limit: int) -> int:
         old = self.budgets[path].limits[unit, window][0]

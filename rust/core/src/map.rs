@@ -23,7 +23,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 #[cfg(not(loom))]
 use memmap2::MmapRaw;
 
-use crate::budget::layout::{Durable, EventEntry, Header, NodeEntry, Owner, Period, Slot, Tally};
+use crate::budget::layout::{Durable, Epoch, EventEntry, Header, NodeEntry, Owner, Period, Slot, Tally};
 
 /// Types that a mapping can be carved into.
 ///
@@ -42,7 +42,7 @@ macro_rules! atoms {
         )*
     };
 }
-atoms!(Durable, EventEntry, Header, NodeEntry, Owner, Period, Slot, Tally);
+atoms!(Durable, Epoch, EventEntry, Header, NodeEntry, Owner, Period, Slot, Tally);
 
 /// A region of memory, shared or not, that lives as long as a table of it.
 #[cfg(not(loom))]

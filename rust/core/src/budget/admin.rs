@@ -149,6 +149,10 @@ impl Ledger {
             tries += 1;
         };
         let (limit, overdraft) = (of(&period.limit), of(&period.overdraft));
+        if unit == Unit::Requests.index() {
+            let used = limit.saturating_add(overdraft).saturating_sub(available);
+            return Counted { limit, overdraft, used, available, held: 0, stranded: 0 };
+        }
         let rest = limit.saturating_add(overdraft).saturating_sub(used).saturating_sub(available);
         let doubt = of(&period.doubt_free).saturating_add(of(&period.doubt_used));
         let stranded = if doubt == 0 { 0 } else { self.stranded(period, unit).unwrap_or(doubt.min(rest)) };
@@ -315,7 +319,7 @@ impl Ledger {
     /// Ends the holds of dead processes and those past their deadline, and settles what they left in doubt.
     pub fn recover(&self) -> Result<Recovery, BudgetError> {
         let attached = self.attached()?;
-        let expired = self.end_expired(&attached);
+        let expired = self.end_expired(&self.hand()?);
         let recovered = self.exclusively(&attached, || {
             let (processes, holds) = match &attached.locks {
                 Some(locks) => {
@@ -332,16 +336,34 @@ impl Ledger {
         Ok(recovered)
     }
 
-    fn end_expired(&self, attached: &super::ledger::Attached) -> usize {
+    /// Recovers if a process has died or a deadline has passed, and takes no lock otherwise.
+    pub(super) fn recover_if_needed(&self) -> Result<(), BudgetError> {
+        let attached = self.attached()?;
+        if self.end_expired(&self.hand()?) > 0 {
+            self.changed();
+        }
+        if attached.locks.as_ref().is_some_and(|locks| self.memory.any_dead(locks, attached.me)) {
+            self.recover()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the holds whose deadline has passed, as nobody reports them. Returns how many.
+    pub(super) fn end_expired(&self, hand: &Hand<'_>) -> usize {
         let now_ms = self.now_ms();
-        let over = |hold: &HoldState| hold.deadline_ms.is_some_and(|deadline| deadline < now_ms);
-        let ended = self.holds().into_iter().filter(over).filter(|hold| {
-            self.hand(attached).end(hold.id, |slot| {
-                let flags = slot.flags.load(Relaxed);
-                unreported(flags, &read(&slot.amounts), &read(&slot.charged))
-            })
-        });
-        ended.count()
+        let mut ended = 0_usize;
+        for (index, slot) in (0_u32..).zip(self.memory.slots.iter()) {
+            let state = State(slot.state.load(Acquire));
+            let deadline_ms = slot.deadline_ms.load(Relaxed);
+            if state.phase() != Phase::Live || deadline_ms == 0 || deadline_ms >= now_ms {
+                continue;
+            }
+            let id = HoldId { slot: index, generation: state.generation() };
+            let over =
+                hand.end(id, |slot| unreported(slot.flags.load(Relaxed), &read(&slot.amounts), &read(&slot.charged)));
+            ended = ended.saturating_add(usize::from(over));
+        }
+        ended
     }
 
     pub(super) fn io_error(&self, action: &'static str, error: std::io::Error) -> BudgetError {
@@ -363,8 +385,8 @@ impl Ledger {
         }
         let now_ms = self.now_ms();
         let attached = self.attached()?;
+        let hand = self.hand()?;
         let before = self.exclusively(&attached, || {
-            let hand = self.hand(&attached);
             let before = hand.change_limit(node.index(), unit, window, limit, None, now_ms)?;
             self.memory.note(EventKind::LimitChanged, Some((node.index(), unit, window)), before, limit);
             Ok::<_, NoPeriod>(before)

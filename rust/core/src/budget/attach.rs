@@ -43,6 +43,14 @@ impl Memory {
         Ok((dead, living))
     }
 
+    /// Whether a process that took a number is gone.
+    pub(super) fn any_dead(&self, locks: &LockFile, me: u32) -> bool {
+        (1_u32..).zip(self.owners.iter()).any(|(number, owner)| {
+            let taken = number != me && owner.epoch.load(Relaxed) != 0;
+            taken && locks.is_locked_elsewhere(owner_lock(number)).is_ok_and(|held| !held)
+        })
+    }
+
     /// Ends what dead processes left. The caller holds the ledger's lock. Returns how many processes and holds.
     pub(super) fn recover_dead(&self, locks: &LockFile, me: Option<u32>) -> std::io::Result<(usize, usize, usize)> {
         let (dead, living) = self.census(locks, me)?;

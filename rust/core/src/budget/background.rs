@@ -1,14 +1,18 @@
-//! The thread that makes spend durable while a shared ledger is in use.
+//! The thread behind a shared ledger: it makes spend durable, and notices the dead.
 //!
-//! It looks once in an interval whether anything was reserved since, and writes an image if the last one is nearly
-//! reached. A forked child has no threads; its first use of the ledger starts one.
+//! Once in an interval it looks whether anything was reserved since, and writes an image if the last one is nearly
+//! reached. Once in a second it ends the holds of processes that have died and those past their deadline. A forked
+//! child has no threads; its first use of the ledger starts one.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::ledger::Ledger;
 use crate::map;
 use crate::sync::Ordering::Relaxed;
+
+/// How often it looks for processes that have died.
+const LOOK_FOR_DEAD: Duration = Duration::from_secs(1);
 
 /// A running thread.
 #[derive(Debug)]
@@ -41,11 +45,10 @@ impl Ledger {
         self.active.store(1, Relaxed);
     }
 
-    /// Starts the thread for a shared ledger that keeps its spend across restarts. Does nothing if it runs already.
+    /// Starts the thread of a shared ledger. Does nothing if it runs already.
     pub fn start_background(ledger: &Arc<Self>) {
-        let durable = ledger.store.as_ref().is_some_and(|store| store.durable);
         let running = ledger.background.load().as_ref().is_some_and(|b| b.generation == map::fork_generation());
-        if !durable || running {
+        if ledger.store.is_none() || running {
             return;
         }
         let _ = ledger.itself.set(Arc::downgrade(ledger));
@@ -53,7 +56,7 @@ impl Ledger {
         let (weak, signal) = (Arc::downgrade(ledger), Arc::clone(&stop));
         let interval = Duration::from_millis(ledger.spec.durable_interval_ms.max(1));
         let thread = std::thread::Builder::new()
-            .name("tollkeeper-spend".to_owned())
+            .name("tollkeeper-books".to_owned())
             .spawn(move || run(&weak, &signal, interval));
         // Without a thread the chunk is not kept ahead, so spend would not survive: the next start tries again.
         if let Ok(thread) = thread {
@@ -65,6 +68,7 @@ impl Ledger {
 
 fn run(ledger: &Weak<Ledger>, signal: &(Mutex<bool>, Condvar), interval: Duration) {
     let (stop, wake) = signal;
+    let mut looked = Instant::now();
     let mut stopped = stop.lock().unwrap_or_else(PoisonError::into_inner);
     while !*stopped {
         let waited = wake.wait_timeout(stopped, interval).unwrap_or_else(PoisonError::into_inner);
@@ -80,6 +84,11 @@ fn run(ledger: &Weak<Ledger>, signal: &(Mutex<bool>, Condvar), interval: Duratio
         {
             // The disk refused: the same is tried again, since what was reserved is still not durable.
             ledger.active.store(1, Relaxed);
+        }
+        if looked.elapsed() >= LOOK_FOR_DEAD {
+            looked = Instant::now();
+            // What cannot be looked at now is looked at in a second, and by whoever opens the ledger next.
+            let _ = ledger.recover_if_needed();
         }
         drop(ledger);
         stopped = stop.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,9 +1,10 @@
 //! What lies in the ledger's memory: plain atomics, the same in a file, in memory of one process, and under the model
 //! checker. Any bit pattern is a valid value of each type, so a damaged file can be wrong but not unsound.
 //!
-//! Two words carry more than a number. A **period's** [`Word`] says which window it counts and how many holds pin it:
-//! `id + 1` in the upper 32 bits (0: never opened), then 14 bits of the process that is opening it (0: nobody), then 18
-//! bits of pins. A **slot's** [`State`] says what happens to a hold, who does it and how far they got: 32 bits of
+//! Three words carry more than a number. A **period's** [`Word`] says which window it counts: `id + 1` in the upper 32
+//! bits (0: never opened), then 14 bits of the process that is opening it (0: nobody). An **epoch's** is the same for a
+//! window of the whole ledger: a mark where the opener would be says that it is over for good, and the lower 18 bits
+//! count the holds that were granted in it. A **slot's** [`State`] says what happens to a hold, who does it and how far they got: 32 bits of
 //! generation, 14 of the acting process, 12 of the step, 6 of the phase.
 //!
 //! **The step rule**, on which recovery rests: before each change of a shared word the acting process stores the
@@ -13,6 +14,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::unit::UNITS;
+use super::window::WINDOWS;
 use crate::limits::CELLS_MAX;
 use crate::sync::{AtomicI64, AtomicU32, AtomicU64};
 
@@ -108,6 +110,25 @@ pub(crate) struct NodeEntry {
     pub(super) overdraft: [Counts; 5],
 }
 
+/// A window of the whole ledger: which one, whether it is over, and how many live holds were granted in it.
+///
+/// A period is used for another window only once the epoch of its own is closed, and an epoch with a hold in it cannot
+/// be closed. One count for all budgets instead of one in each period: a reserve pins each kind of window once.
+#[repr(C, align(8))]
+#[derive(Debug, Default)]
+pub(crate) struct Epoch {
+    /// See [`Word`]
+    pub(super) word: AtomicU64,
+}
+
+/// Epochs kept for each kind of window: a hold may live for as many windows, 68 hours where minutes are counted.
+#[cfg(not(loom))]
+pub(super) const EPOCHS_LEN: u32 = 4_096;
+#[cfg(loom)]
+pub(super) const EPOCHS_LEN: u32 = 4;
+/// Stands where a period's opener would, in an epoch that is over.
+pub(super) const CLOSED: u32 = 1;
+
 /// One window of one budget: the cells of its units.
 ///
 /// The first 128 bytes are what a reserve touches.
@@ -118,7 +139,8 @@ pub(crate) struct Period {
     pub(super) word: AtomicU64,
     /// limit + overdraft - used - held - stranded; negative is debt. A reserve takes from it only what leaves it >= 0
     pub(super) free: Counts,
-    /// Spent for good; grows only, but where a heal finds that a doubtful step had counted twice
+    /// Spent for good; grows only. Of requests nothing is kept here: they are spent when granted and never held, so
+    /// what is not free is spent
     pub(super) used: Counts,
     pub(super) limit: Counts,
     pub(super) overdraft: Counts,
@@ -158,7 +180,9 @@ pub(crate) struct Slot {
     pub(super) charged: Counts,
     /// What is being topped up or settled
     pub(super) actual: Counts,
-    /// Index of the period in the lower 24 bits, units it limits in the upper 8
+    /// Window id + 1 of each kind of window that the hold pins; 0 for none
+    pub(super) pinned: [AtomicU32; WINDOWS],
+    /// See [`entry`]
     pub(super) periods: [AtomicU32; CELLS_MAX],
 }
 
@@ -175,6 +199,7 @@ impl Default for Slot {
             amounts: Counts::default(),
             charged: Counts::default(),
             actual: Counts::default(),
+            pinned: std::array::from_fn(|_| AtomicU32::new(0)),
             periods: std::array::from_fn(|_| AtomicU32::new(0)),
         }
     }
@@ -260,18 +285,16 @@ pub(super) enum Phase {
     Free = 0,
     /// Amounts are being taken, leaf to root, or given back before a grant
     Taking = 1,
-    /// Granted; requests are being counted as spent
-    Spending = 2,
     /// Granted
-    Live = 3,
+    Live = 2,
     /// More is being taken
-    ToppingUp = 4,
+    ToppingUp = 3,
     /// Somebody has won the right to end it
-    Claimed = 5,
+    Claimed = 4,
     /// `actual` is being spent, the rest given back
-    Ending = 6,
+    Ending = 5,
     /// A charge is being written
-    Charging = 7,
+    Charging = 6,
     /// Not one of these: a damaged file
     Unknown = 63,
 }
@@ -281,12 +304,11 @@ impl Phase {
         match bits {
             0 => Self::Free,
             1 => Self::Taking,
-            2 => Self::Spending,
-            3 => Self::Live,
-            4 => Self::ToppingUp,
-            5 => Self::Claimed,
-            6 => Self::Ending,
-            7 => Self::Charging,
+            2 => Self::Live,
+            3 => Self::ToppingUp,
+            4 => Self::Claimed,
+            5 => Self::Ending,
+            6 => Self::Charging,
             _ => Self::Unknown,
         }
     }
@@ -323,12 +345,16 @@ impl State {
     }
 }
 
-/// Steps of one period while taking: the pin, then one for each unit.
-pub(super) const TAKE_STEPS: u32 = 1 + UNITS as u32;
-/// Steps of one period while ending: `used` and `free` of each unit, then the pin.
-pub(super) const END_STEPS: u32 = 2 * UNITS as u32 + 1;
+/// Steps while taking: the pin of each kind of window comes first, then each unit of each period.
+pub(super) const TAKE_PINS: u32 = WINDOWS as u32;
+/// Steps of one period while taking: one for each unit.
+pub(super) const TAKE_STEPS: u32 = UNITS as u32;
+/// Steps of one period while ending: `used` and `free` of each unit.
+pub(super) const END_STEPS: u32 = 2 * UNITS as u32;
+/// Steps while ending: after every period the pins are let go, from this one on.
+pub(super) const END_PINS: u32 = END_STEPS * CELLS_MAX as u32;
 
-/// A period in a slot's list: index and the units it limits.
+/// A period in a slot's list: index, and the units it limits.
 pub(super) const fn entry(period: u32, units: u32) -> u32 {
     (period & 0x00ff_ffff) | (units << 24)
 }

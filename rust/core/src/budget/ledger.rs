@@ -73,6 +73,11 @@ pub struct Options {
     pub ttl_ms: Option<i64>,
 }
 
+/// A slot to look at first, on a cache line of its own: each thread writes its own at every hold.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Hint(AtomicU32);
+
 /// What belongs to this process: its number, and its locks.
 #[derive(Debug)]
 pub(super) struct Attached {
@@ -88,6 +93,8 @@ pub struct Ledger {
     pub(super) plan: Plan,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) attached: ArcSwap<Attached>,
+    /// The number in `attached`
+    me: AtomicU32,
     /// The fork generation in which `attached` is this process's
     generation: AtomicU64,
     /// Held while a forked child takes a number, and by whoever changes an anonymous ledger as a whole
@@ -95,9 +102,11 @@ pub struct Ledger {
     pub(super) names: RwLock<HashMap<Box<str>, Arc<Node>>>,
     /// Until when the wall clock is believed without asking the boot clock
     believed_ms: AtomicI64,
-    hints: [AtomicU32; HINTS],
+    hints: [Hint; HINTS],
     /// Something was reserved since the last image
     pub(super) active: AtomicU32,
+    /// Holds of this process have deadlines
+    deadlines: AtomicBool,
     pub(super) closed: AtomicBool,
     pub(super) background: ArcSwapOption<super::background::Background>,
     /// Where the thread finds its ledger, once somebody wants a thread
@@ -118,6 +127,12 @@ impl Liveness for Attached {
         }
         // Without locks there are no other processes; if the kernel cannot be asked, nobody is taken for dead.
         self.locks.as_ref().is_some_and(|locks| locks.is_locked_elsewhere(owner_lock(owner)).is_ok_and(|held| !held))
+    }
+}
+
+impl Liveness for Ledger {
+    fn is_dead(&self, owner: u32) -> bool {
+        self.attached.load().is_dead(owner)
     }
 }
 
@@ -175,27 +190,31 @@ impl Ledger {
     ) -> Self {
         let spread = attached.me.wrapping_mul(97);
         Self {
-            hints: std::array::from_fn(|at| AtomicU32::new(spread.wrapping_add(u32::try_from(at).unwrap_or(0) << 4))),
+            hints: std::array::from_fn(|at| {
+                Hint(AtomicU32::new(spread.wrapping_add(u32::try_from(at).unwrap_or(0) << 4)))
+            }),
             memory,
             store,
             spec,
             plan,
             clock,
+            me: AtomicU32::new(attached.me),
             attached: ArcSwap::from_pointee(attached),
             generation: AtomicU64::new(map::fork_generation()),
             changing: Mutex::new(()),
             names: RwLock::new(HashMap::new()),
             believed_ms: AtomicI64::new(i64::MIN),
             active: AtomicU32::new(0),
+            deadlines: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             background: ArcSwapOption::empty(),
             itself: OnceLock::new(),
         }
     }
 
-    /// What belongs to this process. A forked child of a shared ledger takes a number of its own first.
+    /// This process's hand on the memory. A forked child of a shared ledger takes a number of its own first.
     #[inline]
-    pub(super) fn attached(&self) -> Result<arc_swap::Guard<Arc<Attached>>, BudgetError> {
+    pub(super) fn hand(&self) -> Result<Hand<'_>, BudgetError> {
         // Relaxed: a process sees its own store, and a closed ledger only has to be noticed some time.
         if self.closed.load(Relaxed) {
             return Err(BudgetError::Closed);
@@ -203,6 +222,12 @@ impl Ledger {
         if self.generation.load(Acquire) != map::fork_generation() {
             self.attach_child()?;
         }
+        Ok(Hand { memory: &self.memory, me: self.me.load(Relaxed), alive: self })
+    }
+
+    /// What belongs to this process. A forked child of a shared ledger takes a number of its own first.
+    pub(super) fn attached(&self) -> Result<arc_swap::Guard<Arc<Attached>>, BudgetError> {
+        self.hand()?;
         Ok(self.attached.load())
     }
 
@@ -220,6 +245,7 @@ impl Ledger {
             self.memory.attach(path, &locks, &*self.clock, store::Found::Running)
         })??;
         self.attached.store(Arc::new(Attached { me, locks: Some(locks) }));
+        self.me.store(me, Relaxed);
         // Release: whoever sees the generation sees the number.
         self.generation.store(map::fork_generation(), Release);
         if let Some(ledger) = self.itself.get().and_then(Weak::upgrade) {
@@ -228,16 +254,22 @@ impl Ledger {
         Ok(())
     }
 
+    /// The budget of a path if this process has found it before. Takes no lock that is held for long.
+    pub fn known(&self, path: &str) -> Option<Arc<Node>> {
+        let plans = self.memory.header().plans.load(Acquire);
+        let known = self.names.read().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
+        known.filter(|node| node.plans == plans)
+    }
+
     /// The budget of a path, made from its template if this is the first time it is asked for.
     ///
     /// # Errors
     /// [`DenialKind::Unavailable`] if there is no such budget, or its parent has as many children as it may have.
     pub fn node(&self, path: &str) -> Result<Arc<Node>, Box<Denial>> {
-        let plans = self.memory.header().plans.load(Acquire);
-        let known = self.names.read().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
-        if let Some(node) = known.filter(|node| node.plans == plans) {
+        if let Some(node) = self.known(path) {
             return Ok(node);
         }
+        let plans = self.memory.header().plans.load(Acquire);
         let unavailable = |message: String| Box::new(Denial::of(DenialKind::Unavailable, path, message));
         if let Some(fault) = path_fault(path) {
             return Err(unavailable(fault));
@@ -317,13 +349,13 @@ impl Ledger {
         wall_ms: i64,
         options: Options,
     ) -> Result<HoldId, Box<Denial>> {
-        let attached = self.attached().map_err(|error| unavailable(node, &error))?;
+        let hand = self.hand().map_err(|error| unavailable(node, &error))?;
         amounts.check().map_err(|error| unavailable(node, &error))?;
         if node.plans != self.memory.header().plans.load(Acquire) {
             let fresh = self.node(&node.path)?;
-            return self.reserve_at(&fresh, amounts, wall_ms, options, &attached);
+            return self.reserve_at(&fresh, amounts, wall_ms, options, hand);
         }
-        self.reserve_at(node, amounts, wall_ms, options, &attached)
+        self.reserve_at(node, amounts, wall_ms, options, hand)
     }
 
     #[inline]
@@ -333,9 +365,8 @@ impl Ledger {
         amounts: &Amounts,
         wall_ms: i64,
         options: Options,
-        attached: &Attached,
+        hand: Hand<'_>,
     ) -> Result<HoldId, Box<Denial>> {
-        let hand = Hand { memory: &self.memory, me: attached.me, alive: attached };
         let hint = self.hint();
         let flag = |is: bool, flag: u32| if is { flag } else { 0 };
         let flags = flag(options.dispatched, FLAG_DISPATCHED)
@@ -346,6 +377,9 @@ impl Ledger {
             let now_ms = self.time_at(wall_ms);
             let ttl = options.ttl_ms.or(self.spec.hold_ttl_ms);
             let deadline_ms = ttl.map_or(0, |ttl| now_ms.saturating_add(ttl).max(1));
+            if deadline_ms != 0 && !self.deadlines.load(Relaxed) {
+                self.deadlines.store(true, Relaxed);
+            }
             let ids = ids_at(now_ms, &node.steps);
             let wish = Wish { node: node.index, steps: &node.steps, amounts, ids, now_ms, deadline_ms, flags };
             match hand.reserve(&wish, hint.load(Relaxed)) {
@@ -358,6 +392,10 @@ impl Ledger {
                 }
                 // Somebody's later time opened a later window: with that time it is found.
                 Err(Refused::Period(_, NoPeriod::Stale)) if tries < 8 => tries = tries.wrapping_add(1),
+                // What is over by its deadline holds nothing any more.
+                Err(_) if tries < 8 && self.deadlines.load(Relaxed) && self.end_expired(&hand) > 0 => {
+                    tries = tries.wrapping_add(1);
+                }
                 Err(refused) => return Err(Box::new(self.diagnose(node, amounts, now_ms, refused))),
             }
         }
@@ -374,12 +412,7 @@ impl Ledger {
         }
         let place = PLACE.try_with(|place| place % HINTS).unwrap_or(0);
         // The remainder is a place of the array.
-        self.hints.get(place).unwrap_or(&self.active)
-    }
-
-    #[inline]
-    pub(super) fn hand<'a>(&'a self, attached: &'a Attached) -> Hand<'a> {
-        Hand { memory: &self.memory, me: attached.me, alive: attached }
+        self.hints.get(place).map_or(&self.active, |hint| &hint.0)
     }
 
     /// Notes what the work has used so far; the cells follow when the hold ends.
@@ -395,18 +428,18 @@ impl Ledger {
 
     #[inline]
     fn charge_with(&self, id: HoldId, amounts: &Amounts, flags: u32) -> Charge {
-        let Ok(attached) = self.attached() else { return Charge::Ended };
+        let Ok(hand) = self.hand() else { return Charge::Ended };
         if amounts.check().is_err() {
             return Charge::Stop;
         }
-        self.hand(&attached).charge(id, amounts, flags, || self.now_ms())
+        hand.charge(id, amounts, flags, || self.now_ms())
     }
 
     /// Holds more, in the windows of the hold, or changes nothing. Requests are spent when granted and cannot be added.
     pub fn top_up(&self, id: HoldId, more: &Amounts) -> Result<(), Box<Denial>> {
         let path = || self.hold(id).map(|hold| hold.path).unwrap_or_default();
         let expired = |message: &str| Box::new(Denial::of(DenialKind::Expired, &path(), message.to_owned()));
-        let attached = self.attached().map_err(|error| expired(&error.to_string()))?;
+        let hand = self.hand().map_err(|error| expired(&error.to_string()))?;
         if let Err(error) = more.check() {
             return Err(Box::new(Denial::of(DenialKind::TooLarge, &path(), error.to_string())));
         }
@@ -417,7 +450,7 @@ impl Ledger {
         if held.deadline_ms.is_some_and(|deadline| self.now_ms() > deadline) {
             return Err(expired("the hold's deadline has passed; reserve anew"));
         }
-        match self.hand(&attached).top_up(id, more) {
+        match hand.top_up(id, more) {
             Some(Ok(())) => Ok(()),
             Some(Err(refused)) => {
                 let node = self.node(&held.path)?;
@@ -438,8 +471,8 @@ impl Ledger {
         for (unit, amount) in Unit::ALL.into_iter().zip(reported) {
             check_amount(unit, amount.unwrap_or(0))?;
         }
-        let attached = self.attached()?;
-        Ok(self.ended(id, self.hand(&attached).end(id, |slot| settled(slot, reported))))
+        let ended = self.hand()?.end(id, |slot| settled(slot, reported));
+        Ok(self.ended(id, ended))
     }
 
     /// Ends a hold that was not used: what was not charged goes back. Requests stay spent.
@@ -454,8 +487,8 @@ impl Ledger {
     }
 
     fn end_as(&self, id: HoldId, flags: Option<u32>) -> bool {
-        let Ok(attached) = self.attached() else { return false };
-        let ended = self.hand(&attached).end(id, |slot| {
+        let Ok(hand) = self.hand() else { return false };
+        let ended = hand.end(id, |slot| {
             let flags = flags.unwrap_or_else(|| slot.flags.load(Relaxed));
             unreported(flags, &super::hold::read(&slot.amounts), &super::hold::read(&slot.charged))
         });

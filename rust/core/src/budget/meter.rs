@@ -14,6 +14,7 @@ use super::denial::{Denial, DenialKind};
 use super::hold::HoldId;
 use super::layout::{State, TALLY_NONE};
 use super::ledger::{Ledger, Node, Options};
+use super::price::Unpriced;
 use super::unit::{Amounts, UNITS, Unit};
 use crate::sync::Ordering::{Acquire, Relaxed};
 
@@ -33,16 +34,27 @@ pub struct Row {
     pub max_new: u32,
     /// KV blocks
     pub kv_blocks: u32,
-    /// Cost of the worst case in nano-USD
-    pub nano_usd: i64,
+    /// Place of the model in the price table: its worst case is held in nano-USD, and its real cost settled
+    pub price: Option<u16>,
+}
+
+/// What the meter remembers of a slot.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sequence {
+    /// Generation of the hold; 0: none
+    generation: u32,
+    prompt: u32,
+    price: Option<u16>,
+    /// The most tokens that may be generated, top-ups included
+    max_new: u64,
 }
 
 /// The meter of one engine.
 #[derive(Debug)]
 pub struct Meter {
     ledger: Arc<Ledger>,
-    /// Generation of the hold in each slot that this meter has
-    generations: Vec<u32>,
+    /// By slot: the holds that this meter has
+    sequences: Vec<Sequence>,
     /// Budgets by place, found once
     nodes: Vec<Option<Arc<Node>>>,
 }
@@ -51,7 +63,7 @@ impl Meter {
     /// A meter over a ledger.
     pub fn new(ledger: Arc<Ledger>) -> Self {
         let slots = ledger.memory.slots.len();
-        Self { ledger, generations: vec![0; slots], nodes: Vec::new() }
+        Self { ledger, sequences: vec![Sequence::default(); slots], nodes: Vec::new() }
     }
 
     /// The ledger.
@@ -71,6 +83,29 @@ impl Meter {
             *entry = Some(node);
         }
         Ok(index)
+    }
+
+    /// The budget at a place that [`Meter::node`] gave.
+    pub fn node_at(&self, index: u32) -> Option<&Arc<Node>> {
+        self.nodes.get(index as usize).and_then(Option::as_ref)
+    }
+
+    /// What so many tokens of a sequence cost. Cached tokens of a model that has no price for them cost as any others.
+    fn cost(&self, price: u16, prompt: u64, cached: u64, completion: u64) -> Result<i64, DenialKind> {
+        let prices = &self.ledger.spec().prices;
+        let cached = cached.min(prompt);
+        let fresh = prompt.saturating_sub(cached);
+        let cost = prices.cost_at(price, &[("prompt", fresh), ("cached", cached), ("completion", completion)]);
+        let cost = match cost {
+            Err(Unpriced::Component { .. }) if cached > 0 => {
+                prices.cost_at(price, &[("prompt", prompt), ("completion", completion)])
+            }
+            known => known,
+        };
+        cost.map_err(|unpriced| match unpriced {
+            Unpriced::TooLarge { .. } => DenialKind::TooLarge,
+            Unpriced::Model { .. } | Unpriced::Component { .. } => DenialKind::Unpriced,
+        })
     }
 
     /// Reserves each row or nothing of it, in the order of the rows. The prompt counts as charged from then on.
@@ -93,15 +128,16 @@ impl Meter {
 
     #[inline]
     fn reserve(&mut self, row: Row, wall_ms: i64) -> Result<HoldId, DenialKind> {
-        let known = self.nodes.get(row.node as usize).and_then(Option::as_ref);
-        let node = known.ok_or(DenialKind::Unavailable)?;
+        let node = self.node_at(row.node).ok_or(DenialKind::Unavailable)?;
+        let worst = row.price.map(|price| self.cost(price, row.prompt.into(), 0, row.max_new.into()));
         let tokens = i64::from(row.prompt).saturating_add(i64::from(row.max_new));
-        let mut amounts = Amounts::NONE.and(Unit::Tokens, tokens).and(Unit::NanoUsd, row.nano_usd);
+        let mut amounts = Amounts::NONE.and(Unit::Tokens, tokens).and(Unit::NanoUsd, worst.unwrap_or(Ok(0))?);
         amounts = amounts.and(Unit::Requests, 1).and(Unit::InFlight, 1).and(Unit::KvBlocks, i64::from(row.kv_blocks));
         let options = Options { dispatched: true, meter: true, ..Options::default() };
         let id = self.ledger.reserve(node, &amounts, wall_ms, options).map_err(|denial| denial.kind)?;
-        if let Some(generation) = self.generations.get_mut(id.slot as usize) {
-            *generation = id.generation;
+        if let Some(sequence) = self.sequences.get_mut(id.slot as usize) {
+            let Row { prompt, price, max_new, .. } = row;
+            *sequence = Sequence { generation: id.generation, prompt, price, max_new: max_new.into() };
         }
         if let Some(tally) = self.ledger.memory.tallies.get(id.slot as usize) {
             tally.compute.store(0, Relaxed);
@@ -154,17 +190,21 @@ impl Meter {
     }
 
     /// Holds more tokens for each slot, or not. A status is 0 for granted, else 1 + the kind of denial.
-    pub fn top_up(&self, slots: &[u32], tokens: &[u32], status: &mut [u8]) -> usize {
+    pub fn top_up(&mut self, slots: &[u32], tokens: &[u32], status: &mut [u8]) -> usize {
         let mut granted = 0_usize;
         for ((slot, tokens), status) in slots.iter().zip(tokens).zip(status) {
             let topped = self.id(*slot).ok_or(DenialKind::Expired).and_then(|id| {
                 let more = Amounts::of(Unit::Tokens, i64::from(*tokens));
+                let more = more.and(Unit::NanoUsd, self.cost_of_more(*slot, *tokens)?);
                 self.ledger.top_up(id, &more).map_err(|denial| denial.kind)
             });
             *status = match topped {
                 Ok(()) => {
                     if let Some(tally) = self.ledger.memory.tallies.get(*slot as usize) {
                         tally.left.store(tally.left.load(Relaxed).saturating_add(i64::from(*tokens)), Relaxed);
+                    }
+                    if let Some(sequence) = self.sequences.get_mut(*slot as usize) {
+                        sequence.max_new = sequence.max_new.saturating_add(u64::from(*tokens));
                     }
                     granted = granted.saturating_add(1);
                     0
@@ -175,9 +215,20 @@ impl Meter {
         granted
     }
 
+    /// What so many more tokens add to the worst case.
+    fn cost_of_more(&self, slot: u32, tokens: u32) -> Result<i64, DenialKind> {
+        let Some(Sequence { prompt, price: Some(price), max_new, .. }) = self.sequences.get(slot as usize).copied()
+        else {
+            return Ok(0);
+        };
+        let before = self.cost(price, prompt.into(), 0, max_new)?;
+        let after = self.cost(price, prompt.into(), 0, max_new.saturating_add(tokens.into()))?;
+        Ok(after.saturating_sub(before))
+    }
+
     fn id(&self, slot: u32) -> Option<HoldId> {
-        let generation = self.generations.get(slot as usize).copied().filter(|generation| *generation != 0)?;
-        Some(HoldId { slot, generation })
+        let generation = self.sequences.get(slot as usize).map(|known| known.generation)?;
+        (generation != 0).then_some(HoldId { slot, generation })
     }
 
     /// Tokens charged to a slot so far; `None` for what is no live hold.
@@ -191,8 +242,9 @@ impl Meter {
     }
 
     /// Ends the holds with the tokens that were charged, less what of the prompt came out of a cache and costs nothing.
-    /// `nano_usd` is the real cost where it is known. Returns how many this call ended.
-    pub fn settle_many(&mut self, slots: &[u32], cached: Option<&[u32]>, nano_usd: Option<&[i64]>) -> usize {
+    /// A sequence with a price settles its real cost: of its prompt, of what of it was cached, and of what was generated.
+    /// Returns how many this call ended.
+    pub fn settle_many(&mut self, slots: &[u32], cached: Option<&[u32]>) -> usize {
         let mut ended = 0_usize;
         for (row, slot) in slots.iter().enumerate() {
             let Some((id, charged)) = self.id(*slot).zip(self.charged(*slot)) else { continue };
@@ -201,9 +253,8 @@ impl Meter {
             if let Some(tokens) = reported.get_mut(Unit::Tokens.index()) {
                 *tokens = Some(charged.saturating_sub(discount).max(0));
             }
-            let cost = nano_usd.and_then(|costs| costs.get(row)).copied();
-            if let (Some(place), Some(cost)) = (reported.get_mut(Unit::NanoUsd.index()), cost) {
-                *place = Some(cost);
+            if let Some(place) = reported.get_mut(Unit::NanoUsd.index()) {
+                *place = self.real_cost(*slot, charged, discount);
             }
             if self.ledger.settle(id, &reported).unwrap_or(false) {
                 ended = ended.saturating_add(1);
@@ -225,9 +276,26 @@ impl Meter {
         ended
     }
 
+    /// What a sequence has cost; `None` where it has no price, or one that a settle cannot say: then it counts in full.
+    fn real_cost(&self, slot: u32, charged: i64, cached: i64) -> Option<i64> {
+        let Sequence { prompt, price, .. } = self.sequences.get(slot as usize).copied()?;
+        let generated = charged.saturating_sub(i64::from(prompt)).max(0).unsigned_abs();
+        self.cost(price?, prompt.into(), cached.max(0).unsigned_abs(), generated).ok()
+    }
+
+    /// Ends every hold that the meter still has, as nobody reports them.
+    pub fn end_all(&mut self) {
+        for (slot, sequence) in (0_u32..).zip(&mut self.sequences) {
+            let generation = std::mem::take(&mut sequence.generation);
+            if generation != 0 {
+                self.ledger.end_unreported(HoldId { slot, generation });
+            }
+        }
+    }
+
     fn forget(&mut self, slot: u32) {
-        if let Some(generation) = self.generations.get_mut(slot as usize) {
-            *generation = 0;
+        if let Some(sequence) = self.sequences.get_mut(slot as usize) {
+            sequence.generation = 0;
         }
     }
 

@@ -10,12 +10,14 @@
 
 use std::collections::HashMap;
 
-use super::hold::{APPLY, Hand, read, unreported};
-use super::layout::{END_STEPS, FLAG_DISPATCHED, FLAG_METER, Period, Phase, Slot, State, TAKE_STEPS, TALLY_NONE, Word};
+use super::hold::{APPLY, Hand, SETUP, place_of, read, unreported};
+use super::layout::{
+    END_PINS, END_STEPS, EPOCHS_LEN, Epoch, FLAG_DISPATCHED, FLAG_METER, Period, Phase, Slot, State, TAKE_PINS,
+    TALLY_NONE, Word,
+};
 use super::memory::Memory;
 use super::period::{add, cell};
 use super::unit::{UNITS, Unit};
-use super::window::Window;
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
 
 /// What the counts would be if nothing were in doubt.
@@ -23,8 +25,6 @@ use crate::sync::Ordering::{Acquire, Relaxed, Release};
 pub(super) struct Held {
     /// Units that live holds keep from being free
     pub(super) amounts: [i64; UNITS],
-    /// Live holds
-    pub(super) pins: u64,
 }
 
 /// Slot, generation and amounts of a live hold: what stays the same while nothing moves.
@@ -46,6 +46,8 @@ pub struct Healed {
 /// Times a snapshot is tried before a ledger counts as busy.
 const SNAPSHOT_TRIES_MAX: usize = 20;
 const REQUESTS: usize = Unit::Requests.index();
+/// Requests are never held, and an entry has a bit that is no unit.
+const UNITS_HELD: u32 = ((1 << UNITS) - 1) & !(1 << REQUESTS);
 
 impl Hand<'_> {
     /// Ends every hold of processes that are gone. Returns how many.
@@ -73,22 +75,12 @@ impl Hand<'_> {
         match state.phase() {
             Phase::Taking => {
                 // In setup nothing was taken, and the list of periods is still another hold's.
-                let taken = if (step as usize) < slot.periods.len().saturating_mul(TAKE_STEPS as usize) {
+                if step < SETUP {
                     self.doubt_take(slot, step, &read(&slot.amounts));
-                    step
-                } else {
-                    0
-                };
-                self.give_back(slot, state, taken, &read(&slot.amounts));
-                slot.state.store(state.with(0, 0, Phase::Free).0, Release);
-            }
-            Phase::Spending => {
-                let amount = read(&slot.amounts).get(REQUESTS).copied().unwrap_or(0);
-                if let Some((place, _)) = slot.entry(step as usize) {
-                    doubt(self.memory.period(place), REQUESTS, amount, Doubt::Used);
+                    self.doubt_pin(slot, step);
+                    self.give_back(slot, state, step, &read(&slot.amounts));
                 }
-                self.spend_requests(slot, state, (step as usize).saturating_add(1));
-                self.end_dead(index, slot, state);
+                slot.state.store(state.with(0, 0, Phase::Free).0, Release);
             }
             Phase::ToppingUp => {
                 if step == APPLY {
@@ -146,18 +138,33 @@ impl Hand<'_> {
 
     /// The step of a taking that may or may not have happened.
     fn doubt_take(&self, slot: &Slot, step: u32, amounts: &[i64; UNITS]) {
-        let (at, part) = ((step / TAKE_STEPS) as usize, step % TAKE_STEPS);
-        if let (Some(unit), Some((place, units))) = (part.checked_sub(1), slot.entry(at))
+        if step < TAKE_PINS {
+            return;
+        }
+        let (at, unit) = place_of(step);
+        // A request in doubt is a request spent: nothing else keeps count of them.
+        if let Some((place, units)) = slot.entry(at)
+            && unit != REQUESTS
             && units & (1 << unit) != 0
         {
-            let amount = amounts.get(unit as usize).copied().unwrap_or(0);
-            doubt(self.memory.period(place), unit as usize, amount, Doubt::Free);
+            let amount = amounts.get(unit).copied().unwrap_or(0);
+            doubt(self.memory.period(place), unit, amount, Doubt::Free);
+        }
+    }
+
+    /// A pin that may or may not be there is left, until pins are counted again.
+    fn doubt_pin(&self, slot: &Slot, step: u32) {
+        if let Some(pinned) = slot.pinned.get(step as usize).filter(|_| step < TAKE_PINS) {
+            pinned.store(0, Relaxed);
         }
     }
 
     /// The step of an ending that may or may not have happened; returns the one to go on with.
     fn doubt_end(&self, slot: &Slot, step: u32) -> u32 {
         let next = step.saturating_add(1);
+        if step >= END_PINS {
+            return next;
+        }
         let (at, part) = ((step / END_STEPS) as usize, step % END_STEPS);
         let unit = (part / 2) as usize;
         let Some((place, units)) = slot.entry(at) else { return next };
@@ -297,8 +304,7 @@ impl Memory {
             states.push((index, state.generation(), amounts));
             for (place, units) in slot.entries() {
                 let held = held.entry(place).or_default();
-                held.pins = held.pins.saturating_add(1);
-                for unit in super::period::units_of(units & !(1 << REQUESTS)) {
+                for unit in super::period::units_of(units & UNITS_HELD) {
                     if let (Some(sum), Some(amount)) = (held.amounts.get_mut(unit), amounts.get(unit)) {
                         *sum = sum.saturating_add(*amount);
                     }
@@ -310,22 +316,34 @@ impl Memory {
 
     /// Lets go of pins that no hold has. Only while nothing moves: a pin too many costs a period, one too few a count.
     fn recount_pins(&self) {
-        let Some((before, held)) = self.scan(None) else { return };
-        let in_use = self.header().periods.load(Acquire) as usize;
-        let mut loose: Vec<(&Period, u64, u64)> = Vec::new();
-        for (place, period) in (0_u32..).zip(self.periods.iter().take(in_use)) {
-            let word = Word(period.word.load(Acquire));
-            let pins = held.get(&place).map_or(0, |held| held.pins);
-            if period.window.load(Relaxed) != Window::Total as u32 && word.pins() > pins {
-                loose.push((period, word.0, word.pins().saturating_sub(pins)));
+        let Some((before, _)) = self.scan(None) else { return };
+        let mut pins: HashMap<(usize, u32), u64> = HashMap::new();
+        for slot in self.slots.iter() {
+            if State(slot.state.load(Acquire)).phase() == Phase::Free {
+                continue;
+            }
+            for (kind, pinned) in slot.pinned.iter().enumerate() {
+                if let Some(id) = pinned.load(Relaxed).checked_sub(1) {
+                    let count = pins.entry((kind, id)).or_default();
+                    *count = count.saturating_add(1);
+                }
+            }
+        }
+        let mut loose: Vec<(&Epoch, u64, u64)> = Vec::new();
+        for (at, epoch) in self.epochs.iter().enumerate() {
+            let word = Word(epoch.word.load(Acquire));
+            let Some(id) = word.id_plus_1().checked_sub(1) else { continue };
+            let counted = pins.get(&(at / EPOCHS_LEN as usize, id)).copied().unwrap_or(0);
+            if word.pins() > counted {
+                loose.push((epoch, word.0, word.pins().saturating_sub(counted)));
             }
         }
         if loose.is_empty() || !self.scan(None).is_some_and(|(after, _)| after == before) {
             return;
         }
-        for (period, word, pins) in loose {
+        for (epoch, word, pins) in loose {
             // Fails if anybody pinned or let go since: then the next recovery looks again.
-            let _ = period.word.compare_exchange(word, word.saturating_sub(pins), Release, Relaxed);
+            let _ = epoch.word.compare_exchange(word, word.saturating_sub(pins), Release, Relaxed);
         }
     }
 }
@@ -335,9 +353,12 @@ fn is_doubtful(period: &Period) -> bool {
     any(&period.doubt_free) || any(&period.doubt_used)
 }
 
-/// limit + overdraft - used - free - held, for each unit.
+/// limit + overdraft - used - free - held, for each unit; of requests nothing is ever stranded.
 pub(super) fn stranded(period: &Period, held: Option<&Held>) -> [i64; UNITS] {
     let sum = |unit: usize| {
+        if unit == REQUESTS {
+            return 0;
+        }
         let of = |counts: &super::layout::Counts| cell(counts, unit).map_or(0, |count| count.load(Relaxed));
         let held = held.and_then(|held| held.amounts.get(unit)).copied().unwrap_or(0);
         of(&period.limit)
