@@ -1055,7 +1055,7 @@ fn policies_see_budgets() {
         "{PERMIT}
         @id(\"low\") forbid(principal, action, resource) when {{ {guard} && context.budget.tokens[\"1d\"].tightest.remaining < 500 }};
         @id(\"own\") forbid(principal, action, resource) when {{ {guard} && context.budget.tokens[\"1d\"] has used
-            && context.budget.tokens[\"1d\"].used > 100 && context.budget.tokens[\"1d\"].limit == 1000
+            && context.budget.tokens[\"1d\"] has limit && context.budget.tokens[\"1d\"].used > 100 && context.budget.tokens[\"1d\"].limit == 1000
             && context.budget.tokens[\"1d\"].tightest.path == \"acme/a\" }};
         @id(\"parent\") forbid(principal, action == Action::\"read\", resource) when {{ context has budget
             && context.budget has in_flight && context.budget.in_flight has total

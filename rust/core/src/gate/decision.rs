@@ -104,6 +104,14 @@ impl Decision {
         self.hold.as_ref().map(Reservation::hold)
     }
 
+    /// What was reserved, to be ended by whoever asks: the decision does not end it any more.
+    pub fn hand_over(&self) -> Option<&Handle> {
+        self.hold.as_ref().map(|hold| {
+            hold.hand_over();
+            hold.hold()
+        })
+    }
+
     /// Why a budget refused: level, unit and window, and when to try again.
     pub const fn denial(&self) -> Option<&Denial> {
         match &self.detail {

@@ -7,6 +7,7 @@
 //! Nothing here knows policies. What a budget says to them is made in `budget_context`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwapOption, Guard};
 
@@ -24,7 +25,7 @@ const NAMED_MAX: usize = 8;
 /// The budget that a run names.
 #[derive(Debug)]
 pub(super) struct Payer {
-    path: Box<str>,
+    path: Arc<str>,
     /// Found once per state; a reload makes the next check of each run look again
     found: ArcSwapOption<Found>,
 }
@@ -177,7 +178,9 @@ pub(super) fn reserve(state: &GateState, payer: &Payer, amounts: &Amounts, now_m
         }
         let options = Options { dispatched: true, forced: shadow, ..Options::default() };
         let id = ledger.reserve(node, amounts, now_ms, options)?;
-        Ok(Reservation { hold: Handle { ledger: Arc::clone(ledger), id, forks: map::fork_generation(), shadow } })
+        let (ledger, path, forks) = (Arc::clone(ledger), Arc::clone(&payer.path), map::fork_generation());
+        let hold = Handle { ledger, id, path, forks, shadow };
+        Ok(Reservation { hold, handed_over: AtomicBool::new(false) })
     });
     match (held, refused) {
         (Ok(held), None) => Paid::Held(held),
@@ -201,6 +204,7 @@ fn worst(denials: Vec<Denial>) -> Option<Box<Denial>> {
 pub struct Handle {
     pub(super) ledger: Arc<Ledger>,
     pub(super) id: HoldId,
+    path: Arc<str>,
     /// The fork generation it was made in
     forks: u64,
     pub(super) shadow: bool,
@@ -215,6 +219,11 @@ impl Handle {
     /// The hold in it.
     pub const fn id(&self) -> HoldId {
         self.id
+    }
+
+    /// Path of the budget.
+    pub fn path(&self) -> &str {
+        &self.path
     }
 
     /// Whether it is of the ledger of shadow mode, which stops nothing.
@@ -250,6 +259,8 @@ impl Handle {
 #[derive(Debug)]
 pub struct Reservation {
     hold: Handle,
+    /// Somebody else ends it
+    handed_over: AtomicBool,
 }
 
 impl Reservation {
@@ -257,10 +268,18 @@ impl Reservation {
     pub const fn hold(&self) -> &Handle {
         &self.hold
     }
+
+    /// Leaves the ending to whoever asked.
+    pub(super) fn hand_over(&self) {
+        // Relaxed: whoever drops the reservation has seen what came before.
+        self.handed_over.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.hold.end_unreported();
+        if !self.handed_over.load(Ordering::Relaxed) {
+            self.hold.end_unreported();
+        }
     }
 }
