@@ -150,9 +150,7 @@ def _decode(text: str, file: Path, shown: str) -> Config:
         if policy.entities is None
         else _file(policy.entities, folder, ("policy", "entities"), place),
         test_files=_files(policy.tests, folder, ("policy", "tests"), place),
-        tools={
-            name: _tool(tool, ("tools", name), place) for name, tool in cast("dict[str, Any]", tools).items()
-        },
+        tools={name: _tool(tool, ("tools", name), place) for name, tool in cast("dict[str, Any]", tools).items()},
         budget_file=None if budget.file is None else _file(budget.file, folder, ("budget", "file"), place),
         budget_state=None if budget.state is None else folder / budget.state,
     )

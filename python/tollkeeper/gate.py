@@ -147,7 +147,7 @@ class ModelCall(_native.ModelCall):
     """One call of a model: a context manager, for `with` and `async with`. Made by `Gate.model_call`.
 
     Entering decides and holds the worst case, or raises `Denied`. Leaving it, however that happens, ends what is held:
-    as `settle` has said, or else with what was charged, the prompt included.
+    as `settle` has said, or else with what was charged, the prompt included; in full if nothing was streamed.
     """
 
     async def __aenter__(self) -> Self:
@@ -210,7 +210,7 @@ class Gate(_native.Gate):
 
     @property
     def ledger(self) -> Ledger | None:
-        """What pays for actions; `None` if the configuration names no budgets. A reload may put another in its place."""
+        """What pays for actions; `None` if the configuration names no budgets. A reload may replace it."""
         return self._ledger
 
     def reload(self) -> None:
@@ -239,12 +239,12 @@ class Gate(_native.Gate):
         self._budgets, self._ledger = budgets, ledger
 
     def close(self) -> None:
-        """Closes the gate and the ledger it has opened: every later check is denied with `gate.closed`, live holds end."""
+        """Closes the gate and the ledger it has opened: later checks are denied with `gate.closed`, live holds end."""
         super().close()
         if self._ledger is not None and not self._given:
             self._ledger.close()
 
-    def run(
+    def run(  # noqa: PLR0913 - as many as a run has
         self,
         *,
         principal: EntityUid | Entity | str | None = None,
@@ -290,10 +290,10 @@ class Gate(_native.Gate):
         return Run(outer.narrowed(chosen, seen, budget))
 
     def model_call(self, *, model: str, prompt_tokens: int, max_tokens: int, n: int = 1) -> ModelCall:
-        """A call of a model, from the decision to what it has used.
+        r"""A call of a model, from the decision to what it has used.
 
-        Policies see it as `Action::"call_model"` on `Model::"NAME"`, with `model`, `prompt_tokens`, `max_tokens` and `n`
-        under `context.input`. The run's budget holds the worst case; with `admission = "incremental"` a part, topped up
+        Policies see it as `Action::"call_model"` on `Model::"NAME"`, with `model`, `prompt_tokens`, `max_tokens` and
+        `n` under `context.input`. The run's budget holds the worst case; with `admission = "incremental"` a part, topped up
         by `charge` while there is room.
 
         Args:
@@ -495,7 +495,9 @@ def _refuse_lost_counts(
     from tollkeeper.errors import BudgetError  # noqa: PLC0415 - see the top
 
     if before[0] is None:
-        message = f"{settings.budget_file or settings.file}: the budgets have changed, and what is spent is in memory only"
+        message = (
+            f"{settings.budget_file or settings.file}: the budgets have changed, and what is spent is in memory only"
+        )
         help_ = 'open a new gate to begin anew; with [budget] state = "ledger.bin" changed budgets can be reloaded'
     else:
         message = f"{settings.file}: the state of the ledger was {before[0]}; another one would begin anew"

@@ -1150,6 +1150,8 @@ fn a_stream_broken_anywhere_costs_what_it_streamed() {
             assert!((0..pieces).all(|_| call.charge(10)));
             assert!(call.end());
         }
+        // What did not stream may have used everything.
+        let pieces = if pieces == 0 { 5 } else { pieces };
         assert_eq!(paying.of("acme", Unit::Tokens), (100 + 10 * pieces, 0));
         assert_eq!(paying.of("acme", Unit::InFlight), (0, 0));
         assert_eq!(paying.of("acme/a", Unit::Requests), (1, 0));

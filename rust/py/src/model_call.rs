@@ -146,9 +146,9 @@ impl PyModelCall {
     }
 
     #[pyo3(signature = (*_exc: "object") -> "None")]
-    fn __exit__(&self, _exc: &Bound<'_, PyTuple>) -> PyResult<()> {
+    fn __exit__(&self, py: Python<'_>, _exc: &Bound<'_, PyTuple>) -> PyResult<()> {
         guard(|| {
-            if let Some(call) = self.call(_exc.py()) {
+            if let Some(call) = self.call(py) {
                 call.end();
             }
             Ok::<_, PyErr>(())

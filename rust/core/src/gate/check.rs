@@ -234,22 +234,20 @@ fn pay_tool(decision: &Decision, scope: &Scope, now_ms: i64) -> Paid {
     if cost.is_none() {
         return Paid::Free;
     }
-    match scope.payer() {
-        Some(payer) => payer::reserve(state, payer, &cost, now_ms),
-        None => {
-            let tool = decision.tool().map_or("the tool", Tool::name);
-            Paid::Refused(payer::no_payer(state, &format!("tool `{tool}`")), None)
-        }
+    if let Some(payer) = scope.payer() {
+        return payer::reserve(state, payer, &cost, now_ms);
     }
+    let tool = decision.tool().map_or("the tool", Tool::name);
+    Paid::Refused(Box::new(payer::no_payer(state, &format!("tool `{tool}`"))), None)
 }
 
 /// The budget step of a model call, which costs wherever there is a ledger.
 fn pay_model(decision: &Decision, scope: &Scope, request: &ModelRequest<'_>, now_ms: i64) -> (Paid, Option<Plan>) {
     let state = &decision.state;
     let Some(payer) = scope.payer() else {
-        let what = || format!("model `{}`", super::names::shown(request.model));
-        let paid =
-            if state.cells().is_some() { Paid::Refused(payer::no_payer(state, &what()), None) } else { Paid::Free };
+        let what = format!("model `{}`", super::names::shown(request.model));
+        let denial = state.cells().map(|_| Box::new(payer::no_payer(state, &what)));
+        let paid = denial.map_or(Paid::Free, |denial| Paid::Refused(denial, None));
         return (paid, None);
     };
     let (plan, unpriced) = match plan_model(state, payer, request) {
@@ -262,10 +260,7 @@ fn pay_model(decision: &Decision, scope: &Scope, request: &ModelRequest<'_>, now
         (Paid::Held(hold) | Paid::Refused(_, Some(hold)), Some(denial)) => Paid::Refused(denial, Some(hold)),
         (paid, _) => paid,
     };
-    let hold = match &paid {
-        Paid::Held(hold) | Paid::Refused(_, Some(hold)) => hold,
-        _ => return (paid, None),
-    };
+    let (Paid::Held(hold) | Paid::Refused(_, Some(hold))) = &paid else { return (paid, None) };
     match model_call::dispatch(hold.hold(), &plan.prompt) {
         Ok(()) => (paid, Some(plan)),
         Err(denial) => (Paid::Refused(denial, None), None),

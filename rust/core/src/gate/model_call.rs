@@ -1,8 +1,9 @@
 //! A model call: what it holds when it is admitted, what it is charged while it streams, how it ends.
 //!
 //! The worst case is held, or in incremental admission a part that is topped up while the call runs. The prompt is
-//! charged when the call is dispatched, for it is spent whatever comes back. A call that ends without a report counts as
-//! what was charged, its cost included, and never as nothing: if nothing was charged, the hold counts in full.
+//! charged when the call is dispatched, for it is spent whatever comes back. A call that streamed and ends without a
+//! report counts as what was charged, the prompt and the cost included; one that did not stream may have used everything,
+//! and counts in full.
 //!
 //! The gate decides in `check`; this file knows no policy and makes no call.
 
@@ -87,10 +88,10 @@ impl Plan {
         let mut prompt = Amounts::of(Unit::Tokens, request.prompt_tokens);
         let priced = node.limits(Unit::NanoUsd);
         if priced {
-            let prices = &ledger.spec().prices;
-            let refuse = |unpriced: Unpriced| refused(node, &unpriced);
-            let worst = worst_cost(prices, request.model, request.prompt_tokens, completion).map_err(refuse)?;
-            let certain = cost(prices, request.model, request.prompt_tokens, 0).map_err(refuse)?;
+            let table = &ledger.spec().prices;
+            let refuse = |unpriced: Unpriced| Box::new(refused(node, &unpriced));
+            let worst = worst_cost(table, request.model, request.prompt_tokens, completion).map_err(refuse)?;
+            let certain = cost(table, request.model, request.prompt_tokens, 0).map_err(refuse)?;
             amounts = amounts.and(Unit::NanoUsd, worst);
             prompt = prompt.and(Unit::NanoUsd, certain);
         }
@@ -105,7 +106,7 @@ impl Plan {
     }
 }
 
-fn refused(node: &Node, unpriced: &Unpriced) -> Box<Denial> {
+fn refused(node: &Node, unpriced: &Unpriced) -> Denial {
     let (kind, remedy) = match unpriced {
         Unpriced::TooLarge { .. } => (DenialKind::TooLarge, "ask for less".to_owned()),
         Unpriced::Model { model } | Unpriced::Component { model, .. } => {
@@ -113,7 +114,7 @@ fn refused(node: &Node, unpriced: &Unpriced) -> Box<Denial> {
         }
     };
     let message = format!("{unpriced}, and budget `{}` or one above it counts money; {remedy}", node.path());
-    Box::new(Denial::of(kind, node.path(), message))
+    Denial::of(kind, node.path(), message)
 }
 
 fn count(tokens: i64) -> u64 {
@@ -161,6 +162,8 @@ pub struct ModelUsage<'a> {
 struct Progress {
     held: Amounts,
     charged: Amounts,
+    /// Something was charged since it was dispatched
+    streamed: bool,
 }
 
 /// A model call that was let through.
@@ -178,7 +181,7 @@ pub struct ModelCall {
 
 impl ModelCall {
     pub(super) fn new(request: &ModelRequest<'_>, plan: Option<&Plan>, hold: Option<Handle>) -> Self {
-        let none = Progress { held: Amounts::NONE, charged: Amounts::NONE };
+        let none = Progress { held: Amounts::NONE, charged: Amounts::NONE, streamed: false };
         Self {
             hold,
             model: request.model.into(),
@@ -186,7 +189,7 @@ impl ModelCall {
             completion_max: request.completion_max(),
             step: plan.and_then(|plan| plan.step),
             priced: plan.is_some_and(|plan| plan.priced),
-            progress: Mutex::new(plan.map_or(none, |plan| Progress { held: plan.amounts, charged: plan.prompt })),
+            progress: Mutex::new(plan.map_or(none, |plan| Progress { held: plan.amounts, charged: plan.prompt, ..none })),
         }
     }
 
@@ -220,21 +223,21 @@ impl ModelCall {
         let more = |unit: Unit| after.get(unit).saturating_sub(progress.charged.get(unit)).max(0);
         let more = Amounts::of(Unit::Tokens, more(Unit::Tokens)).and(Unit::NanoUsd, more(Unit::NanoUsd));
         let said = hold.charge(&more);
-        progress.charged = after;
+        (progress.charged, progress.streamed) = (after, true);
         said && (hold.shadow || covers(&progress.held, &after))
     }
 
     /// Holds more if the total is not covered: a step if there is room for it, else just what is needed.
     fn top_up(&self, hold: &Handle, progress: &mut Progress, total: i64, step: i64) {
-        let held = progress.held.get(Unit::Tokens);
+        let covered = progress.held.get(Unit::Tokens);
         let most = self.prompt.saturating_add(self.completion_max);
-        let needed = total.saturating_sub(held);
+        let needed = total.saturating_sub(covered);
         if needed <= 0 || total > most || !hold.is_own() {
             return;
         }
-        let stepped = needed.max(step).min(most.saturating_sub(held));
+        let stepped = needed.max(step).min(most.saturating_sub(covered));
         for tokens in [stepped, needed] {
-            let completion = held.saturating_add(tokens).saturating_sub(self.prompt);
+            let completion = covered.saturating_add(tokens).saturating_sub(self.prompt);
             let mut more = Amounts::of(Unit::Tokens, tokens);
             if self.priced {
                 let prices = &hold.ledger.spec().prices;
@@ -256,7 +259,7 @@ impl ModelCall {
     /// What has no price costs the whole hold.
     pub fn settle(&self, usage: &ModelUsage<'_>) -> Result<bool, BudgetError> {
         let progress = self.progress();
-        let (charged, held) = (progress.charged, progress.held);
+        let Progress { charged, held: reserved, .. } = *progress;
         drop(progress);
         let prompt = usage.prompt.unwrap_or(self.prompt);
         let streamed = charged.get(Unit::Tokens).saturating_sub(self.prompt).max(0);
@@ -280,18 +283,18 @@ impl ModelCall {
                 ("completion", count(completion)),
             ];
             parts.extend(usage.others.iter().map(|(name, tokens)| (*name, count(*tokens))));
-            let whole = held.get(Unit::NanoUsd).max(charged.get(Unit::NanoUsd));
+            let whole = reserved.get(Unit::NanoUsd).max(charged.get(Unit::NanoUsd));
             *nano_usd = Some(hold.ledger.spec().prices.cost(&self.model, &parts).unwrap_or(whole));
         }
         hold.ledger.settle(hold.id, &reported)
     }
 
-    /// Ends a call of which nobody says what was used, because it was broken off or its usage was lost: what was
-    /// charged counts, the prompt included. False if it has ended before.
+    /// Ends a call of which nobody says what was used, because it was broken off or its usage was lost: if it streamed
+    /// what was charged counts, the prompt included, else all that is held. False if it has ended before.
     pub fn end(&self) -> bool {
         let Some(hold) = self.hold.as_ref().filter(|hold| hold.is_own()) else { return false };
-        let charged = self.progress().charged;
-        if charged.get(Unit::Tokens) == 0 {
+        let Progress { charged, streamed, .. } = *self.progress();
+        if !streamed || charged.get(Unit::Tokens) == 0 {
             return hold.end_unreported();
         }
         let mut reported = [None; crate::budget::unit::UNITS];

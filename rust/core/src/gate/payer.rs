@@ -104,10 +104,8 @@ impl Payer {
     #[cold]
     fn look(&self, state: &GateState) -> Result<Guard<Option<Arc<Found>>>, Box<Denial>> {
         let ledger = state.cells().ok_or_else(|| {
-            unavailable(
-                &self.path,
-                "this gate has no ledger; add to tollkeeper.toml: [budget] file = \"budgets.toml\"".to_owned(),
-            )
+            let message = "this gate has no ledger; add to tollkeeper.toml: [budget] file = \"budgets.toml\"";
+            Box::new(unavailable(&self.path, message.to_owned()))
         })?;
         let node = ledger.node(&self.path)?;
         self.found.store(Some(Arc::new(Found { generation: state.generation(), node })));
@@ -124,7 +122,7 @@ impl Payer {
         let found = self.find(state)?;
         match (state.cells(), found.as_ref()) {
             (Some(ledger), Some(found)) => work(ledger, &found.node),
-            _ => Err(unavailable(&self.path, "this gate has no ledger".to_owned())),
+            _ => Err(Box::new(unavailable(&self.path, "this gate has no ledger".to_owned()))),
         }
     }
 }
@@ -137,13 +135,13 @@ fn known_paths(ledger: &Ledger) -> String {
     format!("{}{more}", shown.join(", "))
 }
 
-pub(super) fn unavailable(path: &str, message: String) -> Box<Denial> {
-    Box::new(Denial::of(DenialKind::Unavailable, path, message))
+fn unavailable(path: &str, message: String) -> Denial {
+    Denial::of(DenialKind::Unavailable, path, message)
 }
 
 /// The denial of something that costs in a run that nobody pays for.
 #[cold]
-pub(super) fn no_payer(state: &GateState, what: &str) -> Box<Denial> {
+pub(super) fn no_payer(state: &GateState, what: &str) -> Denial {
     let message = match state.cells() {
         None => format!(
             "{what} has a cost, and this gate has no ledger to charge; add to tollkeeper.toml: [budget] file = \"budgets.toml\""

@@ -112,13 +112,11 @@ impl Budgets {
         let mut shadow = None;
         if let Some(ledger) = ledger.as_ref().filter(|_| sources.mode == GateMode::Shadow) {
             let same = before.filter(|before| before.ledger.as_ref().is_some_and(|other| Arc::ptr_eq(other, ledger)));
-            shadow = match same.and_then(|before| before.shadow.clone()) {
-                Some(kept) => Some(kept),
-                None => {
-                    let made = Ledger::anonymous(ledger.spec().clone(), Arc::clone(ledger.clock()));
-                    Some(Arc::new(made.map_err(|error| PolicyError::new(error.code(), error.to_string()))?))
-                }
-            };
+            shadow = same.and_then(|before| before.shadow.clone());
+            if shadow.is_none() {
+                let made = Ledger::anonymous(ledger.spec().clone(), Arc::clone(ledger.clock()));
+                shadow = Some(Arc::new(made.map_err(|error| PolicyError::new(error.code(), error.to_string()))?));
+            }
         }
         Ok(Self { ledger, shadow, read })
     }
