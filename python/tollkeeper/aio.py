@@ -10,21 +10,20 @@ stand in one line, of which only the head is tried.
 """
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from tollkeeper.errors import HandleError
+
 if TYPE_CHECKING:
     from tollkeeper.budget import Denial, Ledger
 
-__all__ = ["Line", "available"]
+__all__ = ["Line"]
 
-# How long the thread sleeps before it looks again by itself: the ledger counts changes only while somebody sleeps on
-# its counter. One that falls between two sleeps is found then, and so is an interpreter that ends.
-NAP_MS_MIN: Final = 5
-NAP_MS_MAX: Final = 100
+# How long the thread sleeps at most: not to look for room, which wakes it, but to notice that the interpreter ends.
+NAP_MS_MAX: Final = 1000
 # How long the next in line waits for the one before it to reserve: its event loop may be stuck.
 HANDOVER_SECONDS: Final = 0.1
 # No wake-up is worth less: a clock that stands still, as in tests, would make the thread spin.
@@ -33,7 +32,6 @@ PAUSE_SECONDS_MIN: Final = 0.005
 MINUTE_SECONDS: Final = 60.0
 # Refusals that no wait ends.
 HOPELESS: Final = ("budget.too_large", "budget.unavailable", "budget.unpriced")
-_MAKING: Final = threading.Lock()
 
 
 class Waiter:
@@ -72,7 +70,6 @@ class Line:
     """
 
     def __init__(self, ledger: "Ledger") -> None:
-        self.pid = os.getpid()
         self._ledger = ledger
         self._lock = threading.Lock()
         self._waiting: list[Waiter] = []
@@ -107,6 +104,7 @@ class Line:
                     self._waiting.append(waiter)
                     self._news = True
                     self._start()
+                    self._wake()
             # What changed before the waiter stood in line is seen here, what changes after it by the thread.
             if blocked or self._ledger.change_count() == seen:
                 return None
@@ -117,6 +115,24 @@ class Line:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
                 self._news = True
+
+    async def available(self, path: str, cost: Mapping[str, int], timeout: float | None) -> bool:  # noqa: ASYNC109 - see Ledger.available
+        """See `Ledger.available`."""
+        waiter = Waiter(path, cost, asyncio.get_running_loop())
+        try:
+            answer = self.join(waiter)
+            if answer is not None:
+                return answer
+            async with asyncio.timeout(timeout):
+                return await waiter.future
+        except TimeoutError:
+            return False
+        except HandleError:
+            if self._ledger.closed:
+                return False
+            raise
+        finally:
+            self.leave(waiter)
 
     def close(self) -> None:
         """Answers everybody with False."""
@@ -135,7 +151,8 @@ class Line:
             self._thread.start()
 
     def _run(self) -> None:
-        nap_ms = NAP_MS_MIN
+        # Watched, every change is counted, also between two sleeps: none is missed.
+        self._ledger._watch()  # noqa: SLF001 - this is the ledger's own thread
         try:
             while True:
                 seen = self._ledger.change_count()
@@ -146,10 +163,8 @@ class Line:
                     self._news = False
                     waiting = list(self._waiting)
                 due = self._pass(waiting)
-                if self._news:
-                    continue
-                woken = self._ledger.wait_for_change(seen, _slice_ms(due, nap_ms)) != seen
-                nap_ms = NAP_MS_MIN if woken else min(2 * nap_ms, NAP_MS_MAX)
+                if not self._news:
+                    self._ledger.wait_for_change(seen, _slice_ms(due))
         except Exception as error:  # noqa: BLE001 - whoever waits gets it; a thread has nobody to raise it to
             with self._lock:
                 self._thread = None
@@ -157,6 +172,13 @@ class Line:
         else:
             if self._ledger.closed:
                 self._answer_all(None)
+        finally:
+            self._ledger._unwatch()  # noqa: SLF001 - as above
+
+    def _wake(self) -> None:
+        """Has the thread look again: somebody came, or has their answer."""
+        if not self._ledger.closed:
+            self._ledger._wake()  # noqa: SLF001 - as above
 
     def _over(self) -> bool:
         """Whether the thread has nothing left to do. The main thread is over once the interpreter is ending."""
@@ -216,31 +238,5 @@ def _pause(denials: "list[Denial]") -> float:
     return max(PAUSE_SECONDS_MIN, min([pause, *told]))
 
 
-def _slice_ms(due: float, nap_ms: int) -> int:
-    return max(1, min(nap_ms, int((due - time.monotonic()) * 1000) + 1))
-
-
-def _line(ledger: "Ledger") -> Line:
-    """The ledger's line; after a fork a new one, since its thread stayed behind."""
-    with _MAKING:
-        line = ledger._line  # noqa: SLF001 - the other half of this module
-        if line is None or line.pid != os.getpid():
-            line = Line(ledger)
-            ledger._line = line  # noqa: SLF001 - the other half of this module
-        return line
-
-
-async def available(ledger: "Ledger", path: str, cost: Mapping[str, int], timeout: float | None) -> bool:  # noqa: ASYNC109 - see Ledger.available
-    """See `Ledger.available`."""
-    line = _line(ledger)
-    waiter = Waiter(path, cost, asyncio.get_running_loop())
-    try:
-        answer = line.join(waiter)
-        if answer is not None:
-            return answer
-        async with asyncio.timeout(timeout):
-            return await waiter.future
-    except TimeoutError:
-        return False
-    finally:
-        line.leave(waiter)
+def _slice_ms(due: float) -> int:
+    return max(1, min(NAP_MS_MAX, int((due - time.monotonic()) * 1000) + 1))

@@ -15,7 +15,7 @@ from tollkeeper._native import Denial, Hold, Meter, Usage
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Self
+    from typing import Any, Self
 
     from tollkeeper import aio
 
@@ -37,7 +37,14 @@ class Ledger(_native.Ledger):
         40
     """
 
-    _line: aio.Line | None = None
+    _lines: dict[int, aio.Line]
+    """Who waits for room, by process: a line does not survive a fork, since its thread stays behind."""
+
+    def __new__(cls, spec: Mapping[str, Any], state: str | None = None, clock: _native.FakeClock | None = None) -> Self:
+        """See `open` and `from_toml`, which make the spec."""
+        ledger = super().__new__(cls, spec, state, clock)
+        ledger._lines = {}
+        return ledger
 
     @classmethod
     def open(
@@ -96,10 +103,11 @@ class Ledger(_native.Ledger):
         """
         from tollkeeper import aio  # noqa: PLC0415 - loads asyncio
 
-        return await aio.available(self, path, cost, timeout)
+        line = self._lines.setdefault(os.getpid(), aio.Line(self))
+        return await line.available(path, cost, timeout)
 
     def close(self) -> None:
-        """Closes this handle; what waits for room in it gets the answer False. Holds stay as they are."""
+        """Closes this handle; what waits for room in it gets the answer False. Holds of this process are ended."""
         super().close()
-        if self._line is not None:
-            self._line.close()
+        for line in self._lines.values():
+            line.close()

@@ -36,6 +36,12 @@ def window_end_ms(window: str, number: int) -> int | None:
     return (number + 1) * LENGTHS_MS[window]
 
 
+def limit_of(limits: list[tuple[int, int]], window: str, at_ms: int) -> int:
+    """A window that has ended keeps the limit that it ended with."""
+    end_ms = window_end_ms(window, window_id(window, at_ms))
+    return [limit for since_ms, limit in limits if end_ms is None or since_ms < end_ms][-1]
+
+
 @dataclass
 class Cell:
     """What one window of one budget has seen of one unit."""
@@ -48,8 +54,8 @@ class Cell:
 class Budget:
     """One node of the tree."""
 
-    limits: dict[tuple[str, str], list[int]]
-    """Limit and overdraft, by unit and window."""
+    limits: dict[tuple[str, str], tuple[list[tuple[int, int]], int]]
+    """By unit and window: each limit with the time since when it holds, oldest first; and the overdraft."""
     cells: dict[tuple[str, str, int], Cell] = field(default_factory=dict)
     """By unit, window and number of the window."""
 
@@ -71,8 +77,6 @@ class Held:
     amounts: dict[str, int]
     charged: dict[str, int] = field(default_factory=dict)
     live: bool = True
-    streamed: set[str] = field(default_factory=set)
-    """Units charged while the work ran, and not only by its dispatch."""
     dispatched: bool = False
 
 
@@ -101,7 +105,7 @@ class Plain:
                     self.add(each, self.limits.get(each, []))
 
     def add(self, path: str, limits: list[tuple[str, str, int, int]]) -> None:
-        self.budgets[path] = Budget({(unit, window): [limit, more] for unit, window, limit, more in limits})
+        self.budgets[path] = Budget({(unit, window): ([(0, limit)], more) for unit, window, limit, more in limits})
 
     def now(self) -> int:
         """Never goes back, and follows a wall clock forwards only as far as time has passed."""
@@ -136,9 +140,9 @@ class Plain:
     def touched(self, path: str, unit: str, at_ms: int) -> list[tuple[Cell, str, int]]:
         """The cells of one unit, each with its window and the most it may count."""
         return [
-            (self.cell(budget, unit, window, at_ms), window, limit + more)
+            (self.cell(budget, unit, window, at_ms), window, limit_of(limits, window, at_ms) + more)
             for budget in self.line(path)
-            for (each, window), (limit, more) in budget.limits.items()
+            for (each, window), (limits, more) in budget.limits.items()
             if each == unit
         ]
 
@@ -181,23 +185,16 @@ class Plain:
         return Held(path, now, dict(amounts))
 
     def charge(self, hold: Held, **amounts: int) -> bool:
-        """Touches no cell; whether to go on."""
+        """Touches no cell; whether to go on, which the units of this call decide."""
         if not hold.live:
             return False
-        hold.streamed.update(unit for unit, amount in amounts.items() if amount)
-        return self._charge(hold, amounts)
-
-    def dispatch(self, hold: Held, **amounts: int) -> bool:
-        if not hold.live:
-            return False
-        hold.dispatched = True
-        self._charge(hold, amounts)
-        return True
-
-    def _charge(self, hold: Held, amounts: dict[str, int]) -> bool:
         for unit, amount in amounts.items():
             hold.charged[unit] = hold.charged.get(unit, 0) + amount
-        return all(amount <= hold.amounts.get(unit, 0) for unit, amount in hold.charged.items())
+        return all(hold.charged[unit] <= hold.amounts.get(unit, 0) for unit, amount in amounts.items() if amount)
+
+    def dispatch(self, hold: Held, **amounts: int) -> bool:
+        hold.dispatched |= hold.live
+        return self.charge(hold, **amounts)
 
     def top_up(self, hold: Held, **amounts: int) -> bool | Denied:
         if not hold.live:
@@ -227,32 +224,30 @@ class Plain:
 
     def settle(self, hold: Held, **actual: int) -> bool:
         """What nobody says is what was charged, or all that was held if nothing was."""
-        said = {unit: hold.charged.get(unit) or hold.amounts.get(unit, 0) for unit in UNITS}
-        return self.end(hold, {**said, **actual})
+        return self.end(hold, {**self.whole(hold), **actual})
 
     def release(self, hold: Held) -> bool:
         return self.end(hold, hold.charged)
 
     def leave(self, hold: Held) -> bool:
-        """What a hold costs if nobody says: once dispatched, all of it, but for units that tell how far it came."""
-        spent = {
-            unit: hold.charged.get(unit, 0)
-            if not hold.dispatched or unit in hold.streamed
-            else max(hold.amounts.get(unit, 0), hold.charged.get(unit, 0))
-            for unit in UNITS
-        }
-        return self.end(hold, spent)
+        """What a hold costs if nobody says."""
+        return self.end(hold, self.whole(hold) if hold.dispatched else hold.charged)
+
+    def whole(self, hold: Held) -> dict[str, int]:
+        """Each unit as far as it was charged; all of it where nothing tells how far it came."""
+        return {unit: hold.charged.get(unit) or hold.amounts.get(unit, 0) for unit in UNITS}
 
     def set_limit(self, path: str, unit: str, window: str, limit: int) -> int:
-        old = self.budgets[path].limits[unit, window][0]
-        self.budgets[path].limits[unit, window][0] = limit
+        limits, _ = self.budgets[path].limits[unit, window]
+        old = limits[-1][1]
+        limits.append((self.now(), limit))
         return old
 
     def usage(self, path: str) -> dict[tuple[str, str], tuple[int, int, int, int]]:
         """Limit, overdraft, used and held, of the windows that are open now."""
         now = self.now()
         found = {}
-        for (unit, window), (limit, more) in self.budgets[path].limits.items():
+        for (unit, window), (limits, more) in self.budgets[path].limits.items():
             cell = self.cell(self.budgets[path], unit, window, now)
-            found[unit, window] = (limit, more, cell.used, cell.held)
+            found[unit, window] = (limit_of(limits, window, now), more, cell.used, cell.held)
         return found

@@ -177,12 +177,13 @@ def test_denied_requests_cost_nothing(ledger: Ledger, cost: dict[str, int]) -> N
 
 def test_denied_by_one_limit_is_not_consumed_by_another(ledger: Ledger) -> None:
     """The root is full; team and leaf have room and must not count the denial."""
-    assert ledger.reserve("acme", tokens=1_000).granted
+    hold = ledger.reserve("acme", tokens=1_000)
     before = everything(ledger)
     denial = ledger.reserve("acme/team/a", tokens=1)
     assert (denial.granted, denial.code, denial.path) == (False, "budget.contended", "acme")
     assert (denial.unit, denial.window, denial.requested, denial.available) == ("tokens", "total", 1, 0)
     assert everything(ledger) == before
+    assert hold.release()
 
 
 def test_window_edge(ledger: Ledger, clock: FakeClock) -> None:
@@ -254,7 +255,7 @@ PROMPT, CHUNK, CHUNKS = 20, 9, 10
 
 @pytest.mark.parametrize("broken_at", range(CHUNKS + 1))
 def test_stream_broken_at_every_chunk_index(ledger: Ledger, broken_at: int) -> None:
-    """Never to zero, never left open: prompt and what was streamed, or all of it if nothing says how far it came."""
+    """Never to zero, never left open: the prompt, which dispatching charges, and what was streamed."""
 
     def stream() -> None:
         with ledger.reserve("acme/team/a", tokens=PROMPT + CHUNK * CHUNKS, in_flight=1, requests=1) as hold:
@@ -269,11 +270,35 @@ def test_stream_broken_at_every_chunk_index(ledger: Ledger, broken_at: int) -> N
             stream()
     else:
         stream()
-    streamed = PROMPT + CHUNK * broken_at if broken_at else PROMPT + CHUNK * CHUNKS
+    streamed = PROMPT + CHUNK * broken_at
     for path in LEVELS:
         for (unit, _), usage in ledger.usage(path).items():
             assert usage.held == 0
             assert usage.used == {"tokens": streamed, "requests": 1}.get(unit, 0)
+
+
+def test_a_call_that_breaks_before_anything_was_charged_counts_in_full(ledger: Ledger) -> None:
+    with ledger.reserve("acme/team/a", tokens=100, nano_usd=70, requests=1) as hold:
+        assert hold.dispatch()
+        assert hold.charge(nano_usd=7)
+    usage = ledger.usage("acme")
+    assert (usage["tokens", "total"].used, usage["nano_usd", "1d"].used) == (100, 7)
+
+
+def test_a_call_that_was_never_dispatched_costs_its_request_only(ledger: Ledger) -> None:
+    with ledger.reserve("acme/team/a", tokens=100, requests=1):
+        pass
+    usage = ledger.usage("acme")
+    assert (usage["tokens", "total"].used, usage["requests", "1m"].used) == (0, 1)
+
+
+def test_a_hold_that_is_lost_is_given_back(ledger: Ledger) -> None:
+    """Nobody can end what nobody has: the hold ends with its last reference."""
+    before = everything(ledger)
+    hold = ledger.reserve("acme/team/a", tokens=100, in_flight=1)
+    assert everything(ledger) != before
+    del hold
+    assert everything(ledger) == before
 
 
 def test_an_overage_is_never_forgiven(ledger: Ledger) -> None:

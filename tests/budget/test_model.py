@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from plain import CLOCK_SLACK_MS, UNITS, Denied, Held, Plain, window_id
@@ -211,4 +212,4 @@ class PlainClock:
         self.wall_ms += ms
 
 
-TestModel = Machine.TestCase
+TestModel = pytest.mark.timeout(300)(Machine.TestCase)

@@ -54,12 +54,13 @@ def ledger(folder: Path) -> Iterator[Ledger]:
 
 
 @pytest.fixture
-def busy(ledger: Ledger) -> Ledger:
+def busy(ledger: Ledger) -> Iterator[Ledger]:
     """Something is used, something held, and something owed."""
     assert ledger.reserve("acme/research/a", tokens=40_000, requests=1, nano_usd=3_000_000).settle(tokens=36_000)
-    assert ledger.reserve("acme/research/a", tokens=100_000, requests=1, in_flight=1, nano_usd=7_500_000).granted
+    hold = ledger.reserve("acme/research/a", tokens=100_000, requests=1, in_flight=1, nano_usd=7_500_000)
     assert ledger.reserve("acme/research/b", tokens=1_000, requests=1).settle(tokens=151_000)
-    return ledger
+    yield ledger
+    assert hold.release()
 
 
 @pytest.mark.usefixtures("busy")

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         refusals = [{**_plain(denial), "window_end_ms": end} for denial, end in zip(denials, ends, strict=True)]
         out_json({"path": path, "cost": cost, "granted": not denials, "refusals": refusals})
         return EXIT_NO if denials else EXIT_OK
-    asked = ", ".join(f"{ledgers.amount(unit, amount)} {unit}" for unit, amount in cost.items())
+    asked = ", ".join(f"{unit} {ledgers.amount(unit, amount)}" for unit, amount in cost.items())
     word = coloured("deny", "red") if denials else coloured("allow", "green")
     out(f"{word} {shown(path)}: {asked}")
     for denial, end in zip(denials, ends, strict=True):

@@ -32,6 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _row(hold: dict[str, Any]) -> list[str]:
     states = [name for name in ("dispatched", "meter") if hold.get(name)]
+    if not hold.get("alive", True):
+        states.append("its process has died")
     if (deadline := hold.get("deadline_ms")) is not None:
         states.append(f"until {ledgers.moment(deadline)}")
     return [

@@ -6,7 +6,7 @@ What a dead process held counts as spent; nothing is credited that may have been
 import argparse
 
 from tollkeeper.cli import ledgers
-from tollkeeper.cli.terminal import EXIT_OK, out, out_json
+from tollkeeper.cli.terminal import EXIT_OK, counted, out, out_json, warning
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         out_json(found)
         return EXIT_OK
-    for name, value in found.items():
-        out(f"{name.replace('_', ' ')}: {value:,}" if isinstance(value, int) else f"{name.replace('_', ' ')}: {value}")
+    ended = f"{counted(found['holds'], 'hold')} ended, and {counted(found['expired'], 'hold')} past the deadline"
+    out(f"{counted(found['processes'], 'dead process', 'dead processes')}: {ended}")
+    out(f"{found['found']:,} stranded: {found['freed']:,} given back, {found['spent']:,} counted as spent")
+    if found["not_quiet"]:
+        warning(f"{counted(found['not_quiet'], 'limit')} could not be settled while holds come and go; try again")
     return EXIT_OK

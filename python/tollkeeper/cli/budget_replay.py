@@ -11,7 +11,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tollkeeper import budgets, config, replay
 from tollkeeper.budget import Ledger
@@ -140,10 +140,10 @@ def _is_configuration(text: str) -> bool:
     except (ValueError, RecursionError):
         # Not TOML: whoever reads it next says where.
         return False
+    if not document.keys().isdisjoint({"gate", "policy", "tools"}):
+        return True
     budget = document.get("budget")
-    return not document.keys().isdisjoint({"gate", "policy", "tools"}) or (
-        isinstance(budget, dict) and isinstance(budget.get("file"), str)
-    )
+    return isinstance(budget, dict) and isinstance(cast("dict[str, object]", budget).get("file"), str)
 
 
 def _paths(spec: budgets.Spec, name: str, asked: str | None, tenants: int) -> list[str]:

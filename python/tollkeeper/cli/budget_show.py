@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise InputError(f"no budget `{top}`", f"the budgets are: {', '.join(ledger.paths[:10])}")
         if arguments.json:
             for path in paths:
-                for (unit, window), usage in ledger.usage(path).items():
+                for (unit, window), usage in ledgers.usage(ledger, path).items():
                     out_json({"path": path, "unit": unit, "window": window, **_plain(usage)})
         else:
             _print(ledger, paths)
@@ -47,7 +47,7 @@ def _plain(usage: Usage) -> dict[str, int | None]:
 
 
 def _print(ledger: Ledger, paths: list[str]) -> None:
-    usages = {path: ledger.usage(path) for path in paths}
+    usages = {path: ledgers.usage(ledger, path) for path in paths}
     stranded = any(usage.stranded for limits in usages.values() for usage in limits.values())
     heads = ["budget", "", "used", "held", "available", "limit", *(["stranded"] if stranded else []), "window ends"]
     for line in table(heads, _rows(usages, stranded=stranded)):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from tollkeeper import budgets
-from tollkeeper.budget import Ledger
+from tollkeeper.budget import Ledger, Usage
 from tollkeeper.cli import inputs
 from tollkeeper.cli.terminal import InputError
 from tollkeeper.document import known_here
@@ -46,6 +46,13 @@ def opened(arguments: argparse.Namespace) -> Ledger:
         what = "is a folder, not a file" if state.is_dir() else "no such file"
         raise InputError(f"{state}: {what}", "the state is made by the first program that opens the ledger")
     return Ledger.open(file, state=state)
+
+
+def usage(ledger: Ledger, path: str) -> dict[tuple[str, str], Usage]:
+    """What a budget has, units and windows in the order of every list of them."""
+    found = ledger.usage(path)
+    order = [(unit, window) for unit in budgets.UNITS for window in budgets.WINDOWS]
+    return {key: found[key] for key in order if key in found}
 
 
 def budget_path(path: str) -> str:

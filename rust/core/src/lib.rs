@@ -16,6 +16,8 @@ pub mod budget;
 pub mod gate;
 pub mod limits;
 pub mod map;
+#[cfg(all(test, not(loom)))]
+mod mortal;
 pub mod policy;
 pub mod sync;
 pub mod uid;

@@ -5,10 +5,16 @@
 
 #[cfg(not(loom))]
 pub use std::hint::spin_loop;
+#[cfg(all(not(loom), not(test)))]
+pub use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 #[cfg(not(loom))]
-pub use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
+pub use std::sync::atomic::{Ordering, fence};
 #[cfg(not(loom))]
 pub use std::thread::yield_now;
+
+// In this crate's own tests a thread can be killed before each of its writes.
+#[cfg(all(not(loom), test))]
+pub use crate::mortal::{AtomicI64, AtomicU32, AtomicU64};
 
 #[cfg(loom)]
 pub use loom::hint::spin_loop;

@@ -626,6 +626,24 @@ impl PyLedger {
         })
     }
 
+    /// Has changes counted from now on, also between two waits; each call needs an `_unwatch`.
+    #[pyo3(name = "_watch")]
+    fn watch(&self) -> PyResult<()> {
+        guard(|| self.usable().map(|ledger| ledger.watch()))
+    }
+
+    /// The other half of `_watch`; also of a ledger that was closed since, for the other processes' sake.
+    #[pyo3(name = "_unwatch")]
+    fn unwatch(&self) {
+        self.shared.ledger.unwatch();
+    }
+
+    /// Wakes whoever waits, though nothing has changed.
+    #[pyo3(name = "_wake")]
+    fn wake(&self) -> PyResult<()> {
+        guard(|| self.usable().map(|ledger| ledger.wake()))
+    }
+
     /// Makes everything that was spent until now survive a restart of the host.
     ///
     /// Raises:

@@ -59,8 +59,9 @@ impl Dtype for u32 {
 fn buffer<T: Dtype>(name: &str, array: &Bound<'_, PyAny>) -> PyResult<PyBuffer<T>> {
     let wanted = T::NAME;
     let type_name = || array.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string());
-    let untyped = PyUntypedBuffer::get(array)
-        .map_err(|_| PyTypeError::new_err(format!("{name} must be an array of {wanted}, not {}", type_name())))?;
+    let untyped = PyUntypedBuffer::get(array).map_err(|_| {
+        PyTypeError::new_err(format!("{name} must be a one-dimensional array of {wanted}, not {}", type_name()))
+    })?;
     if untyped.dimensions() != 1 {
         return Err(PyValueError::new_err(format!("{name} must have 1 dimension, not {}", untyped.dimensions())));
     }
@@ -360,7 +361,8 @@ impl PyMeter {
         })
     }
 
-    /// Ends holds that were not used: what was not charged goes back, requests stay spent.
+    /// Ends holds that were not used: their tokens go back, the prompt's too, and their requests stay spent. A sequence
+    /// that has generated anything is settled instead.
     ///
     /// Args:
     ///     slots: uint32.
@@ -375,6 +377,30 @@ impl PyMeter {
             fill(&mut columns.first, "slots", slots, None)?;
             let slots_in = &columns.first;
             Ok::<_, PyErr>(detached(slots.py(), slots_in.len(), || meter.release_many(slots_in)))
+        })
+    }
+
+    /// What was counted of each slot so far.
+    ///
+    /// Args:
+    ///     slots: uint32.
+    ///
+    /// Returns:
+    ///     `charged`, prompt included, and `compute`: int64 arrays; -1 for no live hold.
+    #[pyo3(signature = (slots: "typing.Any") -> "dict[str, typing.Any]")]
+    fn counts<'py>(&self, slots: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
+        guard(|| {
+            let py = slots.py();
+            let mut state = self.lock()?;
+            let State { meter, columns } = &mut *state;
+            fill(&mut columns.first, "slots", slots, None)?;
+            let bytes = |count: &dyn Fn(u32) -> Option<i64>| -> Vec<u8> {
+                columns.first.iter().flat_map(|slot| count(*slot).unwrap_or(-1).to_ne_bytes()).collect()
+            };
+            let dict = PyDict::new(py);
+            dict.set_item("charged", array(py, &bytes(&|slot| meter.charged(slot)), "int64")?)?;
+            dict.set_item("compute", array(py, &bytes(&|slot| meter.compute(slot)), "int64")?)?;
+            Ok::<_, PyErr>(dict)
         })
     }
 

@@ -359,8 +359,8 @@ impl Ledger {
                 continue;
             }
             let id = HoldId { slot: index, generation: state.generation() };
-            let over =
-                hand.end(id, |slot| unreported(slot.flags.load(Relaxed), &read(&slot.amounts), &read(&slot.charged)));
+            let over = hand
+                .end(id, |slot| unreported(slot.flags.load(Relaxed), &read(&slot.amounts), &hand.charged(index, slot)));
             ended = ended.saturating_add(usize::from(over));
         }
         ended
@@ -442,15 +442,31 @@ impl Ledger {
         self.memory.header().changes.load(Acquire)
     }
 
+    /// Has changes counted until [`Ledger::unwatch`], also between two waits.
+    pub fn watch(&self) {
+        // AcqRel: what ends after this is counted.
+        self.memory.header().waiters.fetch_add(1, crate::sync::Ordering::AcqRel);
+    }
+
+    /// The other half of [`Ledger::watch`].
+    pub fn unwatch(&self) {
+        self.memory.header().waiters.fetch_sub(1, crate::sync::Ordering::AcqRel);
+    }
+
+    /// Wakes whoever waits, though nothing has changed.
+    pub fn wake(&self) {
+        self.changed();
+    }
+
     /// Waits until something has ended or changed since `seen` was read, in any process, or the time is over.
     pub fn wait_for_change(&self, seen: u32, timeout_ms: u64) -> u32 {
         let header = self.memory.header();
         // Counted while waiting, so that nobody who frees something has to wake for nothing.
-        header.waiters.fetch_add(1, crate::sync::Ordering::AcqRel);
+        self.watch();
         if header.changes.load(Acquire) == seen {
             map::wait_on(&header.changes, seen, timeout_ms);
         }
-        header.waiters.fetch_sub(1, crate::sync::Ordering::AcqRel);
+        self.unwatch();
         header.changes.load(Acquire)
     }
 
@@ -600,9 +616,7 @@ impl Hand<'_> {
         };
         let (before, before_overdraft) = (of(&node.limit), of(&node.overdraft));
         let overdraft = overdraft.unwrap_or(before_overdraft);
-        if (before, before_overdraft) == (limit, overdraft) {
-            return Ok(before);
-        }
+        // The same limit is written all the same: who died in a change may have left it in the windows only.
         self.memory.lock_node(node, self.me, self.alive)?;
         let current = window.id_at(now_ms).wrapping_add(1);
         for period in self.memory.ring(node, window) {
@@ -623,6 +637,7 @@ impl Hand<'_> {
     }
 }
 
+/// Limit and overdraft one after the other, what is lowered first: in between there is never more than before or after.
 fn change_period(period: &Period, unit: usize, limit: i64, overdraft: i64) {
     let (Some(old_limit), Some(old_overdraft), Some(free), Some(doubt)) = (
         cell(&period.limit, unit),
@@ -632,15 +647,27 @@ fn change_period(period: &Period, unit: usize, limit: i64, overdraft: i64) {
     ) else {
         return;
     };
-    let before = old_limit.load(Relaxed).saturating_add(old_overdraft.load(Relaxed));
-    let more = limit.saturating_add(overdraft).saturating_sub(before);
+    let mut changes = [(old_limit, limit), (old_overdraft, overdraft)];
+    if limit > old_limit.load(Relaxed) {
+        changes.reverse();
+    }
+    for (place, value) in changes {
+        change_share(place, value, free, doubt);
+    }
+}
+
+/// Each write leaves a process that dies after it short of units, and the doubt says of how many.
+fn change_share(place: &AtomicI64, value: i64, free: &AtomicI64, doubt: &AtomicI64) {
+    let more = value.saturating_sub(place.load(Relaxed));
+    if more == 0 {
+        return;
+    }
     let doubtful = more.saturating_abs();
     add(doubt, doubtful);
     if more < 0 {
         add(free, more);
     }
-    old_limit.store(limit, Release);
-    old_overdraft.store(overdraft, Release);
+    place.store(value, Release);
     if more > 0 {
         add(free, more);
     }

@@ -81,6 +81,8 @@ impl Memory {
         let ask = |error| io_error(path, "ask for locks", error);
         let (_, _, living) = self.recover_dead(locks, None).map_err(ask)?;
         if living == 0 {
+            // Whoever waited and was killed waits no more.
+            self.header().waiters.store(0, Relaxed);
             self.check_cells().map_err(|message| BudgetError::Corrupt { file: path.display().to_string(), message })?;
             self.heal_and_note();
             self.accept_clock(clock);

@@ -122,8 +122,10 @@ pub(crate) struct Epoch {
 }
 
 /// Epochs kept for each kind of window: a hold may live for as many windows, 68 hours where minutes are counted.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, test)))]
 pub(super) const EPOCHS_LEN: u32 = 4_096;
+#[cfg(all(test, not(loom)))]
+pub(super) const EPOCHS_LEN: u32 = 1_024;
 #[cfg(loom)]
 pub(super) const EPOCHS_LEN: u32 = 4;
 /// Stands where a period's opener would, in an epoch that is over.
@@ -239,6 +241,8 @@ pub(crate) struct EventEntry {
 pub(super) const FLAG_DISPATCHED: u32 = 1;
 /// A meter's: what nobody reports counts as far as it was charged.
 pub(super) const FLAG_METER: u32 = 2;
+/// Amounts were charged while the work ran, beyond what its beginning cost.
+pub(super) const FLAG_STREAMED: u32 = 4;
 /// Taken whether or not it fits: the cells of shadow mode.
 pub(super) const FLAG_FORCED: u32 = 8;
 

@@ -38,11 +38,9 @@ pub struct Row {
     pub price: Option<u16>,
 }
 
-/// What the meter remembers of a slot.
+/// What the meter remembers of a slot that it has.
 #[derive(Debug, Clone, Copy, Default)]
 struct Sequence {
-    /// Generation of the hold; 0: none
-    generation: u32,
     prompt: u32,
     price: Option<u16>,
     /// The most tokens that may be generated, top-ups included
@@ -53,7 +51,9 @@ struct Sequence {
 #[derive(Debug)]
 pub struct Meter {
     ledger: Arc<Ledger>,
-    /// By slot: the holds that this meter has
+    /// Generation of the hold in each slot that this meter has; 0: none. Apart, because each charge looks at it.
+    generations: Vec<u32>,
+    /// What else is known of them, by slot
     sequences: Vec<Sequence>,
     /// Budgets by place, found once
     nodes: Vec<Option<Arc<Node>>>,
@@ -63,7 +63,7 @@ impl Meter {
     /// A meter over a ledger.
     pub fn new(ledger: Arc<Ledger>) -> Self {
         let slots = ledger.memory.slots.len();
-        Self { ledger, sequences: vec![Sequence::default(); slots], nodes: Vec::new() }
+        Self { ledger, generations: vec![0; slots], sequences: vec![Sequence::default(); slots], nodes: Vec::new() }
     }
 
     /// The ledger.
@@ -135,9 +135,11 @@ impl Meter {
         amounts = amounts.and(Unit::Requests, 1).and(Unit::InFlight, 1).and(Unit::KvBlocks, i64::from(row.kv_blocks));
         let options = Options { dispatched: true, meter: true, ..Options::default() };
         let id = self.ledger.reserve(node, &amounts, wall_ms, options).map_err(|denial| denial.kind)?;
-        if let Some(sequence) = self.sequences.get_mut(id.slot as usize) {
+        let place = id.slot as usize;
+        if let (Some(generation), Some(sequence)) = (self.generations.get_mut(place), self.sequences.get_mut(place)) {
             let Row { prompt, price, max_new, .. } = row;
-            *sequence = Sequence { generation: id.generation, prompt, price, max_new: max_new.into() };
+            *generation = id.generation;
+            *sequence = Sequence { prompt, price, max_new: max_new.into() };
         }
         if let Some(tally) = self.ledger.memory.tallies.get(id.slot as usize) {
             tally.compute.store(0, Relaxed);
@@ -157,7 +159,9 @@ impl Meter {
         let tallies = &*self.ledger.memory.tallies;
         let mut stops = 0_usize;
         for ((slot, new), stop) in slots.iter().zip(new).zip(out_stop.iter_mut()) {
-            let Some(tally) = tallies.get(*slot as usize) else {
+            // A slot that this meter has ended may be another engine's by now.
+            let mine = self.generations.get(*slot as usize).is_some_and(|generation| *generation != 0);
+            let Some(tally) = tallies.get(*slot as usize).filter(|_| mine) else {
                 *stop = NOT_A_HOLD;
                 stops = stops.saturating_add(1);
                 continue;
@@ -180,7 +184,8 @@ impl Meter {
         }
         if let Some(compute) = compute {
             for (slot, compute) in slots.iter().zip(compute) {
-                if let Some(tally) = tallies.get(*slot as usize) {
+                let mine = self.generations.get(*slot as usize).is_some_and(|generation| *generation != 0);
+                if let Some(tally) = tallies.get(*slot as usize).filter(|_| mine) {
                     let before = tally.compute.load(Relaxed);
                     tally.compute.store(before.saturating_add(i64::from(*compute)), Relaxed);
                 }
@@ -227,7 +232,7 @@ impl Meter {
     }
 
     fn id(&self, slot: u32) -> Option<HoldId> {
-        let generation = self.sequences.get(slot as usize).map(|known| known.generation)?;
+        let generation = self.generations.get(slot as usize).copied()?;
         (generation != 0).then_some(HoldId { slot, generation })
     }
 
@@ -247,31 +252,34 @@ impl Meter {
     pub fn settle_many(&mut self, slots: &[u32], cached: Option<&[u32]>) -> usize {
         let mut ended = 0_usize;
         for (row, slot) in slots.iter().enumerate() {
-            let Some((id, charged)) = self.id(*slot).zip(self.charged(*slot)) else { continue };
-            let discount = cached.and_then(|cached| cached.get(row)).map_or(0, |cached| i64::from(*cached));
-            let mut reported = [None; UNITS];
-            if let Some(tokens) = reported.get_mut(Unit::Tokens.index()) {
-                *tokens = Some(charged.saturating_sub(discount).max(0));
-            }
-            if let Some(place) = reported.get_mut(Unit::NanoUsd.index()) {
-                *place = self.real_cost(*slot, charged, discount);
-            }
-            if self.ledger.settle(id, &reported).unwrap_or(false) {
-                ended = ended.saturating_add(1);
-            }
-            self.forget(*slot);
+            let cached = cached.and_then(|cached| cached.get(row)).copied().unwrap_or(0);
+            ended = ended.saturating_add(usize::from(self.settle(*slot, cached, |_| true)));
         }
         ended
     }
 
-    /// Ends holds that were not used: their tokens go back, their requests stay spent. Returns how many it ended.
+    /// Ends one hold: with what was charged if that `counts`, else with nothing.
+    fn settle(&mut self, slot: u32, cached: u32, counts: impl FnOnce(i64) -> bool) -> bool {
+        let Some((id, charged)) = self.id(slot).zip(self.charged(slot)) else { return false };
+        let (counts, cached) = (counts(charged), i64::from(cached));
+        let mut reported = [None; UNITS];
+        if let Some(tokens) = reported.get_mut(Unit::Tokens.index()) {
+            *tokens = Some(if counts { charged.saturating_sub(cached).max(0) } else { 0 });
+        }
+        if let Some(nano_usd) = reported.get_mut(Unit::NanoUsd.index()) {
+            *nano_usd = if counts { self.real_cost(slot, charged, cached) } else { Some(0) };
+        }
+        self.forget(slot);
+        self.ledger.settle(id, &reported).unwrap_or(false)
+    }
+
+    /// Ends holds that were not used: their tokens go back, the prompt's too, and their requests stay spent. A sequence
+    /// that has generated anything is settled instead. Returns how many it ended.
     pub fn release_many(&mut self, slots: &[u32]) -> usize {
         let mut ended = 0_usize;
         for slot in slots {
-            if self.id(*slot).is_some_and(|id| self.ledger.release(id)) {
-                ended = ended.saturating_add(1);
-            }
-            self.forget(*slot);
+            let prompt = self.sequences.get(*slot as usize).map_or(0, |sequence| i64::from(sequence.prompt));
+            ended = ended.saturating_add(usize::from(self.settle(*slot, 0, |charged| charged > prompt)));
         }
         ended
     }
@@ -283,25 +291,23 @@ impl Meter {
         self.cost(price?, prompt.into(), cached.max(0).unsigned_abs(), generated).ok()
     }
 
-    /// Ends every hold that the meter still has, as nobody reports them.
+    /// Ends every hold that the meter still has with what was charged.
     pub fn end_all(&mut self) {
-        for (slot, sequence) in (0_u32..).zip(&mut self.sequences) {
-            let generation = std::mem::take(&mut sequence.generation);
-            if generation != 0 {
-                self.ledger.end_unreported(HoldId { slot, generation });
-            }
+        for slot in 0..u32::try_from(self.generations.len()).unwrap_or(u32::MAX) {
+            self.settle(slot, 0, |_| true);
         }
     }
 
     fn forget(&mut self, slot: u32) {
-        if let Some(sequence) = self.sequences.get_mut(slot as usize) {
-            sequence.generation = 0;
+        if let Some(generation) = self.generations.get_mut(slot as usize) {
+            *generation = 0;
         }
     }
 
-    /// Compute tokens of a slot so far.
-    pub fn compute(&self, slot: u32) -> i64 {
-        self.ledger.memory.tallies.get(slot as usize).map_or(0, |tally| tally.compute.load(Relaxed))
+    /// Compute tokens of a slot so far; `None` for what is no live hold.
+    pub fn compute(&self, slot: u32) -> Option<i64> {
+        self.charged(slot)?;
+        self.ledger.memory.tallies.get(slot as usize).map(|tally| tally.compute.load(Relaxed))
     }
 }
 

@@ -18,6 +18,8 @@ mod attach;
 #[cfg(not(loom))]
 mod background;
 pub mod clock;
+#[cfg(all(test, not(loom)))]
+mod deaths;
 pub mod denial;
 #[cfg(not(loom))]
 mod durable;

@@ -280,7 +280,7 @@ impl Memory {
 }
 
 /// Fresh counts with the budget's limits. Nobody else can use the period yet.
-fn set_up(period: &Period, node: &NodeEntry, window: Window) {
+pub(super) fn set_up(period: &Period, node: &NodeEntry, window: Window) {
     let (Some(limits), Some(overdrafts)) = (node.limit.get(window.index()), node.overdraft.get(window.index())) else {
         return;
     };

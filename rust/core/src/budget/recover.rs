@@ -12,8 +12,7 @@ use std::collections::HashMap;
 
 use super::hold::{APPLY, Hand, SETUP, place_of, read, unreported};
 use super::layout::{
-    END_PINS, END_STEPS, EPOCHS_LEN, Epoch, FLAG_DISPATCHED, FLAG_METER, Period, Phase, Slot, State, TAKE_PINS,
-    TALLY_NONE, Word,
+    END_PINS, END_STEPS, EPOCHS_LEN, Epoch, FLAG_DISPATCHED, FLAG_METER, Period, Phase, Slot, State, TAKE_PINS, Word,
 };
 use super::memory::Memory;
 use super::period::{add, cell};
@@ -98,11 +97,14 @@ impl Hand<'_> {
                     }
                     self.give_back_units(slot, state, taken, &more);
                 }
-                self.end_dead(index, slot, state);
+                // Ending writes to `actual`, so a recovery that is killed in it must not be taken for a top-up again.
+                let claimed = state.with(self.me, 0, Phase::Claimed);
+                slot.state.store(claimed.0, Release);
+                self.end_dead(index, slot, claimed);
             }
             Phase::Ending => {
                 let from = self.doubt_end(slot, step);
-                self.end_from(slot, state, from);
+                self.end_from(index, slot, state, from);
             }
             Phase::Live | Phase::Charging | Phase::Claimed => self.end_dead(index, slot, state),
             Phase::Free | Phase::Unknown => {}
@@ -113,14 +115,8 @@ impl Hand<'_> {
     fn end_dead(&self, index: u32, slot: &Slot, state: State) {
         let flags = slot.flags.load(Relaxed);
         let held = read(&slot.amounts);
-        let mut charged = read(&slot.charged);
+        let charged = self.charged(index, slot);
         let actual = if flags & FLAG_METER != 0 {
-            let tally = self.memory.tallies.get(index as usize).map_or(TALLY_NONE, |tally| tally.left.load(Relaxed));
-            if let (Some(tokens), Some(held)) = (charged.first_mut(), held.first())
-                && tally != TALLY_NONE
-            {
-                *tokens = held.saturating_sub(tally.max(0));
-            }
             unreported(flags | FLAG_DISPATCHED, &held, &charged)
         } else {
             let mut actual = unreported(FLAG_DISPATCHED, &held, &[0; UNITS]);

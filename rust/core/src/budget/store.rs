@@ -102,13 +102,13 @@ pub(super) fn create(
     sizes: Sizes,
     volatile: bool,
     clock: &dyn Clock,
-    fill: impl FnOnce(&Memory) -> Result<(), BudgetError>,
+    prepare: impl FnOnce(&Memory) -> Result<(), BudgetError>,
 ) -> Result<(), BudgetError> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(format!(".{}.{}.new", std::process::id(), clock.boot_ms()));
     let draft = PathBuf::from(draft);
     let file = map::open_private(&draft).map_err(|error| io_error(&draft, "create", error))?;
-    let made = refuse_volatile(path, &file, volatile).and_then(|()| write_new(&draft, &file, sizes, clock, fill));
+    let made = refuse_volatile(path, &file, volatile).and_then(|()| write_new(&draft, &file, sizes, clock, prepare));
     // The link fails if somebody else was first: then theirs is the ledger.
     let linked = made.and_then(|()| match std::fs::hard_link(&draft, path) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
@@ -130,7 +130,7 @@ fn write_new(
     file: &File,
     sizes: Sizes,
     clock: &dyn Clock,
-    fill: impl FnOnce(&Memory) -> Result<(), BudgetError>,
+    prepare: impl FnOnce(&Memory) -> Result<(), BudgetError>,
 ) -> Result<(), BudgetError> {
     let full = (sizes.bytes() as u64).saturating_add(areas_bytes(sizes));
     map::allocate(file, full).map_err(|error| io_error(path, "allocate", error))?;
@@ -138,7 +138,7 @@ fn write_new(
     let memory = Memory::carve(&mapping, sizes).ok_or_else(|| does_not_fit(path))?;
     let boot = map::boot_id().map_err(|error| io_error(path, "read the boot id", error))?;
     memory.format(boot, clock.wall_ms(), clock.boot_ms());
-    fill(&memory)?;
+    prepare(&memory)?;
     memory.set_ready();
     mapping.flush().map_err(|error| io_error(path, "write", error))?;
     file.sync_all().map_err(|error| io_error(path, "write", error))

@@ -343,9 +343,6 @@ impl Memory {
         node.limited.iter().for_each(|mask| mask.store(0, Relaxed));
         self.write_limits(index, node, limits)?;
         node.ready.store(1, Relaxed);
-        if let Some(parent) = self.nodes.get(parent as usize) {
-            parent.children.fetch_add(1, Relaxed);
-        }
         // Release: whoever sees the new count sees the budget.
         self.header().nodes.store(index.saturating_add(1), Release);
         Ok(index)
@@ -392,16 +389,16 @@ impl Memory {
             period.node.store(index, Relaxed);
             period.window.store(window as u32, Relaxed);
             period.word.store(0, Relaxed);
+            if window == Window::Total {
+                // The one window that never ends is opened here.
+                super::period::set_up(period, node, window);
+                period.word.store(Word::new(0, 0, 0).0, Relaxed);
+            }
         }
+        // The periods add up before they count, and count before a budget has them: who dies in between loses room for
+        // a window, and nobody gets the same periods again.
         self.header().periods.store(end, Release);
         ring.store(first, Release);
-        if window == Window::Total
-            && let Some(period) = self.period(first)
-        {
-            // The one window that never ends is opened here; being set up is what the opener's bits ask for.
-            period.word.store(Word::new(0, 1, 0).0, Relaxed);
-            self.finish_opening(node);
-        }
         Ok(())
     }
 
