@@ -536,6 +536,11 @@ impl Ledger {
     pub const fn admission(&self) -> Admission {
         self.spec.admission
     }
+
+    /// The clocks it goes by.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
 }
 
 impl Drop for Ledger {
@@ -582,6 +587,11 @@ fn fill(memory: &Memory, plan: &Plan) -> Result<(), BudgetError> {
 impl Node {
     pub(super) fn steps(&self) -> &[Step] {
         &self.steps
+    }
+
+    /// Whether it or a budget above it limits a unit.
+    pub fn limits(&self, unit: Unit) -> bool {
+        self.steps.iter().any(|step| step.units & (1 << unit.index()) != 0)
     }
 
     /// The kinds of window that limit it.
