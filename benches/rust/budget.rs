@@ -168,7 +168,7 @@ fn meter() {
     let charged = (ROUNDS * 10) as i64 + 100;
     assert!(slots.iter().all(|slot| meter.charged(*slot) == Some(charged)));
     println!("meter: charge of {sequences} sequences {:>8.1} us", median(rounds, 1_000));
-    assert_eq!(meter.settle_many(&slots, None, None), sequences);
+    assert_eq!(meter.settle_many(&slots, None), sequences);
     let (mut reserve, mut settle) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS * 10 {
         let start = Instant::now();
@@ -176,7 +176,7 @@ fn meter() {
         reserve.push(start.elapsed());
         assert_eq!(granted, 1_024);
         let start = Instant::now();
-        assert_eq!(meter.settle_many(&slots[..1_024], None, None), 1_024);
+        assert_eq!(meter.settle_many(&slots[..1_024], None), 1_024);
         settle.push(start.elapsed());
     }
     println!(
