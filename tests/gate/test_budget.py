@@ -316,7 +316,7 @@ def test_a_call_settles_what_the_provider_says(gate: Gate) -> None:
                 ({"completion": 1.5}, TypeError),
             ):
                 with pytest.raises(kind):
-                    call.settle(**wrong)  # type: ignore[arg-type]
+                    call.settle(**wrong)
             assert call.settle(prompt=100, cached=80, completion=31)
             assert not call.settle()
         assert counts(gate, "money", "nano_usd") == (20_000 + 8_000 + 62_000, 0)
