@@ -307,11 +307,11 @@ pub fn allocate(file: &File, len_bytes: u64) -> io::Result<()> {
 }
 
 /// Whether a file lies on a file system that forgets everything at a restart.
+#[expect(clippy::useless_conversion, reason = "the type of the field differs between architectures")]
 pub fn is_in_memory(file: &File) -> io::Result<bool> {
     const TMPFS: i64 = 0x0102_1994;
     const RAMFS: i64 = 0x8584_58f6;
     let kind = rustix::fs::fstatfs(file)?.f_type;
-    // The type of the field differs between architectures.
     Ok(matches!(i64::try_from(kind), Ok(TMPFS | RAMFS)))
 }
 

@@ -629,7 +629,7 @@ impl PyLedger {
     /// Has changes counted from now on, also between two waits; each call needs an `_unwatch`.
     #[pyo3(name = "_watch")]
     fn watch(&self) -> PyResult<()> {
-        guard(|| self.usable().map(|ledger| ledger.watch()))
+        guard(|| self.usable().map(Ledger::watch))
     }
 
     /// The other half of `_watch`; also of a ledger that was closed since, for the other processes' sake.
@@ -641,7 +641,7 @@ impl PyLedger {
     /// Wakes whoever waits, though nothing has changed.
     #[pyo3(name = "_wake")]
     fn wake(&self) -> PyResult<()> {
-        guard(|| self.usable().map(|ledger| ledger.wake()))
+        guard(|| self.usable().map(Ledger::wake))
     }
 
     /// Makes everything that was spent until now survive a restart of the host.

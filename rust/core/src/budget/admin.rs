@@ -138,7 +138,7 @@ impl Ledger {
 
     fn count(&self, period: &Period, unit: usize) -> Counted {
         let of = |counts: &super::layout::Counts| cell(counts, unit).map_or(0, AtomicI64::load_relaxed);
-        let mut tries = 0;
+        let mut tries = 0_u32;
         // Two counts cannot be read at once: look until one stays the same around the other.
         let (used, available) = loop {
             let used = of(&period.used);
@@ -146,7 +146,7 @@ impl Ledger {
             if of(&period.used) == used || tries >= 100 {
                 break (used, available);
             }
-            tries += 1;
+            tries = tries.wrapping_add(1);
         };
         let (limit, overdraft) = (of(&period.limit), of(&period.overdraft));
         if unit == Unit::Requests.index() {

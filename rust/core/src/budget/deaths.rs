@@ -130,7 +130,7 @@ impl World {
 
     fn settle(&self, me: u32, hold: HoldId, tokens: i64) -> bool {
         let reported = [Some(tokens), None, None, None, None];
-        self.hand(me).end(hold, |slot| settled(slot, &reported))
+        self.hand(me).end(hold, |slot| settled(slot, &self.hand(me).charged(hold.slot, slot), &reported))
     }
 
     /// Recovers as nobody else's process may die in it.

@@ -290,7 +290,11 @@ impl Memory {
             }
             let parent = node.parent.load(Relaxed);
             let expected = super::tree::parent_of(&path);
-            let actual = if parent == NO_NODE { None } else { self.nodes.get(parent as usize).and_then(|p| p.path()) };
+            let actual = if parent == NO_NODE {
+                None
+            } else {
+                self.nodes.get(parent as usize).and_then(super::layout::NodeEntry::path)
+            };
             if actual.as_deref() != expected || (parent != NO_NODE && parent >= index) {
                 return wrong("its parent is another one");
             }

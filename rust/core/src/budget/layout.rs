@@ -11,6 +11,11 @@
 //! change's number as the slot's step. So whoever finds the slot of a dead process knows: steps below are done, steps
 //! above are not, and the step itself is in doubt.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the parts of a word are cut out of it on purpose, and the lengths of small tables fit"
+)]
+
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::unit::UNITS;
@@ -398,7 +403,7 @@ pub(super) fn path_words(path: &str) -> [u64; PATH_WORDS] {
     let len = [u8::try_from(path.len()).unwrap_or(u8::MAX)];
     for (at, byte) in len.iter().chain(path.as_bytes()).enumerate() {
         if let Some(word) = words.get_mut(at / 8) {
-            *word |= u64::from(*byte) << (8 * (at % 8));
+            *word |= u64::from(*byte) << ((at % 8) << 3);
         }
     }
     words

@@ -552,6 +552,7 @@ impl Drop for Ledger {
 const REQUESTS_ONCE: &str = "requests are spent when they are granted and cannot be topped up; reserve anew";
 
 #[cold]
+#[expect(clippy::unnecessary_box_returns, reason = "a denial is boxed wherever it is an error")]
 fn unavailable(node: &Node, error: &BudgetError) -> Box<Denial> {
     Box::new(Denial::of(DenialKind::Unavailable, &node.path, error.to_string()))
 }

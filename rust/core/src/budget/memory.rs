@@ -26,6 +26,7 @@ pub(super) struct Sizes {
 }
 
 /// Epochs of all kinds of window.
+#[expect(clippy::cast_possible_truncation, reason = "there are five kinds")]
 const EPOCHS: u32 = EPOCHS_LEN * super::window::WINDOWS as u32;
 /// Periods are named by 24 bits.
 pub(super) const PERIODS_MAX: u32 = 1 << 24;

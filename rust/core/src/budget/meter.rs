@@ -179,7 +179,7 @@ impl Meter {
                 NOT_A_HOLD
             } else {
                 tally.left.store(0, Relaxed);
-                1 + u8::try_from(rest.saturating_neg().min(UNPAID_MAX)).unwrap_or(0)
+                u8::try_from(rest.saturating_neg().min(UNPAID_MAX)).unwrap_or(0).saturating_add(1)
             };
         }
         if let Some(compute) = compute {

@@ -140,6 +140,7 @@ impl Memory {
 
     /// Makes a place the epoch of window `id`, in place of one long past.
     #[cold]
+    #[expect(clippy::unused_self, reason = "a method beside those that need the memory")]
     fn begin(&self, epoch: &Epoch, id: u32, tries: u32) -> Result<(), NoPeriod> {
         let word = Word(epoch.word.load(Acquire));
         if word.is_open_for(id) {
@@ -225,6 +226,7 @@ impl Memory {
         }
     }
 
+    #[expect(clippy::unused_self, reason = "the other half of the method that locks")]
     pub(super) fn unlock_node(&self, node: &NodeEntry, me: u32) {
         // Fails only if this process was taken for dead, which the kernel's lock rules out.
         let _ = node.opening.compare_exchange(me, 0, Release, Relaxed);

@@ -149,6 +149,7 @@ impl Hand<'_> {
     }
 
     /// A pin that may or may not be there is left, until pins are counted again.
+    #[expect(clippy::unused_self, reason = "a method beside the other doubts")]
     fn doubt_pin(&self, slot: &Slot, step: u32) {
         if let Some(pinned) = slot.pinned.get(step as usize).filter(|_| step < TAKE_PINS) {
             pinned.store(0, Relaxed);
@@ -329,12 +330,13 @@ impl Memory {
         for (at, epoch) in self.epochs.iter().enumerate() {
             let word = Word(epoch.word.load(Acquire));
             let Some(id) = word.id_plus_1().checked_sub(1) else { continue };
-            let counted = pins.get(&(at / EPOCHS_LEN as usize, id)).copied().unwrap_or(0);
+            let kind = at.checked_div(EPOCHS_LEN as usize).unwrap_or(0);
+            let counted = pins.get(&(kind, id)).copied().unwrap_or(0);
             if word.pins() > counted {
                 loose.push((epoch, word.0, word.pins().saturating_sub(counted)));
             }
         }
-        if loose.is_empty() || !self.scan(None).is_some_and(|(after, _)| after == before) {
+        if loose.is_empty() || self.scan(None).is_none_or(|(after, _)| after != before) {
             return;
         }
         for (epoch, word, pins) in loose {

@@ -33,7 +33,7 @@ pub(super) const RECOVERER: u32 = OWNER_MAX;
 
 /// The lock of one process.
 pub(super) const fn owner_lock(owner: u32) -> u64 {
-    LOCK_OWNERS + owner as u64
+    LOCK_OWNERS.saturating_add(owner as u64)
 }
 
 /// The file behind a ledger.

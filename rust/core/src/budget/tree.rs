@@ -211,7 +211,7 @@ impl Plan {
                         "children_max belongs to a template, a path that ends in /*".into(),
                     ));
                 }
-                plan.add(&budget.path, limits).map_err(|message| refuse(&budget.path, message))?;
+                plan.add(&budget.path, &limits).map_err(|message| refuse(&budget.path, message))?;
             } else {
                 if plan.templates.iter().any(|known| known.prefix == prefix && known.wild == wild) {
                     return Err(refuse(&budget.path, "the template is there twice".into()));
@@ -228,12 +228,12 @@ impl Plan {
         Ok(plan)
     }
 
-    fn add(&mut self, path: &str, limits: Limits) -> Result<(), String> {
+    fn add(&mut self, path: &str, limits: &Limits) -> Result<(), String> {
         self.imply(path);
         match self.exact.iter_mut().find(|(known, _)| known == path) {
             Some((_, known)) if *known != Limits::NONE => Err("the budget is there twice".into()),
             Some((_, known)) => {
-                *known = limits;
+                *known = *limits;
                 Ok(())
             }
             None => Ok(()),
