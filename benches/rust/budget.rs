@@ -3,6 +3,17 @@
 //! Every figure is the median of rounds that are interleaved with a rival's in the same run: a plain ledger of maps
 //! behind a mutex, which is what a careful program would write by hand. Each round asserts that nothing was lost.
 
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::type_complexity,
+    reason = "a bench prints, and stops where something is wrong"
+)]
+
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::sync::{Arc, Mutex};
@@ -168,7 +179,7 @@ fn meter() {
     let charged = (ROUNDS * 10) as i64 + 100;
     assert!(slots.iter().all(|slot| meter.charged(*slot) == Some(charged)));
     println!("meter: charge of {sequences} sequences {:>8.1} us", median(rounds, 1_000));
-    assert_eq!(meter.settle_many(&slots, None, None), sequences);
+    assert_eq!(meter.settle_many(&slots, None), sequences);
     let (mut reserve, mut settle) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS * 10 {
         let start = Instant::now();
@@ -176,7 +187,7 @@ fn meter() {
         reserve.push(start.elapsed());
         assert_eq!(granted, 1_024);
         let start = Instant::now();
-        assert_eq!(meter.settle_many(&slots[..1_024], None, None), 1_024);
+        assert_eq!(meter.settle_many(&slots[..1_024], None), 1_024);
         settle.push(start.elapsed());
     }
     println!(
