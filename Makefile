@@ -24,7 +24,7 @@ STUB := python/tollkeeper/_native.pyi
 # Passed to pytest; with it only the Python tests run: make test ARGS="tests/policy -k uid"
 ARGS ?=
 
-.PHONY: run test test-rust test-python build wheel lint fmt fmt-check types stubs stubs-check bench instr fuzz clean
+.PHONY: run test test-rust test-python build wheel lint fmt fmt-check types stubs stubs-check bench bench-budget instr fuzz clean
 
 build: $(NATIVE)
 
@@ -129,6 +129,18 @@ $(VENV)/.bench: $(VENV)/.test requirements/bench.txt
 bench: build $(VENV)/.bench
 	$(BIN)/python benches/python/compare.py $(ARGS)
 	cargo bench --locked --quiet --package tollkeeper-core
+	@$(MAKE) --no-print-directory bench-budget ARGS=
+
+# The budget room against its peers. LiteLLM takes 340 MB and an environment of its own; where it cannot be installed,
+# or redis-server is missing, the bench says so and goes on without that peer.
+bench-budget: build $(VENV)/.bench
+	-@$(MAKE) --no-print-directory .venv-litellm/.created
+	$(BIN)/python benches/python/budget.py $(ARGS)
+
+.venv-litellm/.created: requirements/bench-litellm.txt
+	$(PYTHON) -m venv .venv-litellm
+	.venv-litellm/bin/python -m pip install --quiet -r requirements/bench-litellm.txt
+	@touch $@
 
 # Instructions per call, counted across the boundary: the same on every run. Needs valgrind.
 instr: build
@@ -147,5 +159,5 @@ fuzz: $(CARGO_FUZZ)
 	$(CARGO_FUZZ) fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -len_control=0 || exit 1; done
 
 clean:
-	rm -rf $(VENV) dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-litellm dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	cargo clean

@@ -27,7 +27,7 @@ from tollkeeper.errors import (
     PolicyError,
     TollkeeperError,
 )
-from tollkeeper.gate import Gate, Principal, Run, Scope
+from tollkeeper.gate import Gate, ModelCall, Principal, Run, Scope
 
 __all__ = [
     "Answer",
@@ -52,6 +52,7 @@ __all__ = [
     "InternalError",
     "Ledger",
     "Meter",
+    "ModelCall",
     "PolicyError",
     "PolicySet",
     "Principal",

@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Line"]
 
-# How long the thread sleeps before it looks again by itself: the ledger counts changes only while somebody sleeps on
-# its counter. One that falls between two sleeps is found then, and so is an interpreter that ends.
-NAP_MS_MIN: Final = 5
-NAP_MS_MAX: Final = 100
+# How long the thread sleeps at most: not to look for room, which wakes it, but to notice that the interpreter ends.
+NAP_MS_MAX: Final = 1000
 # How long the next in line waits for the one before it to reserve: its event loop may be stuck.
 HANDOVER_SECONDS: Final = 0.1
 # No wake-up is worth less: a clock that stands still, as in tests, would make the thread spin.
@@ -106,6 +104,7 @@ class Line:
                     self._waiting.append(waiter)
                     self._news = True
                     self._start()
+                    self._wake()
             # What changed before the waiter stood in line is seen here, what changes after it by the thread.
             if blocked or self._ledger.change_count() == seen:
                 return None
@@ -152,7 +151,8 @@ class Line:
             self._thread.start()
 
     def _run(self) -> None:
-        nap_ms = NAP_MS_MIN
+        # Watched, every change is counted, also between two sleeps: none is missed.
+        self._ledger._watch()  # noqa: SLF001 - this is the ledger's own thread
         try:
             while True:
                 seen = self._ledger.change_count()
@@ -163,10 +163,8 @@ class Line:
                     self._news = False
                     waiting = list(self._waiting)
                 due = self._pass(waiting)
-                if self._news:
-                    continue
-                woken = self._ledger.wait_for_change(seen, _slice_ms(due, nap_ms)) != seen
-                nap_ms = NAP_MS_MIN if woken else min(2 * nap_ms, NAP_MS_MAX)
+                if not self._news:
+                    self._ledger.wait_for_change(seen, _slice_ms(due))
         except Exception as error:  # noqa: BLE001 - whoever waits gets it; a thread has nobody to raise it to
             with self._lock:
                 self._thread = None
@@ -174,6 +172,13 @@ class Line:
         else:
             if self._ledger.closed:
                 self._answer_all(None)
+        finally:
+            self._ledger._unwatch()  # noqa: SLF001 - as above
+
+    def _wake(self) -> None:
+        """Has the thread look again: somebody came, or has their answer."""
+        if not self._ledger.closed:
+            self._ledger._wake()  # noqa: SLF001 - as above
 
     def _over(self) -> bool:
         """Whether the thread has nothing left to do. The main thread is over once the interpreter is ending."""
@@ -233,5 +238,5 @@ def _pause(denials: "list[Denial]") -> float:
     return max(PAUSE_SECONDS_MIN, min([pause, *told]))
 
 
-def _slice_ms(due: float, nap_ms: int) -> int:
-    return max(1, min(nap_ms, int((due - time.monotonic()) * 1000) + 1))
+def _slice_ms(due: float) -> int:
+    return max(1, min(NAP_MS_MAX, int((due - time.monotonic()) * 1000) + 1))

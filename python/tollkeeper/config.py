@@ -7,10 +7,11 @@ the file they stand in. Nothing here decides anything, opens a gate, or reads an
 import glob
 import os
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast
 
 import msgspec
 
+from tollkeeper.budgets import AMOUNT_MAX, UNITS
 from tollkeeper.document import Place, decode, known_here, read_text, section
 
 __all__ = [
@@ -66,6 +67,8 @@ class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """JSON Schema of the arguments."""
     paths: list[str] = []
     """Arguments that are file paths and must not leave their directory."""
+    cost: dict[str, Annotated[int, msgspec.Meta(ge=0, le=AMOUNT_MAX)]] | None = None
+    """What a call costs, by unit; without it a run that has a budget pays for one request."""
 
 
 class BudgetSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -147,12 +150,18 @@ def _decode(text: str, file: Path, shown: str) -> Config:
         if policy.entities is None
         else _file(policy.entities, folder, ("policy", "entities"), place),
         test_files=_files(policy.tests, folder, ("policy", "tests"), place),
-        tools={
-            name: section(tool, Tool, ("tools", name), place) for name, tool in cast("dict[str, Any]", tools).items()
-        },
+        tools={name: _tool(tool, ("tools", name), place) for name, tool in cast("dict[str, Any]", tools).items()},
         budget_file=None if budget.file is None else _file(budget.file, folder, ("budget", "file"), place),
         budget_state=None if budget.state is None else folder / budget.state,
     )
+
+
+def _tool(raw: object, at: tuple[str, ...], place: Place) -> Tool:
+    tool = section(raw, Tool, at, place)
+    for unit in tool.cost or {}:
+        if unit not in UNITS:
+            raise place.error((*at, "cost", unit), "unknown unit", known_here(unit, UNITS))
+    return tool
 
 
 def _file(name: str, folder: Path, path: tuple[str, ...], place: Place) -> Path:

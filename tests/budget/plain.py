@@ -78,6 +78,7 @@ class Held:
     charged: dict[str, int] = field(default_factory=dict)
     live: bool = True
     dispatched: bool = False
+    streamed: bool = False
 
 
 class Plain:
@@ -185,16 +186,20 @@ class Plain:
         return Held(path, now, dict(amounts))
 
     def charge(self, hold: Held, **amounts: int) -> bool:
-        """Touches no cell; whether to go on, which the units of this call decide."""
+        """Touches no cell; whether to go on, which every unit decides."""
+        hold.streamed |= hold.live
+        return self.note(hold, amounts)
+
+    def dispatch(self, hold: Held, **amounts: int) -> bool:
+        hold.dispatched |= hold.live
+        return self.note(hold, amounts)
+
+    def note(self, hold: Held, amounts: dict[str, int]) -> bool:
         if not hold.live:
             return False
         for unit, amount in amounts.items():
             hold.charged[unit] = hold.charged.get(unit, 0) + amount
-        return all(hold.charged[unit] <= hold.amounts.get(unit, 0) for unit, amount in amounts.items() if amount)
-
-    def dispatch(self, hold: Held, **amounts: int) -> bool:
-        hold.dispatched |= hold.live
-        return self.charge(hold, **amounts)
+        return all(amount <= hold.amounts.get(unit, 0) for unit, amount in hold.charged.items())
 
     def top_up(self, hold: Held, **amounts: int) -> bool | Denied:
         if not hold.live:
@@ -223,7 +228,7 @@ class Plain:
         return True
 
     def settle(self, hold: Held, **actual: int) -> bool:
-        """What nobody says is what was charged, or all that was held if nothing was."""
+        """What nobody says is what was charged if the work streamed, or all that was held."""
         return self.end(hold, {**self.whole(hold), **actual})
 
     def release(self, hold: Held) -> bool:
@@ -234,8 +239,11 @@ class Plain:
         return self.end(hold, self.whole(hold) if hold.dispatched else hold.charged)
 
     def whole(self, hold: Held) -> dict[str, int]:
-        """Each unit as far as it was charged; all of it where nothing tells how far it came."""
-        return {unit: hold.charged.get(unit) or hold.amounts.get(unit, 0) for unit in UNITS}
+        """Each unit as far as it was charged, if the work streamed; all of it where nothing tells how far it came."""
+        charged, held = hold.charged, hold.amounts
+        if hold.streamed:
+            return {unit: charged.get(unit) or held.get(unit, 0) for unit in UNITS}
+        return {unit: max(charged.get(unit, 0), held.get(unit, 0)) for unit in UNITS}
 
     def set_limit(self, path: str, unit: str, window: str, limit: int) -> int:
         limits, _ = self.budgets[path].limits[unit, window]

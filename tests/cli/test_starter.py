@@ -25,7 +25,7 @@ def test_init(cli: Cli, snapshot: Snapshot, tmp_path: Path) -> None:
     done = cli("init", "here")
     snapshot(done)
     files = [path for path in (tmp_path / "here").rglob("*") if path.is_file()]
-    assert len(files) == 7
+    assert len(files) == 8
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o644}
 
 

@@ -48,6 +48,13 @@ impl Shared {
         Self { ledger, clock, instance, born: Born::now(), closed: AtomicBool::new(false) }
     }
 
+    /// A ledger that a gate has, for the holds of its decisions.
+    pub(crate) fn of(ledger: &Arc<Ledger>) -> Self {
+        let (ledger, clock) = (Arc::clone(ledger), Arc::clone(ledger.clock()));
+        // Such a handle reserves nothing, so it needs no number.
+        Self { ledger, clock, instance: u64::MAX, born: Born::now(), closed: AtomicBool::new(false) }
+    }
+
     /// Refuses a handle that was closed, or that was inherited and has nothing in common with the parent's.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.closed.load(Ordering::Relaxed) {
@@ -625,12 +632,10 @@ impl PyLedger {
         guard(|| self.usable().map(Ledger::watch))
     }
 
-    /// The other half of `_watch`. A closed ledger forgets.
+    /// The other half of `_watch`; also of a ledger that was closed since, for the other processes' sake.
     #[pyo3(name = "_unwatch")]
     fn unwatch(&self) {
-        if let Ok(ledger) = self.usable() {
-            ledger.unwatch();
-        }
+        self.shared.ledger.unwatch();
     }
 
     /// Wakes whoever waits, though nothing has changed.

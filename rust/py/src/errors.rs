@@ -142,6 +142,7 @@ fn text_error(errors: &PolicyErrors) -> PyErr {
         .collect();
     let arguments = (errors.to_string(), first.code, first.help.clone(), details);
     match first.code.split('.').next() {
+        Some("budget") => python::BudgetError::new_err((first.message.clone(), first.code, first.help.clone())),
         Some("entities" | "scope") => python::EntityError::new_err(arguments),
         Some("context") => python::ContextError::new_err(arguments),
         Some("internal") => python::InternalError::new_err((errors.to_string(), first.code, first.help.clone())),

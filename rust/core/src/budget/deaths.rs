@@ -142,8 +142,7 @@ impl World {
 
     fn settle(&self, me: u32, hold: HoldId, tokens: i64) -> bool {
         let reported = [Some(tokens), None, None, None, None];
-        let hand = self.hand(me);
-        hand.end(hold, |slot| settled(slot, &hand.charged(hold.slot, slot), &reported))
+        self.hand(me).end(hold, |slot| settled(slot, &self.hand(me).charged(hold.slot, slot), &reported))
     }
 
     /// Recovers as nobody else's process may die in it.

@@ -7,8 +7,8 @@
 //! Nothing here knows a path, a limit's meaning or a clock: it is handed steps, amounts and window ids.
 
 use super::layout::{
-    END_PINS, END_STEPS, FLAG_DISPATCHED, FLAG_FORCED, FLAG_METER, Phase, Slot, State, TAKE_PINS, TAKE_STEPS,
-    TALLY_NONE, entry, entry_period, entry_units,
+    END_PINS, END_STEPS, FLAG_DISPATCHED, FLAG_FORCED, FLAG_METER, FLAG_STREAMED, Phase, Slot, State, TAKE_PINS,
+    TAKE_STEPS, TALLY_NONE, entry, entry_period, entry_units,
 };
 use super::memory::Memory;
 use super::period::{Liveness, NoPeriod, Step, add, cell, take, units_of};
@@ -299,11 +299,9 @@ impl Hand<'_> {
         slot.flags.store(flags, Relaxed);
         let mut covered = true;
         for ((charged, held), amount) in slot.charged.iter().zip(&slot.amounts).zip(amounts.0) {
-            if amount != 0 {
-                let now = charged.load(Relaxed).saturating_add(amount);
-                charged.store(now, Relaxed);
-                covered &= now <= held.load(Relaxed);
-            }
+            let now = charged.load(Relaxed).saturating_add(amount);
+            charged.store(now, Relaxed);
+            covered &= now <= held.load(Relaxed);
         }
         slot.put(live);
         if covered || flags & FLAG_FORCED != 0 { Charge::GoOn } else { Charge::Stop }
@@ -454,17 +452,20 @@ pub(super) fn settled(slot: &Slot, charged: &[i64; UNITS], reported: &Reported) 
     actual
 }
 
-/// What a hold comes to if nobody says: a unit that was charged counts as charged; of a dispatched hold what was never
-/// charged counts in full, of another one not at all. A meter charges every token, so none charged is none used.
+/// What a hold comes to if nobody says. Work that was dispatched and never streamed may have used everything, whatever
+/// was charged for certain when it began; work that streamed has used what was charged, and in full a unit of which
+/// nothing was; work that never began has used what was charged. A meter charges every token, so none charged is none
+/// used.
 pub(super) fn unreported(flags: u32, held: &[i64; UNITS], charged: &[i64; UNITS]) -> [i64; UNITS] {
     let mut actual = [0; UNITS];
+    let (dispatched, streamed) = (flags & FLAG_DISPATCHED != 0, flags & FLAG_STREAMED != 0);
     for ((unit, actual), (held, charged)) in Unit::ALL.into_iter().zip(&mut actual).zip(held.iter().zip(charged)) {
         let counted_by_meter = unit == Unit::Tokens && flags & FLAG_METER != 0;
         *actual = match unit {
             Unit::InFlight | Unit::KvBlocks => 0,
             Unit::Requests => *held,
-            _ if *charged != 0 || counted_by_meter || flags & FLAG_DISPATCHED == 0 => *charged,
-            _ => *held,
+            _ if !dispatched || counted_by_meter || (streamed && *charged != 0) => *charged,
+            _ => *charged.max(held),
         };
     }
     actual

@@ -246,6 +246,8 @@ pub(crate) struct EventEntry {
 pub(super) const FLAG_DISPATCHED: u32 = 1;
 /// A meter's: what nobody reports counts as far as it was charged.
 pub(super) const FLAG_METER: u32 = 2;
+/// Amounts were charged while the work ran, beyond what its beginning cost.
+pub(super) const FLAG_STREAMED: u32 = 4;
 /// Taken whether or not it fits: the cells of shadow mode.
 pub(super) const FLAG_FORCED: u32 = 8;
 

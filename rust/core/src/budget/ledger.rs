@@ -18,7 +18,7 @@ use super::clock::Clock;
 use super::denial::{Denial, DenialKind};
 use super::error::BudgetError;
 use super::hold::{Charge, Hand, HoldId, Refused, Wish, settled, unreported};
-use super::layout::{FLAG_DISPATCHED, FLAG_FORCED, FLAG_METER, NO_NODE};
+use super::layout::{FLAG_DISPATCHED, FLAG_FORCED, FLAG_METER, FLAG_STREAMED, NO_NODE};
 use super::memory::{Memory, Sizes};
 use super::period::{Liveness, NoPeriod, Step};
 use super::store::{self, LOCK_LEDGER, Store, locked, owner_lock};
@@ -305,7 +305,14 @@ impl Ledger {
                 "budget `{path}` cannot be made: its parent has {children} children, the limit is {most}"
             ));
         }
-        self.memory.add_node(path, parent, limits)
+        let index = self.memory.add_node(path, parent, limits)?;
+        // Only who was made on demand counts: those that the file lists are there anyway.
+        if children_max.is_some()
+            && let Some(parent) = self.memory.nodes.get(parent as usize)
+        {
+            parent.children.fetch_add(1, Relaxed);
+        }
+        Ok(index)
     }
 
     /// Runs `work` while nobody else changes the ledger as a whole.
@@ -418,7 +425,7 @@ impl Ledger {
     /// Notes what the work has used so far; the cells follow when the hold ends.
     #[inline]
     pub fn charge(&self, id: HoldId, amounts: &Amounts) -> Charge {
-        self.charge_with(id, amounts, 0)
+        self.charge_with(id, amounts, FLAG_STREAMED)
     }
 
     /// Says that the work has begun, and charges what that costs for certain, a prompt for instance.
@@ -481,8 +488,8 @@ impl Ledger {
         self.end_as(id, Some(0))
     }
 
-    /// Ends a hold of which nobody says what was used: a unit that was charged counts as charged, and of a dispatched
-    /// hold the others count in full.
+    /// Ends a hold of which nobody says what was used: as far as it was charged if it streamed, in full if the work was
+    /// dispatched and did not stream, and as what was charged, mostly nothing, if it never began.
     pub fn end_unreported(&self, id: HoldId) -> bool {
         self.end_as(id, None)
     }
@@ -528,6 +535,11 @@ impl Ledger {
     /// How model calls are admitted.
     pub const fn admission(&self) -> Admission {
         self.spec.admission
+    }
+
+    /// The clocks it goes by.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
     }
 }
 
@@ -575,6 +587,11 @@ fn fill(memory: &Memory, plan: &Plan) -> Result<(), BudgetError> {
 impl Node {
     pub(super) fn steps(&self) -> &[Step] {
         &self.steps
+    }
+
+    /// Whether it or a budget above it limits a unit.
+    pub fn limits(&self, unit: Unit) -> bool {
+        self.steps.iter().any(|step| step.units & (1 << unit.index()) != 0)
     }
 
     /// The kinds of window that limit it.

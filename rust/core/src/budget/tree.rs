@@ -343,9 +343,6 @@ impl Memory {
         node.limited.iter().for_each(|mask| mask.store(0, Relaxed));
         self.write_limits(index, node, limits)?;
         node.ready.store(1, Relaxed);
-        if let Some(parent) = self.nodes.get(parent as usize) {
-            parent.children.fetch_add(1, Relaxed);
-        }
         // Release: whoever sees the new count sees the budget.
         self.header().nodes.store(index.saturating_add(1), Release);
         Ok(index)
