@@ -3,6 +3,17 @@
 //! Every figure is the median of rounds that are interleaved with a rival's in the same run: a plain ledger of maps
 //! behind a mutex, which is what a careful program would write by hand. Each round asserts that nothing was lost.
 
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::type_complexity,
+    reason = "a bench prints, and stops where something is wrong"
+)]
+
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::sync::{Arc, Mutex};

@@ -4,6 +4,7 @@ import gc
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollkeeper import BudgetError, HandleError, Ledger, Meter
+from tollkeeper.testing import FakeClock
 
 BUDGETS = """
 [budget."pool"]
@@ -134,11 +136,33 @@ def test_denials_have_numbers(meter: Meter) -> None:
         meter.node("nowhere")
 
 
-def test_released_sequences_cost_nothing_but_their_prompt(ledger: Ledger, meter: Meter) -> None:
+def test_a_released_sequence_costs_nothing_unless_it_was_used(ledger: Ledger, meter: Meter) -> None:
     slots, _ = meter.reserve_many(u32(*[meter.node("pool")] * 2), u32(10, 10), u32(90, 90))
+    assert meter.charge(slots, u32(0, 1), None, np.zeros(2, np.uint8)) == 0
     assert meter.release_many(slots) == 2
     assert meter.release_many(slots) == 0
-    assert tokens(ledger)[1] == 0
+    assert tokens(ledger) == (11, 0)
+
+
+def test_a_closed_engine_pays_for_what_it_has_charged(tmp_path: Path) -> None:
+    """And one whose hold is over."""
+    state, clock = tmp_path / "ledger.bin", FakeClock(1_700_000_000_000)
+    budgets = "[ledger]\nvolatile = true\nhold_ttl_s = 60\n" + BUDGETS
+    with Ledger.from_toml(budgets, state=state, clock=clock) as watcher:
+        for used in (15, 30):
+            ledger = Ledger.from_toml(budgets, state=state, clock=clock)
+            meter = Meter(ledger)
+            slots, _ = meter.reserve_many(u32(meter.node("pool")), u32(10), u32(90))
+            assert meter.charge(slots, u32(5), None, np.zeros(1, np.uint8)) == 0
+            assert tokens(watcher) == (used - 15, 100)
+            if used == 15:
+                ledger.close()
+            else:
+                clock.advance(61_000)
+                assert watcher.recover()["expired"] == 1
+                assert meter.charge(slots, u32(1), None, np.zeros(1, np.uint8)) == 1
+                assert meter.settle_many(slots) == 0
+            assert tokens(watcher) == (used, 0)
 
 
 def test_a_slot_that_another_meter_has_is_not_charged(ledger: Ledger, meter: Meter) -> None:
@@ -372,19 +396,19 @@ STEPS = st.lists(
 
 
 class Plain:
-    """One budget, and each sequence as (held, charged)."""
+    """One budget, and each sequence as [held, charged, prompt]."""
 
     def __init__(self) -> None:
         self.used = 0
         self.live: dict[int, list[int]] = {}
 
     def free(self) -> int:
-        return LIMIT - self.used - sum(held for held, _ in self.live.values())
+        return LIMIT - self.used - sum(held for held, _, _ in self.live.values())
 
     def charge(self, slot: int, new: int) -> int:
         if slot not in self.live:
             return 255
-        held, charged = self.live[slot]
+        held, charged, _ = self.live[slot]
         self.live[slot][1] = min(held, charged + new)
         return 0 if charged + new < held else 1 + min(charged + new - held, 253)
 
@@ -393,6 +417,11 @@ class Plain:
             return 0
         self.used += max(self.live.pop(slot)[1] - less, 0)
         return 1
+
+    def release(self, slot: int) -> int:
+        if slot in self.live and self.live[slot][1] == self.live[slot][2]:
+            self.live[slot][1] = 0
+        return self.end(slot)
 
 
 @given(STEPS)
@@ -410,7 +439,7 @@ def test_it_equals_a_plain_model(steps: list[tuple[str, list[tuple[int, int]], A
                 assert (code == 0) == (prompt + most <= plain.free())
                 if code == 0:
                     assert slot not in plain.live
-                    plain.live[slot] = [prompt + most, prompt]
+                    plain.live[slot] = [prompt + most, prompt, prompt]
                     given_out = [*{*given_out, slot}]
         elif what == "charge":
             stop = np.zeros(len(picked), np.uint8)
@@ -426,7 +455,7 @@ def test_it_equals_a_plain_model(steps: list[tuple[str, list[tuple[int, int]], A
         elif what == "settle":
             assert meter.settle_many(slots, amounts) == sum(map(plain.end, picked, amounts.tolist()))
         else:
-            assert meter.release_many(slots) == sum(map(plain.end, picked))
-        assert tokens(ledger) == (plain.used, sum(held for held, _ in plain.live.values()))
+            assert meter.release_many(slots) == sum(map(plain.release, picked))
+        assert tokens(ledger) == (plain.used, sum(held for held, _, _ in plain.live.values()))
         charged = [plain.live[slot][1] if slot in plain.live else -1 for slot in picked]
         assert meter.counts(slots)["charged"].tolist() == charged

@@ -40,7 +40,7 @@ fn write() {
         FOR_EVER => {}
         // The hook that prints panics is not asked.
         0 => resume_unwind(Box::new(Killed)),
-        left => WRITES_LEFT.set(left - 1),
+        left => WRITES_LEFT.set(left.saturating_sub(1)),
     }
 }
 

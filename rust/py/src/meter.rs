@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use pyo3::buffer::{Element, PyBuffer, PyUntypedBuffer};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyString};
 use tollkeeper_core::budget::denial::DenialKind;
 use tollkeeper_core::budget::error::BudgetError;
 use tollkeeper_core::budget::meter::{Meter, Row};
@@ -22,6 +22,9 @@ use crate::budget::{PyLedger, Shared};
 use crate::errors::Error;
 use crate::fork::Born;
 use crate::guard::guard;
+
+/// Granted, then the kinds of denial.
+type Codes = (&'static str, &'static str, &'static str, &'static str, &'static str, &'static str, &'static str);
 
 /// Copies of the columns of one call.
 #[derive(Default)]
@@ -69,7 +72,10 @@ fn buffer<T: Dtype>(name: &str, array: &Bound<'_, PyAny>) -> PyResult<PyBuffer<T
         return Err(PyValueError::new_err(format!("{name} must be contiguous; pass numpy.ascontiguousarray({name})")));
     }
     let format = untyped.format().to_string_lossy().into_owned();
-    untyped.into_typed().map_err(|_| {
+    // The library takes numbers of the other byte order for this machine's.
+    let swapped: &[char] = if cfg!(target_endian = "little") { &['>', '!'] } else { &['<'] };
+    let typed = if format.starts_with(swapped) { None } else { untyped.into_typed().ok() };
+    typed.ok_or_else(|| {
         let found = array.getattr("dtype").map_or(format, |dtype| dtype.to_string());
         PyTypeError::new_err(format!("{name} must hold {wanted}, not {found}"))
     })
@@ -178,9 +184,9 @@ impl PyMeter {
     /// The codes of a status, by its number.
     #[classattr]
     #[pyo3(name = "STATUS")]
-    #[expect(non_snake_case, reason = "a constant of the class")]
-    fn STATUS(py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
-        PyTuple::new(py, std::iter::once("allow").chain(DenialKind::ALL.map(DenialKind::slug)).collect::<Vec<_>>())
+    fn status() -> Codes {
+        let [exhausted, contended, too_large, expired, unpriced, unavailable] = DenialKind::ALL.map(DenialKind::slug);
+        ("allow", exhausted, contended, too_large, expired, unpriced, unavailable)
     }
 
     #[new]

@@ -6,6 +6,18 @@
 //! was not is spent at every level or at none (but a request in doubt, which is spent where it is), no window is pinned
 //! by nobody, and the ledger can be used in full.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::semicolon_if_nothing_returned,
+    clippy::similar_names,
+    clippy::unnecessary_wraps,
+    clippy::double_ended_iterator_last,
+    reason = "tests"
+)]
+
 use std::collections::HashMap;
 
 use super::hold::{Charge, Hand, HoldId, Refused, Wish, read, settled, unreported};
