@@ -921,7 +921,7 @@ class Meter:
         (1, 15)
     """
 
-    STATUS: Final[tuple]
+    STATUS: Final[tuple[str, str, str, str, str, str, str]]
     """
     The codes of a status, by its number.
     """
