@@ -309,7 +309,7 @@ def test_a_dropped_hold_goes_back(ledger: Ledger) -> None:
     [
         (lambda hold: hold.charge(tokens=30), 30),
         (lambda hold: hold.dispatch(), 100),
-        (lambda hold: hold.dispatch(tokens=20), 20),
+        (lambda hold: hold.dispatch(tokens=20), 100),
         (lambda hold: hold.release(), 0),
         (lambda hold: hold.settle(tokens=7), 7),
     ],
