@@ -24,6 +24,7 @@ __all__ = [
     "Hold",
     "Ledger",
     "Meter",
+    "ModelCall",
     "PolicySet",
     "Scope",
     "Usage",
@@ -144,6 +145,10 @@ class Decision:
     """
     def __bool__(self, /) -> bool: ...
     def __repr__(self, /) -> str: ...
+    def _finish(self, /) -> None:
+        """
+        Ends what was reserved, the action being over: what nobody settled counts in full.
+        """
     @property
     def allowed(self, /) -> bool:
         """
@@ -160,9 +165,20 @@ class Decision:
         Stable name of the outcome, such as `allow` or `policy.no_permit`.
         """
     @property
+    def denial(self, /) -> Denial | None:
+        """
+        Why a budget refused: a `Denial` with the level, unit and window; `None` if none did.
+        """
+    @property
     def errors(self, /) -> list[tuple[str, str]]:
         """
         Policies that could not be evaluated, as pairs of id and message.
+        """
+    @property
+    def hold(self, /) -> Hold | None:
+        """
+        What was reserved for the action: a `Hold`, or `None` if nothing was. Settle it with what was used. If nobody does,
+        it ends in full when the decision and the hold are gone. A forked child has none: it is its parent's.
         """
     @property
     def id(self, /) -> str:
@@ -187,6 +203,11 @@ class Decision:
     def require(self, /) -> Decision:
         """
         Raises `Denied` unless the action may go ahead; returns the decision otherwise.
+        """
+    @property
+    def retry_after(self, /) -> float | None:
+        """
+        Seconds until the same action is worth another try; `None` if it is not, or nobody knows.
         """
     @property
     def would_deny(self, /) -> str | None:
@@ -466,18 +487,20 @@ class Gate:
         sources: dict[str, typing.Any],
         instance: SupportsIndex,
         current: collections.abc.Callable[[], Scope | None],
+        ledger: Ledger | None = None,
     ) -> typing.Self:
         """
         Args:
             sources: Mapping with `policies`, `schema`, `entities`, `tools`, `mode`, `on_error`, `unguarded_forbid`.
             instance: A random number that tells this gate's decisions from those of others.
             current: Callable that returns the current scope or `None`.
+            ledger: What pays for actions.
         """
-    def _register(self, /, tools: list[tuple[str, str, str | None, list[str]]]) -> None:
+    def _register(self, /, tools: list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None]]) -> None:
         """
         Registers tools that a runtime describes: all of them or, if one is wrong, none.
         """
-    def _reload(self, /, sources: dict[str, typing.Any]) -> None:
+    def _reload(self, /, sources: dict[str, typing.Any], ledger: Ledger | None = None) -> None:
         """
         Loads everything anew and swaps it in; if anything is wrong, the old state stays.
 
@@ -690,6 +713,18 @@ class Ledger:
             BudgetError: The budgets or the state cannot be used.
         """
     def __repr__(self, /) -> str: ...
+    def _unwatch(self, /) -> None:
+        """
+        The other half of `_watch`; also of a ledger that was closed since, for the other processes' sake.
+        """
+    def _wake(self, /) -> None:
+        """
+        Wakes whoever waits, though nothing has changed.
+        """
+    def _watch(self, /) -> None:
+        """
+        Has changes counted from now on, also between two waits; each call needs an `_unwatch`.
+        """
     def accept_clock(self, /) -> None:
         """
         Believes the wall clock as it is now, after it was set right. The ledger's time still never goes backwards.
@@ -886,7 +921,7 @@ class Meter:
         (1, 15)
     """
 
-    STATUS: Final[tuple]
+    STATUS: Final[tuple[str, str, str, str, str, str, str]]
     """
     The codes of a status, by its number.
     """
@@ -925,7 +960,8 @@ class Meter:
         """
     def release_many(self, /, slots: typing.Any) -> int:
         """
-        Ends holds that were not used: what was not charged goes back, requests stay spent.
+        Ends holds that were not used: their tokens go back, the prompt's too, and their requests stay spent. A sequence
+        that has generated anything is settled instead.
 
         Args:
             slots: uint32.
@@ -990,6 +1026,60 @@ class Meter:
 
         Returns:
             uint8; 0 granted, else a denial, see `Meter.STATUS`.
+        """
+
+@disjoint_base
+class ModelCall:
+    """
+    The native half of a model call.
+    """
+    def __enter__(self, /) -> typing.Self: ...
+    def __exit__(self, /, *_exc: object) -> None: ...
+    def __new__(cls, /, gate: Gate, model: str, prompt_tokens: int, max_tokens: int, n: int = ...) -> typing.Self:
+        """
+        Args:
+            gate: The gate that decides.
+            model: Its name in the price table.
+            prompt_tokens: Tokens of the prompt.
+            max_tokens: The most tokens of one completion.
+            n: How many completions.
+        """
+    def __repr__(self, /) -> str: ...
+    def charge(self, n_tokens: int, /) -> bool:
+        """
+        Charges tokens that have appeared. Never raises.
+
+        Returns:
+            True: go on. False: stop; they are noted, but not covered, or the call is over.
+        """
+    @property
+    def decision(self, /) -> Decision:
+        """
+        The decision on this call.
+        """
+    @property
+    def hold(self, /) -> Hold | None:
+        """
+        What is held for it: a `Hold`, or `None` where nobody pays.
+        """
+    def settle(
+        self, /, *, prompt: int | None = None, cached: int = ..., completion: int | None = None, **components: int
+    ) -> bool:
+        """
+        Ends the call with what the provider says was used.
+
+        Args:
+            prompt: Tokens of the prompt, cached ones included; without it those the call was asked with.
+            cached: Tokens of the prompt that came from a cache; they cost the price of `cached`.
+            completion: Tokens that were generated; without it those that were charged.
+            components: Tokens of further components of the price table, which cost on top of these and count no
+                tokens. One that has no price costs all the money that is held.
+
+        Returns:
+            Whether this call ended it; False if it had ended before, or nothing was held.
+
+        Raises:
+            BudgetError: More was cached than the prompt has. The call goes on.
         """
 
 @final
@@ -1204,6 +1294,7 @@ class Scope:
         labels: list[str] = ...,
         on_behalf_of: EntityUid | str | None = None,
         tools: list[str] | None = None,
+        budget: str | None = None,
         outer: Scope | None = None,
     ) -> typing.Self:
         """
@@ -1214,6 +1305,7 @@ class Scope:
             labels: What the session has seen.
             on_behalf_of: For whom the principal acts.
             tools: The only tools this run may call.
+            budget: Path of the budget that pays.
             outer: A scope that this one narrows; principal and session are then its own.
         """
     def __repr__(self, /) -> str: ...
@@ -1229,6 +1321,11 @@ class Scope:
     def allows(self, /, tool: str) -> bool:
         """
         Whether the run may call this tool at all, before any policy is asked.
+        """
+    @property
+    def budget(self, /) -> str | None:
+        """
+        Path of the budget that pays, if anybody does.
         """
     @property
     def on_behalf_of(self, /) -> str | None:

@@ -189,7 +189,11 @@ impl ModelCall {
             completion_max: request.completion_max(),
             step: plan.and_then(|plan| plan.step),
             priced: plan.is_some_and(|plan| plan.priced),
-            progress: Mutex::new(plan.map_or(none, |plan| Progress { held: plan.amounts, charged: plan.prompt, ..none })),
+            progress: Mutex::new(plan.map_or(none, |plan| Progress {
+                held: plan.amounts,
+                charged: plan.prompt,
+                ..none
+            })),
         }
     }
 
