@@ -1,8 +1,8 @@
 """The other processes of the budget bench: one that spends as fast as it can, one that holds and waits to be killed.
 
 `spend CONFIG STATE` reads lines `PATH START SECONDS` (start on the monotonic clock, which all processes of a host
-share), reserves and settles one token at a time, and answers how often. `hold CONFIG STATE KIND PATH COUNT` reserves
-COUNT times and waits. Nothing here measures anything; being killed is part of the bench.
+share), reserves and settles one token at a time, and answers how often and in what processor time. `hold CONFIG STATE
+KIND PATH COUNT` reserves COUNT times and waits. Nothing here measures anything; being killed is part of the bench.
 """
 
 import signal
@@ -18,7 +18,7 @@ CALLS_PER_LOOK = 32
 
 
 def spend(ledger: Ledger) -> None:
-    """Answers each line with the number of settled holds."""
+    """Answers each line with the number of settled holds and the processor seconds they took."""
     reserve, now = ledger.reserve, time.monotonic
     print("ready", flush=True)
     for line in sys.stdin:
@@ -27,11 +27,12 @@ def spend(ledger: Ledger) -> None:
         count = 0
         while now() < float(start):
             pass
+        before = time.process_time()
         while now() < end:
             for _ in range(CALLS_PER_LOOK):
                 reserve(path, tokens=1, nano_usd=1, requests=1).settle(tokens=1, nano_usd=1)
             count += CALLS_PER_LOOK
-        print(count, flush=True)
+        print(count, time.process_time() - before, flush=True)
 
 
 def hold(ledger: Ledger, kind: str, path: str, count: int) -> None:

@@ -293,8 +293,8 @@ class Gate(_native.Gate):
         r"""A call of a model, from the decision to what it has used.
 
         Policies see it as `Action::"call_model"` on `Model::"NAME"`, with `model`, `prompt_tokens`, `max_tokens` and
-        `n` under `context.input`. The run's budget holds the worst case; with `admission = "incremental"` a part, topped up
-        by `charge` while there is room.
+        `n` under `context.input`. The run's budget holds the worst case; with `admission = "incremental"` a part, which
+        `charge` tops up while there is room.
 
         Args:
             model: Its name in the price table.

@@ -130,6 +130,31 @@ def test_doctor_finds_the_starter_healthy(cli: Cli) -> None:
     assert "fork" in lines
 
 
+def test_doctor_reports_the_ledger(cli: Cli, starter: Path) -> None:
+    code, lines = doctor(cli)
+    assert (code, lines["ledger"]["state"]) == (0, "warn")
+    file = starter / "tollkeeper.toml"
+    text = file.read_text()
+    file.write_text(text.replace("# state =", "state ="))
+    budgets = starter / "budgets.toml"
+    # Wherever the tests run, also on tmpfs.
+    budgets.write_text("[ledger]\nvolatile = true\n" + budgets.read_text())
+    assert "made by the first program" in doctor(cli)[1]["ledger"]["text"]
+    assert not (starter / "state").exists()
+    asked = ("check", "search", "--principal", 'Agent::"researcher"', "--arguments", '{"query": "x"}')
+    assert cli(*asked, "--budget", "acme/trial/bo").code == 0
+    again = cli(*asked, "--budget", "acme/trial/bo")
+    assert (again.code, "budget: acme/trial/bo, requests total" in again.out) == (1, True)
+    assert cli(*asked, "--budget", "acme/nobody").code == 2
+    code, lines = doctor(cli)
+    assert code == 0
+    assert "volatile" in lines["ledger"]["text"]
+    assert (lines["holds"]["text"], lines["clock"]["state"]) == ("0 live holds", "ok")
+    file.write_text(text.replace('file = "budgets.toml"', "").replace("[budget]", ""))
+    code, lines = doctor(cli)
+    assert (code, lines["ledger"]["state"]) == (1, "fail")
+
+
 def test_doctor_without_a_configuration(cli: Cli) -> None:
     code, lines = doctor(cli)
     assert code == 0

@@ -181,7 +181,7 @@ def test_a_budget_needs_a_ledger(tmp_path: Path) -> None:
     (tmp_path / "t.toml").write_text(f"[policy]\nfiles = ['p.cedar']\n{TOOLS}")
     gate = Gate.open(tmp_path / "t.toml")
     assert gate.ledger is None
-    with pytest.raises(BudgetError, match="budgets.toml"):
+    with pytest.raises(BudgetError, match=r"budgets\.toml"):
         gate.run(principal='Agent::"x"', budget="acme")
     with gate.run(principal='Agent::"x"'):
         assert gate.check("think").code == "budget.unavailable"
@@ -204,7 +204,8 @@ def test_a_budget_needs_a_ledger(tmp_path: Path) -> None:
 )
 def test_bad_costs_are_errors_with_a_place(tmp_path: Path, cost: str, part: str) -> None:
     (tmp_path / "p.cedar").write_text(PERMIT)
-    (tmp_path / "t.toml").write_text(X)
+    tool = f"[tools.x]\nresource = 'M::\"m\"'\ncost = {cost}\n"
+    (tmp_path / "t.toml").write_text(f"[policy]\nfiles = ['p.cedar']\n{tool}")
     with pytest.raises(ConfigError) as caught:
         Gate.open(tmp_path / "t.toml")
     assert part in str(caught.value)
@@ -315,7 +316,7 @@ def test_a_call_settles_what_the_provider_says(gate: Gate) -> None:
                 ({"completion": 1.5}, TypeError),
             ):
                 with pytest.raises(kind):
-                    call.settle(**wrong)  # type: ignore[arg-type]
+                    call.settle(**wrong)
             assert call.settle(prompt=100, cached=80, completion=31)
             assert not call.settle()
         assert counts(gate, "money", "nano_usd") == (20_000 + 8_000 + 62_000, 0)
