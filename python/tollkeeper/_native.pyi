@@ -699,7 +699,11 @@ class Ledger:
     def __enter__(self, /) -> typing.Self: ...
     def __exit__(self, /, *_exc: object) -> None: ...
     def __new__(
-        cls, /, spec: dict[str, typing.Any], state: str | os.PathLike[str] | None = None, clock: FakeClock | None = None
+        cls,
+        /,
+        spec: collections.abc.Mapping[str, typing.Any],
+        state: str | os.PathLike[str] | None = None,
+        clock: FakeClock | None = None,
     ) -> typing.Self:
         """
         Args:

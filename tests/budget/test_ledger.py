@@ -161,7 +161,8 @@ def test_a_text_of_any_class_and_any_object_names_a_budget(ledger: Ledger) -> No
         LEAF = "acme/team/a"
 
     for number in range(200):
-        path = "/".join(["acme", "team", "a"])
+        # Each time another object.
+        path = f"acme/team/{'a' * (number >= 0)}"
         hold = ledger.reserve(path if number % 2 else Path.LEAF, tokens=1)
         assert hold.path == LEAF
         assert hold.settle(tokens=1)
@@ -254,14 +255,15 @@ def test_set_limit(ledger: Ledger) -> None:
     (event,) = [event for event in ledger.events() if event["kind"] == "limit_changed"]
     assert (event["path"], event["unit"], event["window"]) == ("acme", "tokens", "total")
     assert (event["before"], event["after"], event["pid"]) == (1000, 50, os.getpid())
-    for arguments in (("acme", "coins", "total"), ("acme", "tokens", "1y"), ("acme", "nano_usd", "1h"), ("b", "tokens", "1h")):
+    unknown = [("acme", "coins", "total"), ("acme", "tokens", "1y"), ("acme", "nano_usd", "1h"), ("b", "tokens", "1h")]
+    for path, unit, window in unknown:
         with pytest.raises(BudgetError) as caught:
-            ledger.set_limit(*arguments, 1)
+            ledger.set_limit(path, unit, window, 1)
         assert caught.value.code == "budget.unknown"
     with pytest.raises(BudgetError, match="-1"):
         ledger.set_limit("acme", "tokens", "total", -1)
     with pytest.raises(TypeError, match="limit must be an int, not bool"):
-        ledger.set_limit("acme", "tokens", "total", True)
+        ledger.set_limit("acme", "tokens", "total", limit=True)
 
 
 def test_prices(ledger: Ledger) -> None:
@@ -310,6 +312,7 @@ def test_a_dropped_hold_goes_back(ledger: Ledger) -> None:
         (lambda hold: hold.charge(tokens=30), 30),
         (lambda hold: hold.dispatch(), 100),
         (lambda hold: hold.dispatch(tokens=20), 100),
+        (lambda hold: hold.dispatch(tokens=20) and hold.charge(tokens=5), 25),
         (lambda hold: hold.release(), 0),
         (lambda hold: hold.settle(tokens=7), 7),
     ],
@@ -531,12 +534,15 @@ def test_200_concurrent_callers_spend_exactly_the_limit(ledger: Ledger) -> None:
 
 
 def test_threads_that_end_the_same_hold_end_it_once(ledger: Ledger) -> None:
-    for _ in range(20):
-        hold = ledger.reserve("acme", tokens=10)
+
+    def end_by_eight(hold: Hold) -> None:
         ended: list[bool] = []
         ends = (lambda: hold.settle(tokens=1), hold.release)
-        together(8, lambda number: ended.append(ends[number % 2]()))  # noqa: B023 - done before the next
+        together(8, lambda number: ended.append(ends[number % 2]()))
         assert sorted(ended) == [False] * 7 + [True]
+
+    for _ in range(20):
+        end_by_eight(ledger.reserve("acme", tokens=10))
     assert held(ledger) == 0
     assert used(ledger) <= 20
 

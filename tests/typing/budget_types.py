@@ -52,4 +52,4 @@ def handle(error: BudgetError) -> str:
 
 
 ledger.reserve("acme", tokens=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-ledger.reserve("acme", 100)  # type: ignore[misc]  # pyright: ignore[reportCallIssue]
+ledger.reserve("acme", 100)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

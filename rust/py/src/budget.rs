@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyInt, PyList, PyString, PyTuple};
+use pyo3::types::{PyDict, PyInt, PyList, PyMapping, PyString, PyTuple};
 use tollkeeper_core::budget::HoldId;
 use tollkeeper_core::budget::admin::{HoldState, Recovery, Usage};
 use tollkeeper_core::budget::clock::{Clock, FakeClock, SystemClock};
@@ -343,14 +343,16 @@ impl PyLedger {
     /// Raises:
     ///     BudgetError: The budgets or the state cannot be used.
     #[new]
-    #[pyo3(signature = (spec: "dict[str, typing.Any]", state: "str | os.PathLike[str] | None" = None, clock: "FakeClock | None" = None))]
+    #[pyo3(signature = (spec: "collections.abc.Mapping[str, typing.Any]", state: "str | os.PathLike[str] | None" = None, clock: "FakeClock | None" = None))]
     fn new(
         py: Python<'_>,
-        spec: &Bound<'_, PyDict>,
+        spec: &Bound<'_, PyMapping>,
         state: Option<PathBuf>,
         clock: Option<&Bound<'_, PyFakeClock>>,
     ) -> PyResult<Self> {
-        let spec = read_spec(spec)?;
+        let keys = PyDict::new(py);
+        keys.update(spec)?;
+        let spec = read_spec(&keys)?;
         let clock: Arc<dyn Clock> = match clock {
             Some(clock) => Arc::clone(&clock.get().inner) as Arc<dyn Clock>,
             None => Arc::new(SystemClock),
