@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import `ledger_worker`: in pytest's import mode, their folder is not on the path by itself."""
+"""Lets the tests of this folder import `ledger_worker`: in pytest's import mode, their folder is not on the path."""
 
 import sys
 from pathlib import Path

@@ -53,9 +53,9 @@ def work(hold: Hold, amount: int, choose: random.Random) -> int:
         more = choose.randrange(0, amount // 4 + 1)
         hold.charge(tokens=more)
         spent += more
-    if choose.random() < 0.2:  # noqa: PLR2004 - a share of the workload
+    if choose.random() < 0.2:
         hold.top_up(tokens=choose.randrange(1, 50))
-    if choose.random() < 0.5:  # noqa: PLR2004 - the same
+    if choose.random() < 0.5:
         spent = max(spent, choose.randrange(0, amount + 1))
         assert hold.settle(tokens=spent)
     else:

@@ -1,7 +1,7 @@
 """``tollkeeper budget recover``: ends the holds of processes that have died, as the ledger would by itself.
 
-What a dead process held counts as spent; nothing is credited that may have been used. On request it accepts a wall clock
-that was set, which the ledger would not follow by itself.
+What a dead process held counts as spent; nothing is credited that may have been used. On request it accepts a wall
+clock that was set, which the ledger would not follow by itself.
 """
 
 import argparse

@@ -218,8 +218,10 @@ impl Default for Slot {
 pub(crate) struct Tally {
     /// Tokens left of the hold; [`TALLY_NONE`] where the slot is not a meter's live hold
     pub(super) left: AtomicI64,
-    /// Compute tokens so far
-    pub(super) compute: AtomicI64,
+    /// Compute tokens so far; stays at the end of its range
+    pub(super) compute: AtomicU32,
+    /// Of the hold that the slot was last given to, so that an engine whose hold is over does not charge another's
+    pub(super) generation: AtomicU32,
 }
 
 /// `left` of a slot that no meter uses.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::denial::{Denial, DenialKind};
 use super::hold::HoldId;
-use super::layout::{State, TALLY_NONE};
+use super::layout::{State, TALLY_NONE, Tally};
 use super::ledger::{Ledger, Node, Options};
 use super::price::Unpriced;
 use super::unit::{Amounts, UNITS, Unit};
@@ -143,6 +143,7 @@ impl Meter {
         }
         if let Some(tally) = self.ledger.memory.tallies.get(id.slot as usize) {
             tally.compute.store(0, Relaxed);
+            tally.generation.store(id.generation, Relaxed);
             tally.left.store(i64::from(row.max_new), Relaxed);
         }
         Ok(id)
@@ -159,9 +160,7 @@ impl Meter {
         let tallies = &*self.ledger.memory.tallies;
         let mut stops = 0_usize;
         for ((slot, new), stop) in slots.iter().zip(new).zip(out_stop.iter_mut()) {
-            // A slot that this meter has ended may be another engine's by now.
-            let mine = self.generations.get(*slot as usize).is_some_and(|generation| *generation != 0);
-            let Some(tally) = tallies.get(*slot as usize).filter(|_| mine) else {
+            let Some(tally) = self.tally(tallies, *slot) else {
                 *stop = NOT_A_HOLD;
                 stops = stops.saturating_add(1);
                 continue;
@@ -184,14 +183,22 @@ impl Meter {
         }
         if let Some(compute) = compute {
             for (slot, compute) in slots.iter().zip(compute) {
-                let mine = self.generations.get(*slot as usize).is_some_and(|generation| *generation != 0);
-                if let Some(tally) = tallies.get(*slot as usize).filter(|_| mine) {
+                if let Some(tally) = self.tally(tallies, *slot) {
                     let before = tally.compute.load(Relaxed);
-                    tally.compute.store(before.saturating_add(i64::from(*compute)), Relaxed);
+                    tally.compute.store(before.saturating_add(*compute), Relaxed);
                 }
             }
         }
         stops
+    }
+
+    /// The tally of a slot that is this meter's: one that it has ended, or whose deadline has passed, may be another
+    /// engine's by now.
+    #[inline]
+    fn tally<'a>(&self, tallies: &'a [Tally], slot: u32) -> Option<&'a Tally> {
+        let generation = self.generations.get(slot as usize).copied().unwrap_or(0);
+        let tally = tallies.get(slot as usize)?;
+        (generation != 0 && tally.generation.load(Relaxed) == generation).then_some(tally)
     }
 
     /// Holds more tokens for each slot, or not. A status is 0 for granted, else 1 + the kind of denial.
@@ -307,7 +314,7 @@ impl Meter {
     /// Compute tokens of a slot so far; `None` for what is no live hold.
     pub fn compute(&self, slot: u32) -> Option<i64> {
         self.charged(slot)?;
-        self.ledger.memory.tallies.get(slot as usize).map(|tally| tally.compute.load(Relaxed))
+        self.ledger.memory.tallies.get(slot as usize).map(|tally| tally.compute.load(Relaxed).into())
     }
 }
 
