@@ -24,7 +24,7 @@ STUB := python/tollkeeper/_native.pyi
 # Passed to pytest; with it only the Python tests run: make test ARGS="tests/policy -k uid"
 ARGS ?=
 
-.PHONY: run test test-rust test-python build wheel lint fmt fmt-check types stubs stubs-check bench bench-budget instr fuzz clean
+.PHONY: run test test-rust test-python build wheel lint fmt fmt-check types stubs stubs-check bench bench-budget instr fuzz loom clean
 
 build: $(NATIVE)
 
@@ -81,6 +81,12 @@ test-rust:
 
 test-python: build wheel
 	$(BIN)/python -m pytest $(ARGS)
+
+# The races of the budget room, in every order of their steps with at most three preemptions: some minutes to build, in
+# a target folder of its own because everything is built with another flag, and seconds to run.
+loom:
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom LOOM_MAX_PREEMPTIONS=3 LOOM_MAX_BRANCHES=100000 \
+	cargo test --locked --quiet --package tollkeeper-core --lib loom_models
 
 # --- checks -----------------------------------------------------------------------------------------------------
 

@@ -143,7 +143,11 @@ pub const HOLDS_MAX: u32 = 131_072;
 pub const LEDGER_PROCESSES_MAX: usize = 512;
 /// Times a step of the ledger looks again at a word that another process is changing before it gives up and denies.
 /// A change takes less than a microsecond unless its process was stopped in the middle.
+#[cfg(not(loom))]
 pub const LEDGER_SPINS_MAX: u32 = 2_000;
+/// The same for the model checker, which tries every number of them.
+#[cfg(loom)]
+pub const LEDGER_SPINS_MAX: u32 = 2;
 /// How far the wall clock may run ahead of the boot clock before it is not followed: time servers slew by less.
 pub const CLOCK_SLACK_MS: i64 = 1_000;
 /// Control events a ledger remembers (changes of limits, recoveries).

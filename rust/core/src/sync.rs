@@ -16,6 +16,31 @@ pub use std::thread::yield_now;
 #[cfg(all(not(loom), test))]
 pub use crate::mortal::{AtomicI64, AtomicU32, AtomicU64};
 
+/// A word that is loaded and then exchanged.
+///
+/// The model checker looks for a race with the last access to a word only, and the load before an exchange would hide
+/// that of another thread. So it is told first; in any other build this is nothing.
+pub trait Announce {
+    /// Says that a load and an exchange follow.
+    fn announce(&self);
+}
+
+macro_rules! announce {
+    ($($name:ident),*) => {
+        $(
+            impl Announce for $name {
+                #[inline(always)]
+                fn announce(&self) {
+                    // An exchange that fails: no word ever has this value.
+                    #[cfg(loom)]
+                    let _ = self.compare_exchange(0x5a5a_5a5a, 0x5a5a_5a5a, Ordering::Relaxed, Ordering::Relaxed);
+                }
+            }
+        )*
+    };
+}
+announce!(AtomicI64, AtomicU32, AtomicU64);
+
 #[cfg(loom)]
 pub use loom::hint::spin_loop;
 #[cfg(loom)]

@@ -16,7 +16,7 @@ use super::unit::{Amounts, Reported, UNITS, Unit};
 use super::window::Window;
 use crate::limits::LEDGER_SPINS_MAX;
 use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use crate::sync::{AtomicI64, spin_loop, yield_now};
+use crate::sync::{Announce as _, AtomicI64, spin_loop, yield_now};
 
 /// Names a hold: its slot, and which of the holds that were ever there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -164,6 +164,7 @@ impl Hand<'_> {
         let start = if (hint as usize) < slots.len() { hint as usize } else { 0 };
         let (before, after) = slots.split_at_checked(start)?;
         for (at, slot) in (start..).zip(after).chain((0..).zip(before)) {
+            slot.state.announce();
             let old = State(slot.state.load(Relaxed));
             if old.phase() != Phase::Free {
                 continue;
@@ -253,6 +254,7 @@ impl Hand<'_> {
         let slot = self.memory.slot(id.slot)?;
         let mut spins = 0_u32;
         loop {
+            slot.state.announce();
             let state = State(slot.state.load(Acquire));
             if state.generation() != id.generation {
                 return None;
@@ -311,6 +313,8 @@ impl Hand<'_> {
     pub(super) fn top_up(&self, id: HoldId, more: &Amounts) -> Option<Result<(), Refused>> {
         let (slot, live) = self.seize(id, SETUP, Phase::ToppingUp)?;
         let state = live.with(self.me, SETUP, Phase::ToppingUp);
+        // Only whoever has the slot writes to it. Release: whoever sees the number sees that the hold is being topped up.
+        slot.top_ups.store(slot.top_ups.load(Relaxed).wrapping_add(1), Release);
         let held = read(&slot.amounts);
         let mut total = held;
         total.iter_mut().zip(more.0).for_each(|(total, more)| *total = total.saturating_add(more));

@@ -179,7 +179,8 @@ pub(crate) struct Slot {
     pub(super) len: AtomicU32,
     /// [`FLAG_DISPATCHED`] and the like
     pub(super) flags: AtomicU32,
-    pub(super) spare: AtomicU32,
+    /// Raised by each top-up, granted or not, so that who counted beside one notices
+    pub(super) top_ups: AtomicU32,
     pub(super) granted_ms: AtomicI64,
     /// 0: none
     pub(super) deadline_ms: AtomicI64,
@@ -200,7 +201,7 @@ impl Default for Slot {
             node: AtomicU32::new(0),
             len: AtomicU32::new(0),
             flags: AtomicU32::new(0),
-            spare: AtomicU32::new(0),
+            top_ups: AtomicU32::new(0),
             granted_ms: AtomicI64::new(0),
             deadline_ms: AtomicI64::new(0),
             amounts: Counts::default(),

@@ -21,7 +21,7 @@ use super::hold::{Charge, Hand, HoldId, Refused, Wish, settled, unreported};
 use super::layout::{FLAG_DISPATCHED, FLAG_FORCED, FLAG_METER, FLAG_STREAMED, NO_NODE};
 use super::memory::{Memory, Sizes};
 use super::period::{Liveness, NoPeriod, Step};
-use super::store::{self, LOCK_LEDGER, Store, locked, owner_lock};
+use super::store::{self, LOCK_LEDGER, RECOVERER, Store, locked, owner_lock};
 use super::tree::{Admission, LedgerSpec, Plan, parent_of, path_fault};
 use super::unit::{Amounts, Reported, Unit, check_amount};
 use super::window::{WINDOWS, Window};
@@ -122,7 +122,8 @@ impl std::fmt::Debug for Ledger {
 
 impl Liveness for Attached {
     fn is_dead(&self, owner: u32) -> bool {
-        if owner == self.me {
+        // A recovery has no lock of its own; only the next one, under the ledger's lock, knows that it is over.
+        if owner == self.me || owner == RECOVERER {
             return false;
         }
         // Without locks there are no other processes; if the kernel cannot be asked, nobody is taken for dead.

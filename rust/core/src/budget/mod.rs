@@ -30,8 +30,8 @@ mod hold;
 pub(crate) mod layout;
 #[cfg(not(loom))]
 pub mod ledger;
-#[cfg(loom)]
-pub mod loom_models;
+#[cfg(all(loom, test))]
+mod loom_models;
 mod memory;
 #[cfg(not(loom))]
 pub mod meter;

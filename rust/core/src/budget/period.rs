@@ -14,7 +14,7 @@ use super::unit::{UNITS, Unit};
 use super::window::Window;
 use crate::limits::LEDGER_SPINS_MAX;
 use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use crate::sync::{AtomicI64, spin_loop, yield_now};
+use crate::sync::{Announce as _, AtomicI64, spin_loop, yield_now};
 
 /// Tells whether a process is gone. Asking takes a system call.
 pub(super) trait Liveness {
@@ -57,6 +57,7 @@ const OPEN_TRIES_MAX: u32 = 2;
 /// Adds without ever wrapping: a sum beyond the range stays at its end. Returns what was there.
 #[inline]
 pub(super) fn add(cell: &AtomicI64, amount: i64) -> i64 {
+    cell.announce();
     let mut before = cell.load(Relaxed);
     loop {
         // Release: the step that was stored before is seen by whoever sees this; Acquire is not needed for a count.
@@ -70,6 +71,7 @@ pub(super) fn add(cell: &AtomicI64, amount: i64) -> i64 {
 /// Takes `amount` if that leaves at least zero.
 #[inline]
 pub(super) fn take(free: &AtomicI64, amount: i64) -> bool {
+    free.announce();
     let mut before = free.load(Relaxed);
     loop {
         let after = before.saturating_sub(amount);
@@ -183,6 +185,7 @@ impl Memory {
     pub(super) fn locate(&self, step: &Step, id: u32, me: u32, alive: &dyn Liveness) -> Result<u32, NoPeriod> {
         let place = step.ring.wrapping_add(id & step.window.ring_len().wrapping_sub(1));
         let period = self.period(place).ok_or(NoPeriod::Damaged)?;
+        period.word.announce();
         // Acquire: pairs with the release that ends the opening, so the counts are seen as they were set.
         if Word(period.word.load(Acquire)).is_open_for(id) {
             return Ok(place);
@@ -203,6 +206,7 @@ impl Memory {
     pub(super) fn lock_node(&self, node: &NodeEntry, me: u32, alive: &dyn Liveness) -> Result<(), NoPeriod> {
         let mut spins = 0_u32;
         loop {
+            node.opening.announce();
             let opener = node.opening.load(Acquire);
             let free = opener == 0;
             // Another thread of this process is alive by being asked; a dead process cannot come back.
@@ -259,7 +263,9 @@ impl Memory {
         let mut ended = None;
         for at in (0..len).map(|at| first.wrapping_add(at) & len.wrapping_sub(1)) {
             let place = step.ring.wrapping_add(at);
-            let word = Word(self.period(place).ok_or(NoPeriod::Damaged)?.word.load(Acquire));
+            let period = self.period(place).ok_or(NoPeriod::Damaged)?;
+            period.word.announce();
+            let word = Word(period.word.load(Acquire));
             if word.id_plus_1() == wanted {
                 return Ok(place);
             }

@@ -17,7 +17,8 @@ use super::layout::{
 use super::memory::Memory;
 use super::period::{add, cell};
 use super::unit::{UNITS, Unit};
-use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use crate::sync::{Announce as _, fence};
 
 /// What the counts would be if nothing were in doubt.
 #[derive(Debug, Default, Clone)]
@@ -26,8 +27,14 @@ pub(super) struct Held {
     pub(super) amounts: [i64; UNITS],
 }
 
-/// Slot, generation and amounts of a live hold: what stays the same while nothing moves.
-pub(super) type LiveHold = (u32, u32, [i64; UNITS]);
+/// What of a slot stays the same only while its hold takes nothing, gives nothing back, and no other hold comes there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mark {
+    generation: u32,
+    top_ups: u32,
+    /// Live, and in one of the periods that are looked at
+    live: bool,
+}
 
 /// What a heal did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +50,10 @@ pub struct Healed {
 }
 
 /// Times a snapshot is tried before a ledger counts as busy.
+#[cfg(not(loom))]
 const SNAPSHOT_TRIES_MAX: usize = 20;
+#[cfg(loom)]
+const SNAPSHOT_TRIES_MAX: usize = 1;
 const REQUESTS: usize = Unit::Requests.index();
 /// Requests are never held, and an entry has a bit that is no unit.
 const UNITS_HELD: u32 = ((1 << UNITS) - 1) & !(1 << REQUESTS);
@@ -53,20 +63,41 @@ impl Hand<'_> {
     pub(super) fn recover(&self, is_dead: &dyn Fn(u32) -> bool) -> usize {
         let mut recovered = 0_usize;
         for (index, slot) in (0_u32..).zip(self.memory.slots.iter()) {
-            let state = State(slot.state.load(Acquire));
-            if state.phase() != Phase::Free && is_dead(state.actor()) {
+            if let Some(state) = self.seize_dead(slot, is_dead) {
                 self.recover_slot(index, slot, state);
                 recovered = recovered.saturating_add(1);
             }
         }
         for node in self.memory.nodes.iter().take(self.memory.nodes_len() as usize) {
             let opener = node.opening.load(Acquire);
-            if opener != 0 && is_dead(opener) {
+            // Whoever needs the window may take over at the same time: one of them does.
+            if opener != 0 && is_dead(opener) && node.opening.compare_exchange(opener, self.me, AcqRel, Relaxed).is_ok()
+            {
                 self.memory.finish_opening(node);
-                self.memory.unlock_node(node, opener);
+                self.memory.unlock_node(node, self.me);
             }
         }
         recovered
+    }
+
+    /// The state of a slot that a dead process has, now nobody else's; `None` if it is free or somebody living has it.
+    fn seize_dead(&self, slot: &Slot, is_dead: &dyn Fn(u32) -> bool) -> Option<State> {
+        loop {
+            slot.state.announce();
+            let state = State(slot.state.load(Acquire));
+            if state.phase() == Phase::Free || !is_dead(state.actor()) {
+                return None;
+            }
+            // A process that lives may charge or end a dead one's hold, if it knows its name. In any other phase the
+            // slot is the dead one's alone.
+            if state.phase() != Phase::Live {
+                return Some(state);
+            }
+            let claimed = state.with(self.me, 0, Phase::Claimed);
+            if slot.state.compare_exchange(state.0, claimed.0, AcqRel, Relaxed).is_ok() {
+                return Some(claimed);
+            }
+        }
     }
 
     fn recover_slot(&self, index: u32, slot: &Slot, state: State) {
@@ -272,7 +303,9 @@ impl Memory {
                 .iter()
                 .filter_map(|place| Some((*place, stranded(self.period(*place)?, held.get(place)))))
                 .collect();
-            // The same states, and with them the same generations: nothing was granted or ended in between.
+            // Acquire: whoever changed what was counted is seen in the slots. The same marks: nobody took or gave back
+            // in between, not even a reserve or a top-up that was denied and left everything as it had been.
+            fence(Acquire);
             if self.scan(Some(places)).is_some_and(|(after, _)| after == before) {
                 return Some(counted);
             }
@@ -280,35 +313,32 @@ impl Memory {
         None
     }
 
-    /// The live holds and what they hold of each period; `None` while one is being granted or ended.
-    pub(super) fn scan(&self, places: Option<&[u32]>) -> Option<(Vec<LiveHold>, HashMap<u32, Held>)> {
-        let mut states = Vec::new();
+    /// A mark of every slot, and what live holds hold of each of `places` (of each period, if `None`). `None` while a hold
+    /// there is being granted or ended.
+    pub(super) fn scan(&self, places: Option<&[u32]>) -> Option<(Vec<Mark>, HashMap<u32, Held>)> {
+        let mut marks = Vec::with_capacity(self.slots.len());
         let mut held: HashMap<u32, Held> = HashMap::new();
-        for (index, slot) in (0_u32..).zip(self.slots.iter()) {
+        for slot in self.slots.iter() {
+            // Before the phase: a top-up that raised it is seen in the phase, or is over.
+            let top_ups = slot.top_ups.load(Acquire);
             let state = State(slot.state.load(Acquire));
-            if state.phase() == Phase::Free {
-                continue;
-            }
-            let steady = matches!(state.phase(), Phase::Live | Phase::Charging);
-            let touches = places.is_none_or(|places| slot.entries().any(|(place, _)| places.contains(&place)));
-            if !steady && touches {
+            let phase = state.phase();
+            // The list of a hold that is being taken may still be another hold's.
+            if phase == Phase::Taking {
                 return None;
             }
-            if !touches {
-                continue;
+            let touches = places.is_none_or(|places| slot.entries().any(|(place, _)| places.contains(&place)));
+            let live = touches && phase != Phase::Free;
+            if live && !matches!(phase, Phase::Live | Phase::Charging) {
+                return None;
             }
-            let amounts = read(&slot.amounts);
-            states.push((index, state.generation(), amounts));
-            for (place, units) in slot.entries() {
-                let held = held.entry(place).or_default();
-                for unit in super::period::units_of(units & UNITS_HELD) {
-                    if let (Some(sum), Some(amount)) = (held.amounts.get_mut(unit), amounts.get(unit)) {
-                        *sum = sum.saturating_add(*amount);
-                    }
-                }
+            let top_ups = if live { top_ups } else { 0 };
+            marks.push(Mark { generation: state.generation(), top_ups, live });
+            if live {
+                add_held(slot, &mut held);
             }
         }
-        Some((states, held))
+        Some((marks, held))
     }
 
     /// Lets go of pins that no hold has. Only while nothing moves: a pin too many costs a period, one too few a count.
@@ -328,6 +358,7 @@ impl Memory {
         }
         let mut loose: Vec<(&Epoch, u64, u64)> = Vec::new();
         for (at, epoch) in self.epochs.iter().enumerate() {
+            epoch.word.announce();
             let word = Word(epoch.word.load(Acquire));
             let Some(id) = word.id_plus_1().checked_sub(1) else { continue };
             let kind = at.checked_div(EPOCHS_LEN as usize).unwrap_or(0);
@@ -336,12 +367,26 @@ impl Memory {
                 loose.push((epoch, word.0, word.pins().saturating_sub(counted)));
             }
         }
+        fence(Acquire);
         if loose.is_empty() || self.scan(None).is_none_or(|(after, _)| after != before) {
             return;
         }
         for (epoch, word, pins) in loose {
             // Fails if anybody pinned or let go since: then the next recovery looks again.
             let _ = epoch.word.compare_exchange(word, word.saturating_sub(pins), Release, Relaxed);
+        }
+    }
+}
+
+/// What a live hold holds of each of its periods.
+fn add_held(slot: &Slot, held: &mut HashMap<u32, Held>) {
+    let amounts = read(&slot.amounts);
+    for (place, units) in slot.entries() {
+        let held = held.entry(place).or_default();
+        for unit in super::period::units_of(units & UNITS_HELD) {
+            if let (Some(sum), Some(amount)) = (held.amounts.get_mut(unit), amounts.get(unit)) {
+                *sum = sum.saturating_add(*amount);
+            }
         }
     }
 }
