@@ -195,7 +195,7 @@ def test_the_whole_budget_can_be_spent_after_kills(files: tuple[Path, Path], wor
 
 
 def namespaces() -> list[str] | None:
-    command = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    command = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if shutil.which("unshare") is None:
         return None
     tried = subprocess.run([*command, "true"], capture_output=True, check=False)  # noqa: S603 - a fixed command
