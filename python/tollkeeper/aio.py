@@ -96,6 +96,7 @@ class Line:
             seen = self._ledger.change_count()
             answer = self.ask(waiter)
             with self._lock:
+                self._forget_closed_loops()
                 others = [other for other in self._waiting if other is not waiter]
                 blocked = any(other.line == waiter.line or waiter.competes(other.cells) for other in others)
                 if answer is False or (answer and not blocked):
@@ -108,6 +109,10 @@ class Line:
             # What changed before the waiter stood in line is seen here, what changes after it by the thread.
             if blocked or self._ledger.change_count() == seen:
                 return None
+
+    def _forget_closed_loops(self) -> None:
+        """Under the lock. Nobody is left there to be answered, and whoever came later would wait for them."""
+        self._waiting = [waiter for waiter in self._waiting if not waiter.loop.is_closed()]
 
     def leave(self, waiter: Waiter) -> None:
         """The waiter has its answer, or wants none any more; whom it held up is tried."""
@@ -161,6 +166,7 @@ class Line:
                         self._thread = None
                         break
                     self._news = False
+                    self._forget_closed_loops()
                     waiting = list(self._waiting)
                 due = self._pass(waiting)
                 if not self._news:

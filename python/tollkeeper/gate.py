@@ -233,6 +233,8 @@ class Gate(_native.Gate):
             self._reload(sources, self._ledger)
             return
         _refuse_lost_counts(self._budgets, budgets, settings)
+        # Everything else first: opening the ledger puts its new limits in force, for other processes too.
+        self._reload(sources, self._ledger)
         ledger = _opened(budgets)
         self._reload(sources, ledger)
         # What still holds something in the ledger before keeps it open until it ends.
@@ -351,6 +353,9 @@ class Gate(_native.Gate):
 
         if isinstance(function, functools.partial):
             message = "a partial hides arguments from policies; guard the function and make the partial of that"
+            raise TypeError(message)
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            message = "a generator runs after the call has returned; guard the function that it calls for each item"
             raise TypeError(message)
         signature = inspect.signature(function)
         name = tool if tool is not None else getattr(function, "__name__", "")

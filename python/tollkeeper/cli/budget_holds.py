@@ -1,4 +1,7 @@
-"""``tollkeeper budget holds``: the holds that are alive, with what they hold and who owns them. It ends none."""
+"""``tollkeeper budget holds``: the holds that are alive, with what they hold and who owns them.
+
+Opening a ledger ends the holds of processes that have died; it ends none of a process that lives.
+"""
 
 import argparse
 from typing import Any

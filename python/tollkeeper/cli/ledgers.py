@@ -45,7 +45,8 @@ def opened(arguments: argparse.Namespace) -> Ledger:
     if not state.is_file():
         what = "is a folder, not a file" if state.is_dir() else "no such file"
         raise InputError(f"{state}: {what}", "the state is made by the first program that opens the ledger")
-    return Ledger.open(file, state=state)
+    # Who looks at a ledger or operates it does not change its limits, whatever the file says by now.
+    return Ledger({**budgets.spec(Path(file)), "keep_limits": True}, str(state))
 
 
 def usage(ledger: Ledger, path: str) -> dict[tuple[str, str], Usage]:

@@ -233,8 +233,8 @@ type LimitArg<'py> = (String, String, Bound<'py, PyAny>, Bound<'py, PyAny>);
 type BudgetArg<'py> = (String, Vec<LimitArg<'py>>, Option<u32>);
 
 /// The keys of a spec; another one is a mistake.
-const KEYS: [&str; 8] =
-    ["budgets", "prices", "holds", "nodes", "volatile", "admission", "increment_tokens", "hold_ttl_ms"];
+const KEYS: [&str; 9] =
+    ["budgets", "prices", "holds", "nodes", "volatile", "keep_limits", "admission", "increment_tokens", "hold_ttl_ms"];
 
 fn spec_error(message: String) -> PyErr {
     Error::from(BudgetError::Spec { message }).into()
@@ -281,6 +281,9 @@ fn read_spec(spec: &Bound<'_, PyDict>) -> PyResult<LedgerSpec> {
     }
     if let Some(nodes) = spec.get_item("nodes")? {
         read.nodes = nodes.extract()?;
+    }
+    if let Some(keep_limits) = spec.get_item("keep_limits")? {
+        read.keep_limits = keep_limits.extract()?;
     }
     if let Some(volatile) = spec.get_item("volatile")? {
         read.volatile = volatile.extract()?;

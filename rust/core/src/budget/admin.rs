@@ -20,7 +20,7 @@ use super::window::Window;
 use crate::limits::LIMIT_MAX;
 use crate::map;
 use crate::sync::AtomicI64;
-use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 /// When a denial that only other holds caused is worth another try.
 const CONTENDED_RETRY_MS: i64 = 50;
@@ -170,8 +170,10 @@ impl Ledger {
 
     /// Every cell that would refuse `amounts` now, leaf to root; none if they fit.
     pub fn explain(&self, node: &Node, amounts: &Amounts) -> Vec<Denial> {
-        let now_ms = self.now_ms();
-        self.refusals(node, amounts, now_ms)
+        if let (true, Ok(hand)) = (self.any_deadlines(), self.hand()) {
+            self.end_expired(&hand);
+        }
+        self.refusals(node, amounts, self.now_ms())
     }
 
     fn refusals(&self, node: &Node, amounts: &Amounts, now_ms: i64) -> Vec<Denial> {
@@ -428,6 +430,8 @@ impl Ledger {
         self.exclusively(&attached, || {
             let skew_ms = self.clock_skew_ms();
             self.memory.accept_clock(&*self.clock);
+            self.memory.forget_later_windows(self.clock.wall_ms());
+            self.believed_ms.store(i64::MIN, Relaxed);
             self.memory.note(EventKind::ClockAccepted, None, skew_ms, 0);
         })
     }
@@ -510,11 +514,19 @@ impl Ledger {
             self.closed.store(true, Relaxed);
             return;
         }
-        let Ok(attached) = self.attached() else { return };
-        for hold in self.own_holds(attached.me) {
-            self.end_unreported(hold);
+        // SeqCst, as in `begin_batch`: what begins after this sees it, what began before is waited for.
+        self.closed.store(true, SeqCst);
+        while self.batches.load(SeqCst) != 0 {
+            std::thread::yield_now();
         }
-        self.closed.store(true, Relaxed);
+        let attached = self.attached.load();
+        let hand = Hand { memory: &self.memory, me: attached.me, alive: self };
+        for hold in self.own_holds(attached.me) {
+            hand.end(hold, |slot| {
+                unreported(slot.flags.load(Relaxed), &read(&slot.amounts), &hand.charged(hold.slot, slot))
+            });
+        }
+        self.changed();
         let (Some(store), Some(locks)) = (&self.store, &attached.locks) else { return };
         // Errors have nobody to go to: what is not written now is covered by the last image and its chunk.
         let _ = self.exclusively(&attached, || {
@@ -589,8 +601,12 @@ impl Hand<'_> {
                 let Some(unit) = Unit::ALL.get(unit).copied() else { continue };
                 let (limit, overdraft) = (of(&limits.limit), of(&limits.overdraft));
                 let now_ms = self.memory.header().last_ms.load(Relaxed);
-                self.change_limit(index, unit, window, limit, Some(overdraft), now_ms)
+                let before = self
+                    .change_limit(index, unit, window, limit, Some(overdraft), now_ms)
                     .map_err(|why| format!("the limits of budget {index} cannot be changed: {why:?}"))?;
+                if before != limit {
+                    self.memory.note(EventKind::LimitChanged, Some((index, unit, window)), before, limit);
+                }
             }
             mask.store(*wanted, Release);
         }

@@ -43,6 +43,16 @@ impl Memory {
         Ok((dead, living))
     }
 
+    /// Whether any process has a number, whatever the table says of it.
+    pub(super) fn any_living(&self, locks: &LockFile) -> std::io::Result<bool> {
+        for number in (1_u32..).take(self.owners.len()) {
+            if locks.is_locked_elsewhere(owner_lock(number))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Whether a process that took a number is gone.
     pub(super) fn any_dead(&self, locks: &LockFile, me: u32) -> bool {
         (1_u32..).zip(self.owners.iter()).any(|(number, owner)| {

@@ -67,8 +67,6 @@ pub enum Charge {
 pub(super) const SETUP: u32 = 0xfff;
 /// Everything a top-up asks for is taken; what is left is to say so.
 pub(super) const APPLY: u32 = 0xffe;
-/// The units that come back or are spent when a hold ends: all but requests, of which `free` alone keeps count.
-const UNITS_ENDED: u32 = ((1 << UNITS) - 1) & !(1 << Unit::Requests.index());
 
 /// One process's hand on the memory.
 #[derive(Clone, Copy)]
@@ -405,11 +403,12 @@ impl Hand<'_> {
         let touched = mask_of(&held) | mask_of(&actual);
         for (at, (place, units)) in slot.entries().enumerate().skip((from / END_STEPS) as usize) {
             let Some(period) = self.memory.period(place) else { continue };
-            // Requests were spent when they were granted.
-            for unit in units_of(units & touched & UNITS_ENDED) {
+            for unit in units_of(units & touched) {
                 let (Some(held), Some(actual)) = (held.get(unit).copied(), actual.get(unit).copied()) else { continue };
                 let number = end_step(at).wrapping_add(unit_step(unit).wrapping_mul(2));
+                // Of requests `free` alone keeps count: those of the grant are spent, and more of them is taken now.
                 if actual != 0
+                    && unit != Unit::Requests.index()
                     && number >= from
                     && let Some(used) = cell(&period.used, unit)
                 {
@@ -449,8 +448,11 @@ pub(super) fn settled(slot: &Slot, charged: &[i64; UNITS], reported: &Reported) 
     let whole = unreported(slot.flags.load(Relaxed) | FLAG_DISPATCHED, &read(&slot.amounts), charged);
     let mut actual = whole;
     for (unit, (actual, reported)) in Unit::ALL.into_iter().zip(actual.iter_mut().zip(reported)) {
-        if let (Some(amount), false) = (reported, unit.is_level() || unit == Unit::Requests) {
-            *actual = *amount;
+        match reported {
+            // Spent when granted; more of them is owed.
+            Some(amount) if unit == Unit::Requests => *actual = (*actual).max(*amount),
+            Some(amount) if !unit.is_level() => *actual = *amount,
+            _ => {}
         }
     }
     actual
@@ -467,7 +469,7 @@ pub(super) fn unreported(flags: u32, held: &[i64; UNITS], charged: &[i64; UNITS]
         let counted_by_meter = unit == Unit::Tokens && flags & FLAG_METER != 0;
         *actual = match unit {
             Unit::InFlight | Unit::KvBlocks => 0,
-            Unit::Requests => *held,
+            Unit::Requests => *held.max(charged),
             _ if !dispatched || counted_by_meter || (streamed && *charged != 0) => *charged,
             _ => *charged.max(held),
         };

@@ -27,9 +27,11 @@ use super::unit::{Amounts, Reported, Unit, check_amount};
 use super::window::{WINDOWS, Window};
 use crate::limits::LEDGER_PROCESSES_MAX;
 use crate::map::{self, LockFile, Mapping};
-use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use crate::sync::{AtomicI64, AtomicU32, AtomicU64};
 
+/// Milliseconds that making a budget on demand waits for the ledger's lock: it stands in a request's way.
+const MAKE_TRIES: u32 = 50;
 /// Places to look for a slot from, so that threads do not meet at one.
 const HINTS: usize = 16;
 
@@ -73,6 +75,17 @@ pub struct Options {
     pub ttl_ms: Option<i64>,
 }
 
+/// A batch at work.
+pub(super) struct Batch<'a> {
+    batches: &'a AtomicU32,
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        self.batches.fetch_sub(1, SeqCst);
+    }
+}
+
 /// A slot to look at first, on a cache line of its own: each thread writes its own at every hold.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -101,13 +114,17 @@ pub struct Ledger {
     pub(super) changing: Mutex<()>,
     pub(super) names: RwLock<HashMap<Box<str>, Arc<Node>>>,
     /// Until when the wall clock is believed without asking the boot clock
-    believed_ms: AtomicI64,
+    pub(super) believed_ms: AtomicI64,
     hints: [Hint; HINTS],
     /// Something was reserved since the last image
     pub(super) active: AtomicU32,
     /// Holds of this process have deadlines
     deadlines: AtomicBool,
     pub(super) closed: AtomicBool,
+    /// The name of the state file leads elsewhere
+    replaced: AtomicBool,
+    /// Batches at work without the caller's lock
+    pub(super) batches: AtomicU32,
     pub(super) background: ArcSwapOption<super::background::Background>,
     /// Where the thread finds its ledger, once somebody wants a thread
     pub(super) itself: OnceLock<Weak<Self>>,
@@ -168,13 +185,15 @@ impl Ledger {
         if !path.exists() {
             store::create(path, sizes, spec.volatile, &*clock, |memory| fill(memory, &plan))?;
         }
-        let locks = Arc::new(LockFile::open(path).map_err(|error| store::io_error(path, "open", error))?);
         let file = map::open_private(path).map_err(|error| store::io_error(path, "open", error))?;
+        let locks = Arc::new(LockFile::open(&file).map_err(|error| store::io_error(path, "open", error))?);
         let (store, memory, me) = locked(&locks, path, LOCK_LEDGER, || {
-            let (store, memory, found) = store::open(path, file, spec.volatile, &*clock)?;
+            let (store, memory, found) = store::open(path, file, &locks, spec.volatile, &*clock)?;
             let me = memory.attach(path, &locks, &*clock, found)?;
             let attached = Attached { me, locks: Some(Arc::clone(&locks)) };
-            Hand { memory: &memory, me, alive: &attached }.load_limits(path, &plan)?;
+            if !spec.keep_limits {
+                Hand { memory: &memory, me, alive: &attached }.load_limits(path, &plan)?;
+            }
             Ok::<_, BudgetError>((store, memory, me))
         })??;
         let attached = Attached { me, locks: Some(locks) };
@@ -208,6 +227,8 @@ impl Ledger {
             active: AtomicU32::new(0),
             deadlines: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
+            batches: AtomicU32::new(0),
             background: ArcSwapOption::empty(),
             itself: OnceLock::new(),
         }
@@ -223,7 +244,32 @@ impl Ledger {
         if self.generation.load(Acquire) != map::fork_generation() {
             self.attach_child()?;
         }
+        if self.replaced.load(Relaxed) {
+            return Err(self.replaced_error());
+        }
         Ok(Hand { memory: &self.memory, me: self.me.load(Relaxed), alive: self })
+    }
+
+    #[cold]
+    fn replaced_error(&self) -> BudgetError {
+        let file = self.store.as_ref().map_or_else(String::new, |store| store.path.display().to_string());
+        BudgetError::Replaced { file }
+    }
+
+    /// Refuses from now on if the state file is no longer what its name leads to: whoever opens the name has another
+    /// ledger, and two would spend every limit twice.
+    pub(super) fn check_name(&self) {
+        if self.store.as_ref().is_some_and(|store| !store.is_at_its_path()) {
+            self.replaced.store(true, Relaxed);
+        }
+    }
+
+    /// Says that a batch is at work, which closing waits for. `None` once the ledger is closed.
+    pub(super) fn begin_batch(&self) -> Option<Batch<'_>> {
+        let batch = Batch { batches: &self.batches };
+        // SeqCst on both sides: either the batch sees that the ledger is closed, or closing sees the batch.
+        self.batches.fetch_add(1, SeqCst);
+        (!self.closed.load(SeqCst)).then_some(batch)
     }
 
     /// What belongs to this process. A forked child of a shared ledger takes a number of its own first.
@@ -241,7 +287,7 @@ impl Ledger {
             return Ok(());
         }
         let path = &*store.path;
-        let locks = Arc::new(LockFile::open(path).map_err(|error| store::io_error(path, "open", error))?);
+        let locks = Arc::new(LockFile::open(&store.file).map_err(|error| store::io_error(path, "open", error))?);
         let me = locked(&locks, path, LOCK_LEDGER, || {
             self.memory.attach(path, &locks, &*self.clock, store::Found::Running)
         })??;
@@ -258,7 +304,8 @@ impl Ledger {
     /// The budget of a path if this process has found it before. Takes no lock that is held for long.
     pub fn known(&self, path: &str) -> Option<Arc<Node>> {
         let plans = self.memory.header().plans.load(Acquire);
-        let known = self.names.read().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
+        // A forked child may find the lock held by a thread it does not have: then the budget is looked for anew.
+        let known = self.names.try_read().ok()?.get(path).cloned();
         known.filter(|node| node.plans == plans)
     }
 
@@ -278,15 +325,18 @@ impl Ledger {
         let attached = self.attached().map_err(|error| unavailable(error.to_string()))?;
         let index = match self.memory.find(path) {
             Some(index) => index,
+            // Before any lock: whoever asks for what is not there does not wait for who makes something.
+            None if self.plan.limits_of(path).is_none() => return Err(unavailable(self.no_such(path))),
             None => self
-                .exclusively(&attached, || self.make(path))
+                .exclusively_within(MAKE_TRIES, &attached, || self.make(path))
                 .map_err(|error| unavailable(error.to_string()))?
                 .map_err(unavailable)?,
         };
         let steps = self.memory.steps(index).into();
         let node = Arc::new(Node { index, path: path.into(), steps, plans });
-        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-        names.insert(path.into(), Arc::clone(&node));
+        if let Ok(mut names) = self.names.try_write() {
+            names.insert(path.into(), Arc::clone(&node));
+        }
         Ok(node)
     }
 
@@ -296,8 +346,7 @@ impl Ledger {
             return Ok(index);
         }
         let Some((limits, children_max)) = self.plan.limits_of(path) else {
-            let known: Vec<&str> = self.plan.exact.iter().take(8).map(|(path, _)| path.as_str()).collect();
-            return Err(format!("there is no budget `{path}`; there is {}", known.join(", ")));
+            return Err(self.no_such(path));
         };
         let parent = parent_of(path).map_or(Ok(NO_NODE), |parent| self.make(parent))?;
         let children = self.memory.nodes.get(parent as usize).map_or(0, |node| node.children.load(Relaxed));
@@ -316,11 +365,25 @@ impl Ledger {
         Ok(index)
     }
 
+    fn no_such(&self, path: &str) -> String {
+        let known: Vec<&str> = self.plan.exact.iter().take(8).map(|(path, _)| path.as_str()).collect();
+        format!("there is no budget `{path}`; there is {}", known.join(", "))
+    }
+
     /// Runs `work` while nobody else changes the ledger as a whole.
     pub(super) fn exclusively<T>(&self, attached: &Attached, work: impl FnOnce() -> T) -> Result<T, BudgetError> {
+        self.exclusively_within(store::LOCK_TRIES, attached, work)
+    }
+
+    fn exclusively_within<T>(
+        &self,
+        tries: u32,
+        attached: &Attached,
+        work: impl FnOnce() -> T,
+    ) -> Result<T, BudgetError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         match (&attached.locks, &self.store) {
-            (Some(locks), Some(store)) => locked(locks, &store.path, LOCK_LEDGER, work),
+            (Some(locks), Some(store)) => store::locked_within(tries, locks, &store.path, LOCK_LEDGER, work),
             _ => Ok(work()),
         }
     }
@@ -459,7 +522,10 @@ impl Ledger {
             return Err(expired("the hold's deadline has passed; reserve anew"));
         }
         match hand.top_up(id, more) {
-            Some(Ok(())) => Ok(()),
+            Some(Ok(())) => {
+                self.wake_background();
+                Ok(())
+            }
             Some(Err(refused)) => {
                 let node = self.node(&held.path)?;
                 Err(Box::new(self.diagnose(&node, more, held.granted_ms, refused)))
@@ -509,6 +575,10 @@ impl Ledger {
         if ended {
             self.hint().store(id.slot, Relaxed);
             self.changed();
+            // What was settled above its hold is not on the disk yet either.
+            if self.active.load(Relaxed) == 0 {
+                self.wake_background();
+            }
         }
         ended
     }
@@ -521,6 +591,11 @@ impl Ledger {
             header.changes.fetch_add(1, Release);
             map::wake_all(&header.changes);
         }
+    }
+
+    /// Whether any hold of this process was given a deadline.
+    pub(super) fn any_deadlines(&self) -> bool {
+        self.deadlines.load(Relaxed)
     }
 
     /// Whether this is a copy of a parent process's ledger that was not used here yet.

@@ -112,6 +112,8 @@ impl Meter {
     ///
     /// `slots` and `status` have a place for each row; a status is 0 for granted, else 1 + the kind of denial.
     pub fn reserve_many(&mut self, rows: impl Iterator<Item = Row>, slots: &mut [u32], status: &mut [u8]) -> usize {
+        let ledger = Arc::clone(&self.ledger);
+        let _batch = ledger.begin_batch();
         let wall_ms = self.ledger.clock.wall_ms();
         let mut granted = 0_usize;
         for ((row, slot), status) in rows.zip(slots).zip(status) {
@@ -203,6 +205,8 @@ impl Meter {
 
     /// Holds more tokens for each slot, or not. A status is 0 for granted, else 1 + the kind of denial.
     pub fn top_up(&mut self, slots: &[u32], tokens: &[u32], status: &mut [u8]) -> usize {
+        let ledger = Arc::clone(&self.ledger);
+        let _batch = ledger.begin_batch();
         let mut granted = 0_usize;
         for ((slot, tokens), status) in slots.iter().zip(tokens).zip(status) {
             let topped = self.id(*slot).ok_or(DenialKind::Expired).and_then(|id| {
@@ -257,6 +261,8 @@ impl Meter {
     /// A sequence with a price settles its real cost: of its prompt, of what of it was cached, and of what was generated.
     /// Returns how many this call ended.
     pub fn settle_many(&mut self, slots: &[u32], cached: Option<&[u32]>) -> usize {
+        let ledger = Arc::clone(&self.ledger);
+        let _batch = ledger.begin_batch();
         let mut ended = 0_usize;
         for (row, slot) in slots.iter().enumerate() {
             let cached = cached.and_then(|cached| cached.get(row)).copied().unwrap_or(0);
@@ -268,7 +274,9 @@ impl Meter {
     /// Ends one hold: with what was charged if that `counts`, else with nothing.
     fn settle(&mut self, slot: u32, cached: u32, counts: impl FnOnce(i64) -> bool) -> bool {
         let Some((id, charged)) = self.id(slot).zip(self.charged(slot)) else { return false };
-        let (counts, cached) = (counts(charged), i64::from(cached));
+        // A discount is on the prompt: engines are known to count more than there was.
+        let prompt = self.sequences.get(slot as usize).map_or(0, |sequence| sequence.prompt);
+        let (counts, cached) = (counts(charged), i64::from(cached.min(prompt)));
         let mut reported = [None; UNITS];
         if let Some(tokens) = reported.get_mut(Unit::Tokens.index()) {
             *tokens = Some(if counts { charged.saturating_sub(cached).max(0) } else { 0 });
@@ -283,6 +291,8 @@ impl Meter {
     /// Ends holds that were not used: their tokens go back, the prompt's too, and their requests stay spent. A sequence
     /// that has generated anything is settled instead. Returns how many it ended.
     pub fn release_many(&mut self, slots: &[u32]) -> usize {
+        let ledger = Arc::clone(&self.ledger);
+        let _batch = ledger.begin_batch();
         let mut ended = 0_usize;
         for slot in slots {
             let prompt = self.sequences.get(*slot as usize).map_or(0, |sequence| i64::from(sequence.prompt));

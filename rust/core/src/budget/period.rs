@@ -8,7 +8,7 @@
 //! each budget by a word that names the process; if that process is dead, the next one takes over and does it again,
 //! which it may because nobody can use a period that is being opened.
 
-use super::layout::{CLOSED, EPOCHS_LEN, Epoch, NO_RING, NodeEntry, Period, Word};
+use super::layout::{CLOSED, EPOCHS_LEN, Epoch, NO_RING, NodeEntry, Period, Phase, Slot, State, Word};
 use super::memory::Memory;
 use super::unit::{UNITS, Unit};
 use super::window::Window;
@@ -160,24 +160,47 @@ impl Memory {
         Ok(())
     }
 
-    /// Makes sure that no hold lives in window `id` and none will be granted in it. It has to have ended.
-    fn close(&self, window: Window, id: u32) -> bool {
-        let Some(epoch) = self.epoch(window, id) else { return false };
+    /// Makes sure that no hold will be granted in window `id` any more, which has to have ended. Says whether holds that
+    /// were still live; `None` if it could not be done.
+    fn close(&self, window: Window, id: u32) -> Option<bool> {
+        let epoch = self.epoch(window, id)?;
         for _ in 0..OPEN_TRIES_MAX {
             let word = Word(epoch.word.load(Acquire));
             let wanted = id.wrapping_add(1);
-            if word.id_plus_1() > wanted || (word.id_plus_1() == wanted && word.opener() == CLOSED) {
-                return true;
+            if word.id_plus_1() > wanted {
+                return Some(false);
             }
-            if word.pins() == 0 {
-                // AcqRel: what the last hold of the window did to its periods is seen by whoever uses them next.
-                if epoch.word.compare_exchange(word.0, Word::new(id, CLOSED, 0).0, AcqRel, Relaxed).is_ok() {
-                    return true;
-                }
+            if word.id_plus_1() == wanted && word.opener() == CLOSED {
+                return Some(word.pins() != 0);
+            }
+            // One long past makes place only once nobody is in it.
+            let closed = Word::new(id, CLOSED, word.pins());
+            let may_close = word.id_plus_1() == wanted || word.pins() == 0;
+            // AcqRel: what the last hold of the window did to its periods is seen by whoever uses them next, and the
+            // slots of all that have pinned it are seen as they were before they did.
+            if may_close && epoch.word.compare_exchange(word.0, closed.0, AcqRel, Relaxed).is_ok() {
+                return Some(word.pins() != 0);
             }
             spin_loop();
         }
-        false
+        None
+    }
+
+    /// Whether a period can be used for another window: its own is closed, and no hold of it that still lives, here or
+    /// in the middle of being granted, has anything in this period. Looks at every slot, but only where a hold has
+    /// outlived its window.
+    fn is_over(&self, window: Window, id: u32, place: u32) -> bool {
+        match self.close(window, id) {
+            None => false,
+            Some(false) => true,
+            Some(true) => !self.slots.iter().any(|slot| {
+                let phase = State(slot.state.load(Acquire)).phase();
+                let pinned = slot.pinned.get(window.index()).map_or(0, |pinned| pinned.load(Acquire));
+                let uses = |slot: &Slot| slot.entries().any(|(other, _)| other == place);
+                // The list of one that is being taken is not complete yet.
+                phase != Phase::Free && pinned == id.wrapping_add(1) && (phase == Phase::Taking || uses(slot))
+            }),
+        }
     }
 
     /// The period of a step that counts window `id`, which the caller has pinned; opened if nobody has yet.
@@ -272,7 +295,9 @@ impl Memory {
             if word.id_plus_1() > wanted {
                 return Err(NoPeriod::Stale);
             }
-            if ended.is_none() && word.id_plus_1().checked_sub(1).is_none_or(|old| self.close(step.window, old)) {
+            if ended.is_none()
+                && word.id_plus_1().checked_sub(1).is_none_or(|old| self.is_over(step.window, old, place))
+            {
                 ended = Some(place);
             }
         }

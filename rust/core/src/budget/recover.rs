@@ -196,7 +196,7 @@ impl Hand<'_> {
         let (at, part) = ((step / END_STEPS) as usize, step % END_STEPS);
         let unit = (part / 2) as usize;
         let Some((place, units)) = slot.entry(at) else { return next };
-        if unit >= UNITS || unit == REQUESTS || units & (1 << unit) == 0 {
+        if unit >= UNITS || units & (1 << unit) == 0 || (unit == REQUESTS && part.is_multiple_of(2)) {
             return next;
         }
         let of = |counts| read(counts).get(unit).copied().unwrap_or(0);
@@ -209,7 +209,9 @@ impl Hand<'_> {
         } else if let Some(free) = period.and_then(|period| cell(&period.free, unit)) {
             // A debt is owed for certain: it is counted again, and if it had been counted the heal gives it back.
             let debt = actual.saturating_sub(held);
-            doubt(period, unit, debt, Doubt::Free);
+            if unit != REQUESTS {
+                doubt(period, unit, debt, Doubt::Free);
+            }
             add(free, debt.saturating_neg());
         }
         next

@@ -70,6 +70,8 @@ pub struct LedgerSpec {
     pub increment_tokens: i64,
     /// The state may lie in memory that a restart empties
     pub volatile: bool,
+    /// An existing ledger keeps its limits, whatever the file says: for who looks at it or operates it
+    pub keep_limits: bool,
     /// How often spend is made durable; within it a power cut may forget what went beyond the chunk that was counted
     pub durable_interval_ms: u64,
     /// After this time a hold is over and counts as what was charged, or in full; `None` for never
@@ -86,6 +88,7 @@ impl Default for LedgerSpec {
             admission: Admission::Safe,
             increment_tokens: 256,
             volatile: false,
+            keep_limits: false,
             durable_interval_ms: 50,
             hold_ttl_ms: None,
         }

@@ -260,7 +260,7 @@ impl ModelCall {
 
     /// Ends the call with what the provider says was used; false if it has ended before.
     ///
-    /// What has no price costs the whole hold.
+    /// What has no price costs the whole hold, or what the rest costs if that is more.
     pub fn settle(&self, usage: &ModelUsage<'_>) -> Result<bool, BudgetError> {
         let progress = self.progress();
         let Progress { charged, held: reserved, .. } = *progress;
@@ -288,7 +288,16 @@ impl ModelCall {
             ];
             parts.extend(usage.others.iter().map(|(name, tokens)| (*name, count(*tokens))));
             let whole = reserved.get(Unit::NanoUsd).max(charged.get(Unit::NanoUsd));
-            *nano_usd = Some(hold.ledger.spec().prices.cost(&self.model, &parts).unwrap_or(whole));
+            let prices = &hold.ledger.spec().prices;
+            let known = |part| match prices.cost(&self.model, &[part]) {
+                Ok(cost) => cost,
+                // Beyond what can be written down: as much as can.
+                Err(Unpriced::TooLarge { .. }) => AMOUNT_MAX,
+                Err(_) => 0,
+            };
+            let floor = || parts.iter().fold(0_i64, |sum, part| sum.saturating_add(known(*part)));
+            let cost = prices.cost(&self.model, &parts).unwrap_or_else(|_| floor().max(whole).min(AMOUNT_MAX));
+            *nano_usd = Some(cost);
         }
         hold.ledger.settle(hold.id, &reported)
     }
