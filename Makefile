@@ -24,15 +24,18 @@ STUB := python/tollkeeper/_native.pyi
 # Passed to pytest; with it only the Python tests run: make test ARGS="tests/policy -k uid"
 ARGS ?=
 
-.PHONY: run test test-rust test-python build wheel lint fmt fmt-check types stubs stubs-check bench instr fuzz loom clean
+.PHONY: run test test-rust test-python build wheel lint fmt fmt-check types stubs stubs-check bench bench-budget instr fuzz loom clean
 
 build: $(NATIVE)
 
 # The main job on real input: the tool calls of a public benchmark, decided. Status 3 says that it cannot be fetched;
-# then the example that `tollkeeper init` writes is decided instead.
+# then the example that `tollkeeper init` writes is decided instead. After that the requests of a public trace, through
+# budgets: TOLLKEEPER_AZURE_TRACES names its folder, and requests are made up where it is absent.
 run: build
 	@$(BIN)/python examples/agentdojo/run.py || { status=$$?; [ $$status -eq 3 ] || exit $$status; \
 	folder=$$(mktemp -d) && $(BIN)/tollkeeper init $$folder && cd $$folder && $(abspath $(BIN))/tollkeeper decide actions.jsonl; }
+	@echo
+	@$(BIN)/python examples/budget_replay/run.py
 
 # --- environment ------------------------------------------------------------------------------------------------
 
@@ -132,6 +135,18 @@ $(VENV)/.bench: $(VENV)/.test requirements/bench.txt
 bench: build $(VENV)/.bench
 	$(BIN)/python benches/python/compare.py $(ARGS)
 	cargo bench --locked --quiet --package tollkeeper-core
+	@$(MAKE) --no-print-directory bench-budget ARGS=
+
+# The budget room against its peers. LiteLLM takes 340 MB and an environment of its own; where it cannot be installed,
+# or redis-server is missing, the bench says so and goes on without that peer.
+bench-budget: build $(VENV)/.bench
+	-@$(MAKE) --no-print-directory .venv-litellm/.created
+	$(BIN)/python benches/python/budget.py $(ARGS)
+
+.venv-litellm/.created: requirements/bench-litellm.txt
+	$(PYTHON) -m venv .venv-litellm
+	.venv-litellm/bin/python -m pip install --quiet -r requirements/bench-litellm.txt
+	@touch $@
 
 # Instructions per call, counted across the boundary: the same on every run. Needs valgrind.
 instr: build
@@ -150,5 +165,5 @@ fuzz: $(CARGO_FUZZ)
 	$(CARGO_FUZZ) fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -len_control=0 || exit 1; done
 
 clean:
-	rm -rf $(VENV) dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-litellm dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	cargo clean

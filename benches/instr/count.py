@@ -1,4 +1,4 @@
-"""Counts instructions per decision across the Python boundary and compares them with the kept figures.
+"""Counts instructions per decision and per hold across the Python boundary and compares them with the kept figures.
 
 Runs one case for two numbers of calls under callgrind; the difference is the calls themselves, and the empty loop's
 share is taken off. Counts depend on the interpreter's build, so `baseline.json` names it and is compared only with the
@@ -27,7 +27,8 @@ def instructions(case: str, calls: int) -> int:
         "valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, str(HERE / "one_case.py"),
         case, str(calls),
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    # Threads that numpy would start spin while they wait: millions of instructions, another number on each run.
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
     found = re.search(r"Collected : (\d+)", done.stderr)
     if done.returncode != 0 or found is None:
@@ -37,13 +38,13 @@ def instructions(case: str, calls: int) -> int:
 
 def main() -> int:
     """Counts, prints, compares."""
-    parser = argparse.ArgumentParser(description="instructions per decision, from Python")
+    parser = argparse.ArgumentParser(description="instructions per decision and per hold, from Python")
     parser.add_argument("--keep", action="store_true", help="write the counts to baseline.json")
     arguments = parser.parse_args()
     if shutil.which("valgrind") is None:
         print("skipped: valgrind is not installed", file=sys.stderr)
         return 0
-    cases = ("loop", "prepared", "strings")
+    cases = ("loop", "prepared", "strings", "hold", "charge", "meter")
     per_call = {case: (instructions(case, MANY) - instructions(case, FEW)) / (MANY - FEW) for case in cases}
     counts = {case: round(count - per_call["loop"]) for case, count in per_call.items() if case != "loop"}
     build = f"{platform.python_implementation()} {platform.python_version()} {platform.machine()}"

@@ -13,8 +13,10 @@ from tollkeeper._native import (
     build_info,
     decision_codes,
 )
+from tollkeeper.budget import Denial, Hold, Ledger, Meter, Usage
 from tollkeeper.errors import (
     ArgumentsError,
+    BudgetError,
     ConfigError,
     ContextError,
     Denied,
@@ -25,16 +27,18 @@ from tollkeeper.errors import (
     PolicyError,
     TollkeeperError,
 )
-from tollkeeper.gate import Gate, Principal, Run, Scope
+from tollkeeper.gate import Gate, ModelCall, Principal, Run, Scope
 
 __all__ = [
     "Answer",
     "ArgumentsError",
     "BatchAnswer",
+    "BudgetError",
     "ConfigError",
     "Context",
     "ContextError",
     "Decision",
+    "Denial",
     "Denied",
     "Entities",
     "Entity",
@@ -44,13 +48,18 @@ __all__ = [
     "EvaluationError",
     "Gate",
     "HandleError",
+    "Hold",
     "InternalError",
+    "Ledger",
+    "Meter",
+    "ModelCall",
     "PolicyError",
     "PolicySet",
     "Principal",
     "Run",
     "Scope",
     "TollkeeperError",
+    "Usage",
     "build_info",
     "decision_codes",
 ]

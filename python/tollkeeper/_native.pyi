@@ -5,7 +5,7 @@ The native half of the package. Import from `tollkeeper`, not from here.
 import collections.abc
 import os
 import typing
-from typing import Any, SupportsIndex, final
+from typing import Any, Final, SupportsIndex, final
 
 from typing_extensions import disjoint_base
 
@@ -14,13 +14,20 @@ __all__ = [
     "BatchAnswer",
     "Context",
     "Decision",
+    "Denial",
     "Entities",
     "Entity",
     "EntityUid",
     "EvaluationError",
+    "FakeClock",
     "Gate",
+    "Hold",
+    "Ledger",
+    "Meter",
+    "ModelCall",
     "PolicySet",
     "Scope",
+    "Usage",
     "_echo_arguments",
     "_echo_uid",
     "_fork_generation",
@@ -138,6 +145,10 @@ class Decision:
     """
     def __bool__(self, /) -> bool: ...
     def __repr__(self, /) -> str: ...
+    def _finish(self, /) -> None:
+        """
+        Ends what was reserved, the action being over: what nobody settled counts in full.
+        """
     @property
     def allowed(self, /) -> bool:
         """
@@ -154,9 +165,20 @@ class Decision:
         Stable name of the outcome, such as `allow` or `policy.no_permit`.
         """
     @property
+    def denial(self, /) -> Denial | None:
+        """
+        Why a budget refused: a `Denial` with the level, unit and window; `None` if none did.
+        """
+    @property
     def errors(self, /) -> list[tuple[str, str]]:
         """
         Policies that could not be evaluated, as pairs of id and message.
+        """
+    @property
+    def hold(self, /) -> Hold | None:
+        """
+        What was reserved for the action: a `Hold`, or `None` if nothing was. Settle it with what was used. If nobody does,
+        it ends in full when the decision and the hold are gone. A forked child has none: it is its parent's.
         """
     @property
     def id(self, /) -> str:
@@ -183,6 +205,11 @@ class Decision:
         Raises `Denied` unless the action may go ahead; returns the decision otherwise.
         """
     @property
+    def retry_after(self, /) -> float | None:
+        """
+        Seconds until the same action is worth another try; `None` if it is not, or nobody knows.
+        """
+    @property
     def would_deny(self, /) -> str | None:
         """
         The code this would have had without shadow mode, or with the policies that are in it.
@@ -191,6 +218,77 @@ class Decision:
     def would_deny_policies(self, /) -> list[str]:
         """
         Ids of the policies behind `would_deny`.
+        """
+
+@final
+class Denial:
+    """
+    Why a reserve was not granted, with the level, unit and window that refused.
+
+    A denial has no truth value: test `.granted`.
+    """
+    def __bool__(self, /) -> bool: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def available(self, /) -> int:
+        """
+        limit + overdraft - used - held - stranded at that moment; negative is debt.
+        """
+    @property
+    def code(self, /) -> str:
+        """
+        `"budget.exhausted"`, `"budget.contended"`, `"budget.too_large"`, `"budget.expired"`, `"budget.unpriced"` or
+        `"budget.unavailable"`. Only a contended one is worth another try before the window ends.
+        """
+    @property
+    def granted(self, /) -> bool:
+        """
+        False.
+        """
+    @property
+    def held(self, /) -> int:
+        """
+        Held by live holds.
+        """
+    @property
+    def limit(self, /) -> int:
+        """
+        The limit of the cell that refused.
+        """
+    @property
+    def path(self, /) -> str:
+        """
+        The budget that refused, or the one that was asked for.
+        """
+    @property
+    def reason(self, /) -> str:
+        """
+        The sentence for whoever asked.
+        """
+    @property
+    def requested(self, /) -> int:
+        """
+        How much was asked for.
+        """
+    @property
+    def retry_after(self, /) -> float | None:
+        """
+        Seconds until it is worth another try; `None` for never.
+        """
+    @property
+    def unit(self, /) -> str | None:
+        """
+        The unit that refused; `None` where no cell did.
+        """
+    @property
+    def used(self, /) -> int:
+        """
+        Spent in the window.
+        """
+    @property
+    def window(self, /) -> str | None:
+        """
+        The window that refused; `None` where no cell did.
         """
 
 @final
@@ -342,6 +440,42 @@ class EvaluationError:
         Id of the policy.
         """
 
+@final
+class FakeClock:
+    """
+    A clock that stands still until it is moved, for tests and replays.
+
+    Args:
+        wall_ms: What the wall clock shows, in milliseconds since 1970.
+
+    Example:
+        >>> from tollkeeper.testing import FakeClock
+        >>> clock = FakeClock(1_000)
+        >>> clock.advance(500)
+        >>> clock.wall_ms
+        1500
+    """
+    def __new__(cls, /, wall_ms: int = ...) -> FakeClock: ...
+    def __repr__(self, /) -> str: ...
+    def advance(self, ms: int, /) -> None:
+        """
+        Lets time pass: the wall clock and the clock since boot move.
+        """
+    @property
+    def boot_ms(self, /) -> int:
+        """
+        What the clock since boot shows, in milliseconds.
+        """
+    def step(self, ms: int, /) -> None:
+        """
+        Sets the wall clock forwards or backwards while no time passes.
+        """
+    @property
+    def wall_ms(self, /) -> int:
+        """
+        What the wall clock shows, in milliseconds since 1970.
+        """
+
 @disjoint_base
 class Gate:
     """
@@ -353,18 +487,20 @@ class Gate:
         sources: dict[str, typing.Any],
         instance: SupportsIndex,
         current: collections.abc.Callable[[], Scope | None],
+        ledger: Ledger | None = None,
     ) -> typing.Self:
         """
         Args:
             sources: Mapping with `policies`, `schema`, `entities`, `tools`, `mode`, `on_error`, `unguarded_forbid`.
             instance: A random number that tells this gate's decisions from those of others.
             current: Callable that returns the current scope or `None`.
+            ledger: What pays for actions.
         """
-    def _register(self, /, tools: list[tuple[str, str, str | None, list[str]]]) -> None:
+    def _register(self, /, tools: list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None]]) -> None:
         """
         Registers tools that a runtime describes: all of them or, if one is wrong, none.
         """
-    def _reload(self, /, sources: dict[str, typing.Any]) -> None:
+    def _reload(self, /, sources: dict[str, typing.Any], ledger: Ledger | None = None) -> None:
         """
         Loads everything anew and swaps it in; if anything is wrong, the old state stays.
 
@@ -410,6 +546,544 @@ class Gate:
     def warnings(self, /) -> list[str]:
         """
         Warnings of the last load.
+        """
+
+@final
+class Hold:
+    """
+    What a reserve was granted: room at a budget and at every level above it, until it is settled or released.
+
+    Ending is idempotent: the first `settle` or `release` counts, later ones return False. A hold that is dropped, or
+    left as a context manager, ends as nobody reports it: a unit that was charged counts as charged; of dispatched work
+    what was never charged counts in full; else it goes back. Requests stay spent.
+
+    A hold has no truth value, because a `Denial` is an object too: test `.granted`.
+    """
+    def __bool__(self, /) -> bool: ...
+    def __enter__(self, /) -> Hold: ...
+    def __exit__(self, /, *_exc: object) -> None: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def amounts(self, /) -> dict[str, int]:
+        """
+        What is held now, by unit; all 0 once the hold has ended.
+        """
+    def charge(
+        self,
+        /,
+        *,
+        tokens: int = ...,
+        nano_usd: int = ...,
+        requests: int = ...,
+        in_flight: int = ...,
+        kv_blocks: int = ...,
+    ) -> bool:
+        """
+        Notes what the work has used so far. True: go on. False: stop, because it is more than was held, or because the
+        hold has ended; never raises for the state of the hold or of the ledger.
+
+        Args:
+            tokens: Tokens of language models.
+            nano_usd: Billionths of a US dollar.
+            requests: Requests.
+            in_flight: Calls in flight.
+            kv_blocks: Blocks of a KV cache.
+
+        Raises:
+            TypeError: An amount is not an `int`.
+            BudgetError: An amount is negative or above 2**53.
+        """
+    @property
+    def charged(self, /) -> dict[str, int]:
+        """
+        What was charged so far, by unit; all 0 once the hold has ended.
+        """
+    @property
+    def code(self, /) -> str:
+        """
+        `"allow"`.
+        """
+    def dispatch(
+        self,
+        /,
+        *,
+        tokens: int = ...,
+        nano_usd: int = ...,
+        requests: int = ...,
+        in_flight: int = ...,
+        kv_blocks: int = ...,
+    ) -> bool:
+        """
+        Says that the work has begun, and charges what that costs for certain, such as the prompt. Answers as `charge`
+        does.
+        """
+    @property
+    def granted(self, /) -> bool:
+        """
+        True.
+        """
+    @property
+    def id(self, /) -> str:
+        """
+        Its name, as `Ledger.holds` lists it; never used again.
+        """
+    @property
+    def live(self, /) -> bool:
+        """
+        Whether it has not ended.
+        """
+    @property
+    def path(self, /) -> str:
+        """
+        The budget it was reserved at.
+        """
+    @property
+    def reason(self, /) -> str:
+        """
+        `""`.
+        """
+    def release(self, /) -> bool:
+        """
+        Ends a hold that was not used: what was not charged goes back. Requests stay spent.
+
+        Returns:
+            Whether this call ended it.
+
+        Raises:
+            HandleError: The ledger is closed, or was inherited through a fork and lives in memory.
+        """
+    def settle(
+        self,
+        /,
+        *,
+        tokens: int | None = None,
+        nano_usd: int | None = None,
+        requests: int | None = None,
+        in_flight: int | None = None,
+        kv_blocks: int | None = None,
+    ) -> bool:
+        """
+        Ends the hold with what was really used. More than was held becomes debt at every level.
+
+        Of what is not mentioned, levels come back, requests stay spent, and the rest counts as charged, or in full if
+        it never was.
+
+        Returns:
+            Whether this call ended it; False if it had ended before, and then nothing changes.
+
+        Raises:
+            HandleError: The ledger is closed, or was inherited through a fork and lives in memory.
+        """
+    def top_up(
+        self,
+        /,
+        *,
+        tokens: int = ...,
+        nano_usd: int = ...,
+        requests: int = ...,
+        in_flight: int = ...,
+        kv_blocks: int = ...,
+    ) -> Hold | Denial:
+        """
+        Holds more, in the same windows, or changes nothing.
+
+        Returns:
+            This hold, or a `Denial`. Requests are spent when granted and cannot be added.
+        """
+
+@disjoint_base
+class Ledger:
+    """
+    The native half of `tollkeeper.Ledger`.
+    """
+    def __enter__(self, /) -> typing.Self: ...
+    def __exit__(self, /, *_exc: object) -> None: ...
+    def __new__(
+        cls,
+        /,
+        spec: collections.abc.Mapping[str, typing.Any],
+        state: str | os.PathLike[str] | None = None,
+        clock: FakeClock | None = None,
+    ) -> typing.Self:
+        """
+        Args:
+            spec: Mapping with `budgets` (path, limits, children_max), each limit (unit, window, limit, overdraft);
+                `prices` (model, (component, nano-USD per million tokens)); `holds`, `nodes`, `volatile`, `admission`,
+                `increment_tokens`, `hold_ttl_ms`.
+            state: The file that holds what is used and held; `None` for the memory of this process.
+            clock: `tollkeeper.testing.FakeClock`, for tests and replays.
+
+        Raises:
+            BudgetError: The budgets or the state cannot be used.
+        """
+    def __repr__(self, /) -> str: ...
+    def _unwatch(self, /) -> None:
+        """
+        The other half of `_watch`; also of a ledger that was closed since, for the other processes' sake.
+        """
+    def _wake(self, /) -> None:
+        """
+        Wakes whoever waits, though nothing has changed.
+        """
+    def _watch(self, /) -> None:
+        """
+        Has changes counted from now on, also between two waits; each call needs an `_unwatch`.
+        """
+    def accept_clock(self, /) -> None:
+        """
+        Believes the wall clock as it is now, after it was set right. The ledger's time still never goes backwards.
+        """
+    @property
+    def admission(self, /) -> str:
+        """
+        How model calls are admitted: `"safe"` or `"incremental"`.
+        """
+    def change_count(self, /) -> int:
+        """
+        A number that changes when something has ended or changed while somebody waited; see `wait_for_change`.
+        """
+    @property
+    def clock_skew_ms(self, /) -> int:
+        """
+        How far the wall clock is ahead of the ledger's time, or behind it if negative. More than a second means that
+        the clock was set: see `accept_clock`.
+        """
+    def close(self, /) -> None:
+        """
+        Lets go of the ledger: this process's live holds end as nobody reports them. Closing twice is the same as once.
+        """
+    @property
+    def closed(self, /) -> bool:
+        """
+        Whether `close` was called.
+        """
+    def events(self, /) -> list[dict[str, typing.Any]]:
+        """
+        What an auditor wants to know, oldest first, the last ones only: `number`, `at_ms`, `kind`, `pid`, `path`,
+        `unit`, `window`, `before`, `after`.
+        """
+    def explain(
+        self,
+        /,
+        path: str,
+        *,
+        tokens: int = ...,
+        nano_usd: int = ...,
+        requests: int = ...,
+        in_flight: int = ...,
+        kv_blocks: int = ...,
+    ) -> list[Denial]:
+        """
+        Every limit that would refuse these amounts now, from the budget upwards; empty if they fit.
+        """
+    def holds(self, /) -> list[dict[str, typing.Any]]:
+        """
+        Every live hold of every process: `id`, `path`, `amounts`, `charged`, `granted_ms`, `deadline_ms`, `owner_pid`,
+        `alive`, `dispatched`, `meter`.
+        """
+    @property
+    def increment_tokens(self, /) -> int:
+        """
+        Tokens that are held at a time in incremental admission.
+        """
+    @property
+    def models(self, /) -> list[str]:
+        """
+        Models with prices, sorted; a meter names them by their place here.
+        """
+    @property
+    def paths(self, /) -> list[str]:
+        """
+        Every budget, made ones included, sorted.
+        """
+    def price(self, /, model: str, usage: collections.abc.Mapping[str, int]) -> int:
+        """
+        What the use of a model costs, in nano-USD, rounded up once.
+
+        Args:
+            model: Name in the price table.
+            usage: Tokens by component, such as `{"prompt": 1200, "completion": 80}`.
+
+        Raises:
+            BudgetError: The model, or a component of which anything was used, has no price (`budget.unpriced`).
+        """
+    @property
+    def price_digest(self, /) -> str:
+        """
+        SHA-256 of the price table in hex: the same prices give the same digest.
+        """
+    def recover(self, /) -> dict[str, int]:
+        """
+        Ends the holds of dead processes and those past their deadline, and settles what they left in doubt.
+
+        Returns:
+            `processes` that were gone, their `holds`, holds that were `expired`; units that were `found` stranded, of
+            these `freed` and `spent`; cells that were `not_quiet` enough to settle.
+        """
+    def reserve(
+        self,
+        /,
+        path: str,
+        *,
+        tokens: int = ...,
+        nano_usd: int = ...,
+        requests: int = ...,
+        in_flight: int = ...,
+        kv_blocks: int = ...,
+        ttl_ms: int | None = None,
+        dispatched: bool = False,
+    ) -> Hold | Denial:
+        """
+        Reserves the amounts at a budget and at every level above it, in all windows, or changes nothing.
+
+        Args:
+            path: The budget, such as `acme/research/a`; made from its template if this is the first time.
+            tokens: Tokens of language models.
+            nano_usd: Billionths of a US dollar.
+            requests: Requests; spent when granted.
+            in_flight: Calls in flight; come back when the hold ends.
+            kv_blocks: Blocks of a KV cache; come back when the hold ends.
+            ttl_ms: After this time the hold is over and `recover` may end it; `None` for the ledger's own.
+            dispatched: The work begins at once, as `Hold.dispatch` would say.
+
+        Returns:
+            A `Hold` or a `Denial`; test `.granted`. An unknown path is a denial too, `budget.unavailable`.
+
+        Raises:
+            TypeError: An amount is not an `int`; a `bool` is none.
+            BudgetError: An amount is negative or above 2**53.
+            HandleError: The ledger is closed, or was inherited through a fork and lives in memory.
+        """
+    def set_limit(self, /, path: str, unit: str, window: str, limit: int) -> int:
+        """
+        Changes a limit while the ledger runs, for every process; noted in `events`.
+
+        Returns:
+            The limit as it was.
+
+        Raises:
+            BudgetError: There is no such limit, or it cannot be that.
+        """
+    @property
+    def state(self, /) -> str | None:
+        """
+        The file that holds the state; `None` for a ledger in memory.
+        """
+    def sync(self, /) -> None:
+        """
+        Makes everything that was spent until now survive a restart of the host.
+
+        Raises:
+            BudgetError: The disk refused.
+        """
+    def usage(self, /, path: str) -> dict[tuple[str, str], Usage]:
+        """
+        What a budget's own limits have, in the windows of now, by (unit, window).
+
+        Raises:
+            BudgetError: There is no such budget.
+        """
+    def wait_for_change(self, /, seen: SupportsIndex, timeout_ms: SupportsIndex) -> int:
+        """
+        Waits until something has ended or changed since `seen` was read, in any process, or the time is over. May come
+        back early.
+
+        Returns:
+            `change_count()` as it is then.
+        """
+
+@final
+class Meter:
+    """
+    The meter of an inference engine: one call for all sequences of a decode step.
+
+    Each sequence has a hold, named by its slot. `reserve_many` takes prompt + max_new tokens, one request, one call in
+    flight and the KV blocks; `charge` counts the tokens of one step without touching a budget and says which sequences
+    must stop; `settle_many` ends them with what was charged.
+
+    Columns are one-dimensional contiguous arrays of exactly the type that is named: uint32, price uint16, out_stop
+    uint8. A meter is of one engine: one thread at a time, and only slots that it has given out and not yet ended.
+    What it still holds when it is dropped ends with the tokens that were charged.
+
+    Args:
+        ledger: The ledger.
+
+    Example:
+        >>> import numpy as np
+        >>> from tollkeeper import Ledger, Meter
+        >>> ledger = Ledger.from_toml('[budget."a"]\\nlimits = [{ unit = "tokens", window = "total", limit = 100 }]')
+        >>> meter = Meter(ledger)
+        >>> node = meter.node("a")
+        >>> u32 = lambda *values: np.array(values, np.uint32)
+        >>> slots, status = meter.reserve_many(u32(node, node), u32(10, 60), u32(5, 60))
+        >>> [Meter.STATUS[code] for code in status]
+        ['allow', 'budget.too_large']
+        >>> stop = np.zeros(1, np.uint8)
+        >>> meter.charge(slots[:1], u32(7), None, stop), int(stop[0])
+        (1, 3)
+        >>> meter.settle_many(slots[:1]), ledger.usage("a")["tokens", "total"].used
+        (1, 15)
+    """
+
+    STATUS: Final[tuple[str, str, str, str, str, str, str]]
+    """
+    The codes of a status, by its number.
+    """
+    def __new__(cls, ledger: Ledger, /) -> Meter: ...
+    def __repr__(self, /) -> str: ...
+    def charge(self, /, slots: typing.Any, new_tokens: typing.Any, compute: typing.Any, out_stop: typing.Any) -> int:
+        """
+        Charges one step: new tokens to each slot, and compute tokens beside them, which no limit counts.
+
+        Args:
+            slots: uint32; each at most once.
+            new_tokens: uint32.
+            compute: uint32, or `None`.
+            out_stop: uint8, writable. Filled with 0: go on; 255: no live hold; else stop, and so many of the new tokens
+                less one are not paid for (253 at most): trim them.
+
+        Returns:
+            How many must stop.
+        """
+    def counts(self, /, slots: typing.Any) -> dict[str, typing.Any]:
+        """
+        What was counted of each slot so far.
+
+        Args:
+            slots: uint32.
+
+        Returns:
+            `charged`, prompt included, and `compute`: int64 arrays; -1 for no live hold.
+        """
+    def node(self, /, path: str) -> int:
+        """
+        The place of a budget, for `reserve_many` and `snapshot`; made from its template if this is the first time.
+
+        Raises:
+            BudgetError: There is no such budget.
+        """
+    def release_many(self, /, slots: typing.Any) -> int:
+        """
+        Ends holds that were not used: their tokens go back, the prompt's too, and their requests stay spent. A sequence
+        that has generated anything is settled instead.
+
+        Args:
+            slots: uint32.
+
+        Returns:
+            How many this call ended.
+        """
+    def reserve_many(
+        self,
+        /,
+        nodes: typing.Any,
+        prompt: typing.Any,
+        max_new: typing.Any,
+        kv_blocks: typing.Any = None,
+        price: typing.Any = None,
+    ) -> tuple[typing.Any, typing.Any]:
+        """
+        Reserves each row or nothing of it, in their order. The prompt counts as charged from then on.
+
+        Args:
+            nodes: uint32; budgets, as `node` gives them.
+            prompt: uint32; tokens of each prompt.
+            max_new: uint32; the most tokens that will be generated.
+            kv_blocks: uint32; blocks of the KV cache.
+            price: uint16; place of the model in `Ledger.models`. Its worst case is held in nano-USD, and `settle_many`
+                settles its real cost. A model without a price for prompt or completion is denied as unpriced.
+
+        Returns:
+            Slots (uint32; 4294967295 where denied) and status (uint8; 0 granted, else a denial, see `Meter.STATUS`).
+        """
+    def settle_many(self, /, slots: typing.Any, cached: typing.Any = None) -> int:
+        """
+        Ends the holds with the tokens that were charged, less what of a prompt came out of a cache; those with a price
+        with their real cost. Without a price for `cached`, cached tokens cost as any others of the prompt.
+
+        Args:
+            slots: uint32.
+            cached: uint32; tokens of each prompt that came out of a cache.
+
+        Returns:
+            How many this call ended.
+        """
+    def snapshot(self, /, nodes: typing.Any, *, window: str = "total") -> dict[str, typing.Any]:
+        """
+        What budgets have in the windows of now.
+
+        Args:
+            nodes: uint32; as `node` gives them.
+            window: The kind of window.
+
+        Returns:
+            `used`, `held` and `available`: int64 arrays of a row for each node and a column for each of tokens,
+            nano_usd, requests, in_flight, kv_blocks. Where there is no limit: 0, 0 and 2**63 - 1.
+        """
+    def top_up(self, /, slots: typing.Any, tokens: typing.Any) -> typing.Any:
+        """
+        Holds more tokens for each slot, or not.
+
+        Args:
+            slots: uint32.
+            tokens: uint32.
+
+        Returns:
+            uint8; 0 granted, else a denial, see `Meter.STATUS`.
+        """
+
+@disjoint_base
+class ModelCall:
+    """
+    The native half of a model call.
+    """
+    def __enter__(self, /) -> typing.Self: ...
+    def __exit__(self, /, *_exc: object) -> None: ...
+    def __new__(cls, /, gate: Gate, model: str, prompt_tokens: int, max_tokens: int, n: int = ...) -> typing.Self:
+        """
+        Args:
+            gate: The gate that decides.
+            model: Its name in the price table.
+            prompt_tokens: Tokens of the prompt.
+            max_tokens: The most tokens of one completion.
+            n: How many completions.
+        """
+    def __repr__(self, /) -> str: ...
+    def charge(self, n_tokens: int, /) -> bool:
+        """
+        Charges tokens that have appeared. Never raises.
+
+        Returns:
+            True: go on. False: stop; they are noted, but not covered, or the call is over.
+        """
+    @property
+    def decision(self, /) -> Decision:
+        """
+        The decision on this call.
+        """
+    @property
+    def hold(self, /) -> Hold | None:
+        """
+        What is held for it: a `Hold`, or `None` where nobody pays.
+        """
+    def settle(
+        self, /, *, prompt: int | None = None, cached: int = ..., completion: int | None = None, **components: int
+    ) -> bool:
+        """
+        Ends the call with what the provider says was used.
+
+        Args:
+            prompt: Tokens of the prompt, cached ones included; without it those the call was asked with.
+            cached: Tokens of the prompt that came from a cache; they cost the price of `cached`.
+            completion: Tokens that were generated; without it those that were charged.
+            components: Tokens of further components of the price table, which cost on top of these and count no
+                tokens. One that has no price costs all the money that is held.
+
+        Returns:
+            Whether this call ended it; False if it had ended before, or nothing was held.
+
+        Raises:
+            BudgetError: More was cached than the prompt has. The call goes on.
         """
 
 @final
@@ -624,6 +1298,7 @@ class Scope:
         labels: list[str] = ...,
         on_behalf_of: EntityUid | str | None = None,
         tools: list[str] | None = None,
+        budget: str | None = None,
         outer: Scope | None = None,
     ) -> typing.Self:
         """
@@ -634,6 +1309,7 @@ class Scope:
             labels: What the session has seen.
             on_behalf_of: For whom the principal acts.
             tools: The only tools this run may call.
+            budget: Path of the budget that pays.
             outer: A scope that this one narrows; principal and session are then its own.
         """
     def __repr__(self, /) -> str: ...
@@ -651,6 +1327,11 @@ class Scope:
         Whether the run may call this tool at all, before any policy is asked.
         """
     @property
+    def budget(self, /) -> str | None:
+        """
+        Path of the budget that pays, if anybody does.
+        """
+    @property
     def on_behalf_of(self, /) -> str | None:
         """
         For whom the principal acts, if for anybody.
@@ -664,6 +1345,50 @@ class Scope:
     def session(self, /) -> str:
         """
         Id of the session.
+        """
+
+@final
+class Usage:
+    """
+    What one window of one budget has of one unit.
+    """
+    def __eq__(self, value: object, /) -> bool: ...
+    def __ne__(self, value: object, /) -> bool: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def available(self, /) -> int:
+        """
+        limit + overdraft - used - held - stranded; negative is debt.
+        """
+    @property
+    def held(self, /) -> int:
+        """
+        Held by live holds.
+        """
+    @property
+    def limit(self, /) -> int:
+        """
+        The most that may be used.
+        """
+    @property
+    def overdraft(self, /) -> int:
+        """
+        How much more is let through.
+        """
+    @property
+    def stranded(self, /) -> int:
+        """
+        Lost to a process that died in the middle of a step, until a recovery settles it.
+        """
+    @property
+    def used(self, /) -> int:
+        """
+        Spent for good.
+        """
+    @property
+    def window_end_ms(self, /) -> int | None:
+        """
+        When the window ends, in milliseconds since 1970; `None` for `total`.
         """
 
 def _echo_arguments(arguments: object, /) -> object:

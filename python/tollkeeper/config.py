@@ -4,26 +4,32 @@ Every key is known or refused: a typo is an error with file, line and key, never
 the file they stand in. Nothing here decides anything, opens a gate, or reads an environment variable.
 """
 
-import difflib
 import glob
 import os
-import re
-import tomllib
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Annotated, Any, Final, Literal, cast
 
 import msgspec
 
-from tollkeeper.errors import ConfigError
+from tollkeeper.budgets import AMOUNT_MAX, UNITS
+from tollkeeper.document import Place, decode, known_here, read_text, section
 
-__all__ = ["CONFIG_BYTES_MAX", "FILE_NAME", "Config", "GateSection", "PolicySection", "Tool", "load", "read_text"]
+__all__ = [
+    "CONFIG_BYTES_MAX",
+    "FILE_NAME",
+    "BudgetSection",
+    "Config",
+    "GateSection",
+    "PolicySection",
+    "Tool",
+    "load",
+    "read_text",
+]
 
 FILE_NAME: Final = "tollkeeper.toml"
 
 # A thousand tools with a schema of 2 KiB each fit twice.
 CONFIG_BYTES_MAX: Final = 4 << 20
-# As large as the largest input that the core takes, an entities document.
-TEXT_BYTES_MAX: Final = 256 << 20
 # A pattern that matches more files than this is a mistake, such as `/**`.
 FILES_MAX: Final = 10_000
 
@@ -61,6 +67,17 @@ class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """JSON Schema of the arguments."""
     paths: list[str] = []
     """Arguments that are file paths and must not leave their directory."""
+    cost: dict[str, Annotated[int, msgspec.Meta(ge=0, le=AMOUNT_MAX)]] | None = None
+    """What a call costs, by unit; without it a run that has a budget pays for one request."""
+
+
+class BudgetSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The ``[budget]`` section, as written."""
+
+    file: str | None = None
+    """The budgets, a ``budgets.toml``."""
+    state: str | None = None
+    """Where what is used and held is kept; without it in the memory of the process."""
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -75,12 +92,11 @@ class Config(msgspec.Struct, frozen=True):
     entities_file: Path | None
     test_files: list[Path]
     tools: dict[str, Tool]
+    budget_file: Path | None = None
+    budget_state: Path | None = None
 
 
-_PART = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
-_KEY: Final = re.compile(rf"\s*({_PART}(?:\s*\.\s*{_PART})*)\s*=")
-SECTIONS: Final = ("gate", "policy", "tools")
-Section = TypeVar("Section", GateSection, PolicySection, Tool)
+SECTIONS: Final = ("gate", "policy", "tools", "budget")
 
 
 def load(source: str | os.PathLike[str], folder: str | os.PathLike[str] = ".") -> Config:
@@ -108,41 +124,17 @@ def load(source: str | os.PathLike[str], folder: str | os.PathLike[str] = ".") -
     return _decode(read_text(file, CONFIG_BYTES_MAX), file, shown=str(file))
 
 
-def read_text(file: Path, bytes_max: int = TEXT_BYTES_MAX) -> str:
-    """Reads a text file that a person wrote.
-
-    Raises:
-        ConfigError: It is not UTF-8, or larger than the limit.
-        OSError: It cannot be read.
-    """
-    with file.open("rb") as stream:
-        data = stream.read(bytes_max + 1)
-    if len(data) > bytes_max:
-        raise ConfigError(f"{file}: the file has more than {bytes_max} bytes", "input.too_large")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        start = data.rfind(b"\n", 0, error.start) + 1
-        column = len(data[start : error.start].decode(errors="replace")) + 1
-        message = f"{file}:{line}:{column}: byte 0x{data[error.start]:02x} is not UTF-8"
-        raise ConfigError(message, "config.encoding", "save the file as UTF-8") from None
-
-
 def _decode(text: str, file: Path, shown: str) -> Config:
-    try:
-        document = tomllib.loads(text)
-    except RecursionError:
-        raise ConfigError(f"{shown}: values nest too deeply", "config.syntax") from None
-    except ValueError as error:
-        # Also of the number parser, which knows no place.
-        raise _syntax_error(str(error), shown) from None
-    place = _Place(text, shown)
+    document = decode(text, shown)
+    place = Place(text, shown)
     for key in document:
         if key not in SECTIONS:
-            raise place.error((key,), "unknown section", _known(key, SECTIONS))
-    gate = _section(document.get("gate", {}), GateSection, ("gate",), place)
-    policy = _section(document.get("policy", {}), PolicySection, ("policy",), place)
+            raise place.error((key,), "unknown section", known_here(key, SECTIONS))
+    gate = section(document.get("gate", {}), GateSection, ("gate",), place)
+    policy = section(document.get("policy", {}), PolicySection, ("policy",), place)
+    budget = section(document.get("budget", {}), BudgetSection, ("budget",), place)
+    if budget.state is not None and budget.file is None:
+        raise place.error(("budget", "state"), "a state without budgets", 'file = "budgets.toml"')
     tools = document.get("tools", {})
     if not isinstance(tools, dict):
         raise place.error(
@@ -158,51 +150,21 @@ def _decode(text: str, file: Path, shown: str) -> Config:
         if policy.entities is None
         else _file(policy.entities, folder, ("policy", "entities"), place),
         test_files=_files(policy.tests, folder, ("policy", "tests"), place),
-        tools={
-            name: _section(tool, Tool, ("tools", name), place) for name, tool in cast("dict[str, Any]", tools).items()
-        },
+        tools={name: _tool(tool, ("tools", name), place) for name, tool in cast("dict[str, Any]", tools).items()},
+        budget_file=None if budget.file is None else _file(budget.file, folder, ("budget", "file"), place),
+        budget_state=None if budget.state is None else folder / budget.state,
     )
 
 
-def _syntax_error(message: str, shown: str) -> ConfigError:
-    """The parser puts the place at the end; people and editors look for it at the start."""
-    found = re.fullmatch(r"(.*?) \(at (?:line (\d+), column (\d+)|end of document)\)", message, re.DOTALL)
-    if found is None:
-        return ConfigError(f"{shown}: {message}", "config.syntax")
-    where = f"{found[2]}:{found[3]}: " if found[2] else " at the end: "
-    what = found[1][:1].lower() + found[1][1:]
-    return ConfigError(f"{shown}:{where}{what}", "config.syntax")
+def _tool(raw: object, at: tuple[str, ...], place: Place) -> Tool:
+    tool = section(raw, Tool, at, place)
+    for unit in tool.cost or {}:
+        if unit not in UNITS:
+            raise place.error((*at, "cost", unit), "unknown unit", known_here(unit, UNITS))
+    return tool
 
 
-def _section(raw: object, kind: type[Section], path: tuple[str, ...], place: "_Place") -> Section:
-    known = [field.name for field in msgspec.structs.fields(kind)]
-    if isinstance(raw, dict):
-        for key in cast("dict[str, Any]", raw):
-            if key not in known:
-                raise place.error((*path, key), "unknown key", _known(key, known))
-    try:
-        return msgspec.convert(raw, kind)
-    except msgspec.ValidationError as error:
-        what, _, at = str(error).partition(" - at `$")
-        inner: tuple[str, ...] = tuple(part for part in re.split(r"[.\[]", at.rstrip("`").replace("]", "")) if part)
-        raise place.error((*path, *inner), what[:1].lower() + what[1:], _choices(kind, inner)) from None
-
-
-def _known(key: str, known: list[str] | tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(key, known, 1)
-    asked = f"did you mean `{close[0]}`? " if close else ""
-    return f"{asked}known here: {', '.join(known)}"
-
-
-def _choices(kind: type[msgspec.Struct], path: tuple[str, ...]) -> str | None:
-    """The values that a key takes, where they are few."""
-    for field in msgspec.structs.fields(kind):
-        if path == (field.name,) and getattr(field.type, "__origin__", None) is Literal:
-            return "one of: " + ", ".join(f'"{choice}"' for choice in field.type.__args__)
-    return None
-
-
-def _file(name: str, folder: Path, path: tuple[str, ...], place: "_Place") -> Path:
+def _file(name: str, folder: Path, path: tuple[str, ...], place: Place) -> Path:
     file = folder / name
     if not file.is_file():
         what = "is a folder, not a file" if file.is_dir() else "no such file"
@@ -210,7 +172,7 @@ def _file(name: str, folder: Path, path: tuple[str, ...], place: "_Place") -> Pa
     return file
 
 
-def _files(patterns: list[str], folder: Path, path: tuple[str, ...], place: "_Place") -> list[Path]:
+def _files(patterns: list[str], folder: Path, path: tuple[str, ...], place: Place) -> list[Path]:
     """Expands patterns. One that finds nothing is an error, because a policy that is not loaded protects nothing."""
     found: dict[Path, None] = {}
     for number, pattern in enumerate(patterns):
@@ -226,29 +188,3 @@ def _files(patterns: list[str], folder: Path, path: tuple[str, ...], place: "_Pl
             raise place.error(at, f"more than {FILES_MAX} files match: {pattern}", None)
         found.update(dict.fromkeys(files))
     return list(found)
-
-
-class _Place:
-    """Finds the line of a key, as far as that goes without a second TOML parser: a key on a line of its own."""
-
-    def __init__(self, text: str, shown: str) -> None:
-        self.shown = shown
-        self._lines: dict[tuple[str, ...], int] = {}
-        table: tuple[str, ...] = ()
-        for number, line in enumerate(text.splitlines(), 1):
-            if header := re.match(r"\s*\[\[?([^\[\]]+)\]\]?\s*(?:#.*)?$", line):
-                table = _dotted(header[1])
-                self._lines.setdefault(table, number)
-            elif key := _KEY.match(line):
-                self._lines.setdefault((*table, *_dotted(key[1])), number)
-
-    def error(self, path: tuple[str, ...], what: str, hint: str | None) -> ConfigError:
-        line = next((self._lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self._lines), None)
-        where = self.shown if line is None else f"{self.shown}:{line}"
-        key = ".".join(part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"' for part in path)
-        return ConfigError(f"{where}: {key}: {what}", "config.invalid", hint)
-
-
-def _dotted(text: str) -> tuple[str, ...]:
-    parts = re.findall(r""""([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+)""", text)
-    return tuple(next((part for part in found if part), "") for found in parts)

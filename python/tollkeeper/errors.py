@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArgumentsError",
+    "BudgetError",
     "ConfigError",
     "ContextError",
     "Denied",
@@ -140,6 +141,13 @@ class ContextError(_DetailedError):
 
 class ConfigError(TollkeeperError, ValueError):
     """The configuration cannot be used; the message names the file and the key."""
+
+
+class BudgetError(TollkeeperError, ValueError):
+    """A ledger cannot be opened, or cannot do what was asked of it; ``code`` begins with ``budget.``.
+
+    A reserve that does not fit is no error: it returns a `Denial`.
+    """
 
 
 class Denied(TollkeeperError):  # noqa: N818 - a denial is no error

@@ -25,10 +25,14 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, ParamSpec, Self, TypeVar, overload
 
+    from tollkeeper.budget import Ledger
+    from tollkeeper.budgets import Spec
+    from tollkeeper.config import Config
+
     P = ParamSpec("P")
     R = TypeVar("R")
 
-__all__ = ["Decision", "Gate", "Principal", "Run", "Scope"]
+__all__ = ["Decision", "Gate", "ModelCall", "Principal", "Run", "Scope"]
 
 _CURRENT: ContextVar[Scope | None] = ContextVar("tollkeeper_scope", default=None)
 
@@ -86,9 +90,16 @@ class Scope(_native.Scope):
 
         return bound
 
-    def narrowed(self, tools: Iterable[str] | None = None, labels: Iterable[str] = ()) -> Scope:
-        """A scope inside this one: only the tools that both allow, this one's labels and more."""
-        return Scope(self._gate, tools=_names("tools", tools), labels=_names("labels", labels) or [], outer=self)
+    def narrowed(
+        self, tools: Iterable[str] | None = None, labels: Iterable[str] = (), budget: str | None = None
+    ) -> Scope:
+        """A scope inside this one: only the tools that both allow, this one's labels and more, its budget or one below.
+
+        Raises:
+            BudgetError: The budget is none, or not this scope's or below it.
+        """
+        chosen, seen = _names("tools", tools), _names("labels", labels) or []
+        return Scope(self._gate, tools=chosen, labels=seen, budget=budget, outer=self)
 
 
 class Run:
@@ -132,6 +143,22 @@ class Run:
         self.__exit__(kind, error, trace)
 
 
+class ModelCall(_native.ModelCall):
+    """One call of a model: a context manager, for `with` and `async with`. Made by `Gate.model_call`.
+
+    Entering decides and holds the worst case, or raises `Denied`. Leaving it, however that happens, ends what is held:
+    as `settle` has said, or else with what was charged, the prompt included; in full if nothing was streamed.
+    """
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+
 class Gate(_native.Gate):
     r"""Decides whether an agent may call a tool.
 
@@ -150,37 +177,76 @@ class Gate(_native.Gate):
     """
 
     _path: Path
+    _budgets: tuple[Path | None, Spec | None]
+    _ledger: Ledger | None
+    _given: bool
+    """The ledger is the caller's: it stays as it is."""
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
+    def open(cls, path: str | os.PathLike[str], *, ledger: Ledger | None = None) -> Self:
         """Loads a gate from its configuration file.
 
         Args:
             path: `tollkeeper.toml`; the files it names are relative to it.
+            ledger: Used instead of the one that the configuration names; whoever opened it closes it.
 
         Raises:
             ConfigError: The configuration cannot be used; the message names file and key.
             PolicyError: A policy, the schema or a tool cannot be used, with file, line and column.
             EntityError: The entities cannot be used.
+            BudgetError: The ledger's state cannot be used.
             OSError: A file cannot be read.
         """
         from pathlib import Path  # noqa: PLC0415 - see the top
 
-        gate = cls(_sources(Path(path)), int.from_bytes(os.urandom(8)), _CURRENT.get)
-        gate._path = Path(path)
+        from tollkeeper import config  # noqa: PLC0415 - see the top
+
+        settings = config.load(Path(path))
+        budgets = _budgets(settings)
+        used = ledger if ledger is not None else _opened(budgets)
+        gate = cls(_sources(settings), int.from_bytes(os.urandom(8)), _CURRENT.get, used)
+        gate._path, gate._budgets, gate._ledger, gate._given = Path(path), budgets, used, ledger is not None
         return gate
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """What pays for actions; `None` if the configuration names no budgets. A reload may replace it."""
+        return self._ledger
 
     def reload(self) -> None:
         """Reads the configuration and everything it names again, and swaps it in as a whole.
 
         Checks go on meanwhile. If anything is wrong, the error says what and the gate goes on as before.
 
+        Budgets that have not changed go on with their ledger. Changed ones are taken up if they have a state file,
+        which is opened anew with the new limits: what is used and held stays. A ledger in memory cannot take them,
+        because its counts would be lost: that is an error.
+
         Raises:
             The same as `Gate.open`.
         """
-        self._reload(_sources(self._path))
+        from tollkeeper import config  # noqa: PLC0415 - see the top
 
-    def run(
+        settings = config.load(self._path)
+        sources, budgets = _sources(settings), _budgets(settings)
+        if self._given or budgets == self._budgets:
+            self._reload(sources, self._ledger)
+            return
+        _refuse_lost_counts(self._budgets, budgets, settings)
+        # Everything else first: opening the ledger puts its new limits in force, for other processes too.
+        self._reload(sources, self._ledger)
+        ledger = _opened(budgets)
+        self._reload(sources, ledger)
+        # What still holds something in the ledger before keeps it open until it ends.
+        self._budgets, self._ledger = budgets, ledger
+
+    def close(self) -> None:
+        """Closes the gate and the ledger it has opened: later checks are denied with `gate.closed`, live holds end."""
+        super().close()
+        if self._ledger is not None and not self._given:
+            self._ledger.close()
+
+    def run(  # noqa: PLR0913 - as many as a run has
         self,
         *,
         principal: EntityUid | Entity | str | None = None,
@@ -188,10 +254,12 @@ class Gate(_native.Gate):
         on_behalf_of: EntityUid | str | None = None,
         tools: Iterable[str] | None = None,
         labels: Iterable[str] = (),
+        budget: str | None = None,
     ) -> Run:
         """A run: who acts, in which session, from here to the end of the `with` block.
 
-        Inside another run it only narrows: principal, session and `on_behalf_of` stay as they are.
+        Inside another run it only narrows: principal, session and `on_behalf_of` stay as they are, and the budget is
+        the same or one below it.
 
         Args:
             principal: Uid, or `Principal(uid, attrs, ...)` with attributes that come with the run.
@@ -200,9 +268,13 @@ class Gate(_native.Gate):
             tools: The only tools this run may call, whatever the policies say. Decide it before the agent reads
                 anything it did not write itself.
             labels: What the session has seen, for policies that read `context.session.labels`.
+            budget: Path of the budget that pays for what the run does, such as `acme/research`. Without one, what has a
+                cost is denied.
 
         Raises:
             EntityError: The principal cannot be used.
+            BudgetError: There is no such budget, or the gate has no ledger, or a run inside another one names a budget
+                that is not below the outer one's.
             ValueError: A run inside another one changes the principal, the session or `on_behalf_of`.
         """
         chosen, seen = _names("tools", tools), _names("labels", labels) or []
@@ -212,12 +284,46 @@ class Gate(_native.Gate):
                 message = "a run needs a principal; only a run inside another one can leave it out"
                 raise ValueError(message)
             session = session if session is not None else os.urandom(16).hex()
-            scope = Scope(self, principal, session, labels=seen, on_behalf_of=on_behalf_of, tools=chosen)
+            scope = Scope(self, principal, session, labels=seen, on_behalf_of=on_behalf_of, tools=chosen, budget=budget)
             return Run(scope)
         _refuse_change("principal", principal, outer.principal)
         _refuse_change("session", session, outer.session)
         _refuse_change("on_behalf_of", on_behalf_of, outer.on_behalf_of)
-        return Run(outer.narrowed(chosen, seen))
+        return Run(outer.narrowed(chosen, seen, budget))
+
+    def model_call(self, *, model: str, prompt_tokens: int, max_tokens: int, n: int = 1) -> ModelCall:
+        r"""A call of a model, from the decision to what it has used.
+
+        Policies see it as `Action::"call_model"` on `Model::"NAME"`, with `model`, `prompt_tokens`, `max_tokens` and
+        `n` under `context.input`. The run's budget holds the worst case; with `admission = "incremental"` a part, which
+        `charge` tops up while there is room.
+
+        Args:
+            model: Its name in the price table.
+            prompt_tokens: Tokens of the prompt.
+            max_tokens: The most tokens of one completion.
+            n: How many completions.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> from tollkeeper import Gate
+            >>> folder = pathlib.Path(tempfile.mkdtemp())
+            >>> _ = (folder / "p.cedar").write_text('permit(principal, action == Action::"call_model", resource);')
+            >>> _ = (folder / "budgets.toml").write_text(
+            ...     '[budget."acme"]\nlimits = [{ unit = "tokens", window = "1d", limit = 2000 }]'
+            ... )
+            >>> _ = (folder / "tollkeeper.toml").write_text(
+            ...     "[policy]\nfiles = ['p.cedar']\n[budget]\nfile = 'budgets.toml'"
+            ... )
+            >>> gate = Gate.open(folder / "tollkeeper.toml")
+            >>> with gate.run(principal='Agent::"researcher"', budget="acme"):
+            ...     with gate.model_call(model="gpt-5", prompt_tokens=1200, max_tokens=400) as call:
+            ...         call.charge(17), call.settle(prompt=1200, completion=311)
+            (True, True)
+            >>> gate.ledger.usage("acme")["tokens", "1d"].used
+            1511
+        """
+        return ModelCall(self, model, prompt_tokens, max_tokens, n)
 
     if TYPE_CHECKING:
 
@@ -231,7 +337,8 @@ class Gate(_native.Gate):
         """Decorates a function, sync or async, so that each call is checked first; a denial raises `Denied`.
 
         The call's arguments, by parameter name and with defaults filled in, are what policies read. Lists and dicts
-        are copied before the check, so that nobody can change them between the decision and the call.
+        are copied before the check, so that nobody can change them between the decision and the call. What is reserved
+        for the call ends when the function returns or raises, or its task is cancelled: in full, since it ran.
 
         Args:
             function: The function.
@@ -247,30 +354,40 @@ class Gate(_native.Gate):
         if isinstance(function, functools.partial):
             message = "a partial hides arguments from policies; guard the function and make the partial of that"
             raise TypeError(message)
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            message = "a generator runs after the call has returned; guard the function that it calls for each item"
+            raise TypeError(message)
         signature = inspect.signature(function)
         name = tool if tool is not None else getattr(function, "__name__", "")
         _refuse_positional(signature, name)
 
-        def admitted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+        def admitted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[inspect.BoundArguments, Decision]:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             bound.arguments = _copied(dict(bound.arguments), {})
-            self.check(name, _by_name(signature, bound.arguments)).require()
-            return bound
+            decision = self.check(name, _by_name(signature, bound.arguments))
+            decision.require()
+            return bound, decision
 
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> object:
-                bound = admitted(args, kwargs)
-                return await function(*bound.args, **bound.kwargs)
+                bound, decision = admitted(args, kwargs)
+                try:
+                    return await function(*bound.args, **bound.kwargs)
+                finally:
+                    decision._finish()  # noqa: SLF001 - the native half of this module
 
             return guarded_async
 
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound = admitted(args, kwargs)
-            return function(*bound.args, **bound.kwargs)
+            bound, decision = admitted(args, kwargs)
+            try:
+                return function(*bound.args, **bound.kwargs)
+            finally:
+                decision._finish()  # noqa: SLF001 - the native half of this module
 
         return guarded
 
@@ -356,13 +473,48 @@ def _refuse_change(what: str, wanted: object, current: str | None) -> None:
         raise ValueError(message)
 
 
-def _sources(path: Path) -> dict[str, Any]:
-    """Reads the configuration and the files it names."""
+def _budgets(settings: Config) -> tuple[Path | None, Spec | None]:
+    """Where the ledger's state is, and the budgets; `(None, None)` without budgets."""
+    if settings.budget_file is None:
+        return None, None
+    from tollkeeper import budgets  # noqa: PLC0415 - see the top
+
+    return settings.budget_state, budgets.spec(settings.budget_file)
+
+
+def _opened(budgets: tuple[Path | None, Spec | None]) -> Ledger | None:
+    state, spec = budgets
+    if spec is None:
+        return None
+    from tollkeeper.budget import Ledger  # noqa: PLC0415 - a gate without budgets needs none
+
+    return Ledger(spec, None if state is None else os.fsdecode(state))
+
+
+def _refuse_lost_counts(
+    before: tuple[Path | None, Spec | None], after: tuple[Path | None, Spec | None], settings: Config
+) -> None:
+    """Counts in memory would be lost with their ledger, and every budget would begin anew."""
+    if before[1] is None or (before[0] is not None and before[0] == after[0]):
+        return
+    from tollkeeper.errors import BudgetError  # noqa: PLC0415 - see the top
+
+    if before[0] is None:
+        message = (
+            f"{settings.budget_file or settings.file}: the budgets have changed, and what is spent is in memory only"
+        )
+        help_ = 'open a new gate to begin anew; with [budget] state = "ledger.bin" changed budgets can be reloaded'
+    else:
+        message = f"{settings.file}: the state of the ledger was {before[0]}; another one would begin anew"
+        help_ = "open a new gate, or put the state back"
+    raise BudgetError(message, "budget.reload", help_)
+
+
+def _sources(settings: Config) -> dict[str, Any]:
+    """Reads the files that the configuration names."""
     import json  # noqa: PLC0415 - see the top
 
     from tollkeeper import config  # noqa: PLC0415 - see the top
-
-    settings = config.load(path)
 
     def named(file: Path | None) -> tuple[str, str] | None:
         return None if file is None else (str(file), config.read_text(file))
@@ -372,7 +524,13 @@ def _sources(path: Path) -> dict[str, Any]:
         "schema": named(settings.schema_file),
         "entities": named(settings.entities_file),
         "tools": [
-            (name, tool.resource, None if tool.schema is None else json.dumps(tool.schema), list(tool.paths))
+            (
+                name,
+                tool.resource,
+                None if tool.schema is None else json.dumps(tool.schema),
+                list(tool.paths),
+                None if tool.cost is None else list(tool.cost.items()),
+            )
             for name, tool in settings.tools.items()
         ],
         "mode": settings.gate.mode,

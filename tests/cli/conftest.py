@@ -18,7 +18,10 @@ import pytest
 import tollkeeper
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-FILTERS = [(re.compile(r"\b\d+\.\d (us|s)\b"), r"[TIME] \1")]
+FILTERS = [
+    (re.compile(r"\b\d+\.\d (us|s)\b"), r"[TIME] \1"),
+    (re.compile(r"\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\b"), "[TIME]"),
+]
 
 
 @dataclass

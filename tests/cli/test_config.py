@@ -79,9 +79,9 @@ REFUSED = {
     "[policy]\nschema = 'none'": ("tollkeeper.toml:2: policy.schema: no such file: none", None),
     "[policy]\nentities = '.'": ("tollkeeper.toml:2: policy.entities: is a folder", None),
     "[tools.x]": ("tollkeeper.toml:1: tools.x: object missing required field `resource`", None),
-    "[tools.x]\nresource = 'M::\"x\"'\ncost = { requests = 1 }": (
-        "tollkeeper.toml:3: tools.x.cost: unknown key",
-        "known here: resource, schema, paths",
+    "[tools.x]\nresource = 'M::\"x\"'\ncosts = { requests = 1 }": (
+        "tollkeeper.toml:3: tools.x.costs: unknown key",
+        "did you mean `cost`? known here: resource, schema, paths, cost",
     ),
     "[tools.'x y']\nreads = ['untrusted']": (
         'tollkeeper.toml:2: tools."x y".reads: unknown key',

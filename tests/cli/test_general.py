@@ -28,7 +28,9 @@ def test_version(cli: Cli) -> None:
     assert done.out.startswith("tollkeeper ")
 
 
-@pytest.mark.parametrize("words", [(), ("policy",), ("nonsense",), ("policy", "nonsense"), ("check",), ("--nonsense",)])
+@pytest.mark.parametrize(
+    "words", [(), ("policy",), ("nonsense",), ("policy", "nonsense"), ("budget",), ("check",), ("--nonsense",)]
+)
 def test_wrong_usage_is_bad_input(cli: Cli, words: tuple[str, ...]) -> None:
     done = cli(*words)
     assert (done.code, done.out) == (2, "")
@@ -38,7 +40,9 @@ def test_wrong_usage_is_bad_input(cli: Cli, words: tuple[str, ...]) -> None:
 
 
 def test_every_verb_has_help(cli: Cli) -> None:
-    verbs = [(verb,) for verb in package.VERBS] + [("policy", verb) for verb in package.POLICY_VERBS]
+    verbs = [(verb,) for verb in package.VERBS] + [
+        (group, verb) for group, below in package.GROUPS.items() for verb in below
+    ]
     for words in verbs:
         done = cli(*words, "--help")
         assert (done.code, done.err) == (0, ""), words
@@ -46,7 +50,11 @@ def test_every_verb_has_help(cli: Cli) -> None:
 
 
 def test_every_verb_has_a_module() -> None:
-    names = [module for module, _ in (*package.VERBS.values(), *package.POLICY_VERBS.values()) if module]
+    names = [
+        module
+        for module, _ in (*package.VERBS.values(), *package.POLICY_VERBS.values(), *package.BUDGET_VERBS.values())
+        if module
+    ]
     for name in names:
         module = importlib.import_module(f"tollkeeper.cli.{name}")
         assert callable(module.configure)

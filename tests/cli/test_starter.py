@@ -25,7 +25,7 @@ def test_init(cli: Cli, snapshot: Snapshot, tmp_path: Path) -> None:
     done = cli("init", "here")
     snapshot(done)
     files = [path for path in (tmp_path / "here").rglob("*") if path.is_file()]
-    assert len(files) == 7
+    assert len(files) == 8
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o644}
 
 
@@ -128,6 +128,31 @@ def test_doctor_finds_the_starter_healthy(cli: Cli) -> None:
     assert code == 0, lines
     assert {lines[subject]["state"] for subject in ("config", "policies", "entities", "tests")} == {"ok"}
     assert "fork" in lines
+
+
+def test_doctor_reports_the_ledger(cli: Cli, starter: Path) -> None:
+    code, lines = doctor(cli)
+    assert (code, lines["ledger"]["state"]) == (0, "warn")
+    file = starter / "tollkeeper.toml"
+    text = file.read_text()
+    file.write_text(text.replace("# state =", "state ="))
+    budgets = starter / "budgets.toml"
+    # Wherever the tests run, also on tmpfs.
+    budgets.write_text("[ledger]\nvolatile = true\n" + budgets.read_text())
+    assert "made by the first program" in doctor(cli)[1]["ledger"]["text"]
+    assert not (starter / "state").exists()
+    asked = ("check", "search", "--principal", 'Agent::"researcher"', "--arguments", '{"query": "x"}')
+    assert cli(*asked, "--budget", "acme/trial/bo").code == 0
+    again = cli(*asked, "--budget", "acme/trial/bo")
+    assert (again.code, "budget: acme/trial/bo, requests total" in again.out) == (1, True)
+    assert cli(*asked, "--budget", "acme/nobody").code == 2
+    code, lines = doctor(cli)
+    assert code == 0
+    assert "volatile" in lines["ledger"]["text"]
+    assert (lines["holds"]["text"], lines["clock"]["state"]) == ("0 live holds", "ok")
+    file.write_text(text.replace('file = "budgets.toml"', "").replace("[budget]", ""))
+    code, lines = doctor(cli)
+    assert (code, lines["ledger"]["state"]) == (1, "fail")
 
 
 def test_doctor_without_a_configuration(cli: Cli) -> None:

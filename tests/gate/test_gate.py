@@ -341,6 +341,9 @@ def test_every_code_is_documented_and_raised_here_or_elsewhere() -> None:
     raised = {
         "allow", "policy.forbidden", "policy.no_permit", "policy.error", "input.unrepresentable", "input.too_large",
         "input.unknown_tool", "scope.missing", "approval.required", "gate.forked", "gate.closed", "internal.panic",
+        # In test_budget.py, and an expired hold in the core's tests.
+        "budget.exhausted", "budget.contended", "budget.too_large", "budget.expired", "budget.unpriced",
+        "budget.unavailable",
     }  # fmt: skip
     codes = dict(decision_codes())
     assert set(codes) == raised

@@ -24,6 +24,7 @@ VERBS = {
     "check": ("check", "ask whether one action is allowed"),
     "decide": ("decide", "run a file of actions through a gate"),
     "policy": (None, "ask, test, explain and validate policies"),
+    "budget": (None, "show, explain and change what budgets have left; replay a trace"),
     "doctor": ("doctor", "say what this installation and this folder can and cannot do"),
 }
 POLICY_VERBS = {
@@ -34,6 +35,16 @@ POLICY_VERBS = {
     "matrix": ("policy_matrix", "print who may do what"),
     "conformance": ("policy_conformance", "compare with recorded answers of the reference"),
 }
+
+BUDGET_VERBS = {
+    "show": ("budget_show", "print the budgets with what is used, held and left"),
+    "explain": ("budget_explain", "say whether a cost fits, who would refuse it, and when that ends"),
+    "holds": ("budget_holds", "print the holds that are alive"),
+    "recover": ("budget_recover", "end the holds of processes that have died"),
+    "set-limit": ("budget_set_limit", "change a limit of a ledger that is in use"),
+    "replay": ("budget_replay", "drive recorded requests through budgets"),
+}
+GROUPS = {"policy": POLICY_VERBS, "budget": BUDGET_VERBS}
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,7 +86,7 @@ def _run(words: list[str]) -> int:
         # --help and --version have printed what they are for.
         return EXIT_BAD_INPUT if done.code else 0
     if not hasattr(arguments, "run"):
-        verb = f" {words[0]}" if words and words[0] == "policy" else ""
+        verb = f" {words[0]}" if words and words[0] in GROUPS else ""
         raise InputError("no command given", f"tollkeeper{verb} --help")
     code = arguments.run(arguments)
     return code if isinstance(code, int) else EXIT_DEFECT
@@ -97,7 +108,7 @@ def _parser(words: list[str]) -> Parser:
             _configure(child, module, used=words[:1] == [verb])
             continue
         below = child.add_subparsers(metavar="COMMAND")
-        for name, (submodule, subwhat) in POLICY_VERBS.items():
+        for name, (submodule, subwhat) in GROUPS[verb].items():
             grandchild = below.add_parser(name, help=subwhat, description=_sentence(subwhat), allow_abbrev=False)
             _configure(grandchild, submodule, used=words[:2] == [verb, name])
     if words[:1] == ["--version"]:

@@ -1,6 +1,7 @@
 """``tollkeeper decide``: runs a file of actions through a gate and prints what would become of each.
 
-Nothing is executed. The exit code says whether all actions could be read, not how they were decided.
+Nothing is executed: what a budget holds for an action is given back before the next one, except requests, which are
+spent when they are granted. The exit code says whether all actions could be read, not how they were decided.
 """
 
 import argparse
@@ -25,13 +26,14 @@ class ActionLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     principal: str
     tool: str
     session: str = "decide"
+    budget: str | None = None
     arguments: dict[str, Any] = {}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument(
-        "file", metavar="ACTIONS.jsonl", help="JSON lines with principal, session, tool, arguments; - is stdin"
+        "file", metavar="ACTIONS.jsonl", help="JSON lines with principal, session, budget, tool, arguments; - is stdin"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON line for each action")
     inputs.add_config(parser)
@@ -81,13 +83,15 @@ def _row(number: int, action: ActionLine, decision: Any) -> tuple[str, ...]:  # 
 
 def _decide(gate: Any, action: ActionLine, name: str, number: int) -> tuple[Any, int]:  # noqa: ANN401 - gate and decision
     try:
-        run = gate.run(principal=action.principal, session=action.session)
+        run = gate.run(principal=action.principal, session=action.session, budget=action.budget)
     except (EntityError, ValueError) as error:
         raise InputError(f"{name}:{number}: {error.args[0]}", getattr(error, "help", None)) from None
     with run:
         started = time.perf_counter_ns()
         decision = gate.check(action.tool, action.arguments)
-        return decision, time.perf_counter_ns() - started
+        took = time.perf_counter_ns() - started
+        gates.release(decision)
+        return decision, took
 
 
 def _summary(codes: Counter[str], held_back: Counter[str], nanoseconds: list[int]) -> list[str]:

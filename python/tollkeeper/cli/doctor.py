@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import tollkeeper
-from tollkeeper import cases, config
+from tollkeeper import budgets, cases, config
 from tollkeeper.cli import inputs
 from tollkeeper.cli.terminal import EXIT_NO, EXIT_OK, coloured, counted, out, out_json, shown
 from tollkeeper.errors import TollkeeperError
 
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+# What a time server may slew by; the ledger follows no further.
+CLOCK_SKEW_MS_MAX = 1_000
 # Versions below these lack calls that the package uses; the same floors as in its metadata.
 FLOORS = {"msgspec": (0, 18), "numpy": (1, 26)}
 
@@ -153,16 +155,53 @@ def _contents(settings: config.Config) -> Iterator[Line]:
             yield Line("ok", "entities", counted(len(entities), "entity", "entities"))
         except (TollkeeperError, OSError) as error:
             yield _failed("entities", error, settings.entities_file)
-    gate = getattr(tollkeeper, "Gate", None)
-    if gate is not None:
-        try:
-            warnings = list(getattr(gate.open(settings.file), "warnings", []))
+    try:
+        # A state that is not there yet is not made here.
+        made = settings.budget_state is None or settings.budget_state.exists()
+        ledger = None if made or settings.budget_file is None else tollkeeper.Ledger.open(settings.budget_file)
+        with tollkeeper.Gate.open(settings.file, ledger=ledger) as gate:
             yield Line("ok", "gate", f"opens, in mode {settings.gate.mode}")
-            for text in warnings:
+            for text in gate.warnings:
                 yield Line("warn", "gate", text)
-        except (TollkeeperError, OSError) as error:
-            yield _failed("gate", error, None)
+            yield from _ledger(settings, gate.ledger)
+    except (TollkeeperError, OSError) as error:
+        yield _failed("gate", error, None)
     yield _tests(settings)
+
+
+def _ledger(settings: config.Config, ledger: tollkeeper.Ledger | None) -> Iterator[Line]:
+    costs = [name for name, tool in settings.tools.items() if any((tool.cost or {}).values())]
+    if ledger is None:
+        if costs:
+            text = f"none, so {counted(len(costs), 'tool')} with a cost cannot be called"
+            yield Line("fail", "ledger", text, '[budget] file = "budgets.toml"')
+        else:
+            yield Line("ok", "ledger", "none: nothing that agents do is counted")
+        return
+    named = f"{settings.budget_file}: {counted(len(ledger.paths), 'budget')}"
+    state = settings.budget_state
+    if state is None:
+        text = f"{named}, in the memory of each process; a restart forgets what was spent"
+        yield Line("warn", "ledger", text, '[budget] state = "state/ledger.bin"')
+        return
+    if ledger.state is None:
+        yield Line("ok", "ledger", f"{named}; {state} is made by the first program that opens it")
+        return
+    declared = settings.budget_file is not None and budgets.spec(settings.budget_file)["volatile"]
+    volatile = ", volatile: a restart forgets what was spent" if declared else ""
+    yield Line("warn" if volatile else "ok", "ledger", f"{named}, in {state}{volatile}")
+    yield from _permissions(state)
+    holds = ledger.holds()
+    gone = sum(1 for hold in holds if not hold["alive"])
+    text = counted(len(holds), "live hold") + (f", {gone} of processes that have died" if gone else "")
+    yield Line("warn" if gone else "ok", "holds", text, "tollkeeper budget recover" if gone else None)
+    skew = ledger.clock_skew_ms
+    if abs(skew) > CLOCK_SKEW_MS_MAX:
+        where = "ahead of" if skew > 0 else "behind"
+        text = f"the wall clock is {abs(skew) / 1000:.1f} s {where} the ledger's time"
+        yield Line("warn", "clock", text, "set the clock right; if it is right now, Ledger.accept_clock()")
+    else:
+        yield Line("ok", "clock", "the ledger follows the wall clock")
 
 
 def _tests(settings: config.Config) -> Line:

@@ -1,4 +1,8 @@
-"""What the verbs that ask a gate share: opening it, and a decision as plain data."""
+"""What the verbs that ask a gate share: opening it, asking, and a decision as plain data.
+
+They ask and do nothing, so what is held for an action is given back at once. A request is spent when it is granted: it
+counts, in a ledger with a state file too.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -20,9 +24,24 @@ def opened(path: Path) -> Any:  # noqa: ANN401 - the gate's class, if this build
     return gate.open(path)
 
 
+def release(decision: Any) -> None:  # noqa: ANN401 - a Decision
+    """Gives back what is held for an action that will not happen."""
+    if decision.hold is not None:
+        decision.hold.release()
+
+
 def errors(decision: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - a Decision
     """The policies that erred, each with the message."""
     return [(str(policy), str(message)) for policy, message in decision.errors]
+
+
+def refusal(decision: Any) -> dict[str, Any] | None:  # noqa: ANN401 - a Decision
+    """What a budget refused, and when to try again."""
+    denial = decision.denial
+    if denial is None:
+        return None
+    names = ("path", "unit", "window", "requested", "available", "limit", "retry_after")
+    return {name: getattr(denial, name) for name in names}
 
 
 def as_json(decision: Any) -> dict[str, Any]:  # noqa: ANN401 - a Decision
@@ -35,4 +54,5 @@ def as_json(decision: Any) -> dict[str, Any]:  # noqa: ANN401 - a Decision
         "errors": [{"policy": policy, "message": message} for policy, message in errors(decision)],
         "obligations": list(decision.obligations),
         "would_deny": decision.would_deny,
+        "budget": refusal(decision),
     }

@@ -8,7 +8,7 @@ import argparse
 import gzip
 import re
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final, TypeVar
@@ -22,6 +22,8 @@ from tollkeeper.errors import ContextError, EntityError
 # Larger than any entry of the published corpus (0.3 MB), and as large as four contexts may be.
 LINE_BYTES_MAX: Final = 16 << 20
 STDIN: Final = "-"
+# More digits than any limit has.
+NUMBER_DIGITS_MAX: Final = 40
 
 Decoded = TypeVar("Decoded")
 
@@ -80,14 +82,12 @@ def sources(arguments: argparse.Namespace) -> Sources:
     )
 
 
-def load_config(path: Path) -> config.Config:
+def load_config(path: Path, hint: str = "name policies with --policies") -> config.Config:
     """The configuration, with a hint where there is none."""
     try:
         return config.load(path)
     except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file", "name policies with --policies, or write one: tollkeeper init"
-        ) from None
+        raise InputError(f"{path}: no such file", f"{hint}, or write one: tollkeeper init") from None
 
 
 def _cedar_files(path: Path) -> list[Path]:
@@ -158,6 +158,20 @@ def context_argument(value: str | None, schema: Path | None, action: EntityUid) 
     text = json_argument(value)
     with located("--context" if not value.startswith("@") else value[1:]):
         return Context.from_cedar_json(text, schema, action=None if schema is None else action)
+
+
+def whole_number(most: int, *, least: int = 0) -> Callable[[str], int]:
+    """A reader of whole numbers for `argparse`; underscores may part the digits."""
+
+    def number(text: str) -> int:
+        if not re.fullmatch(r"[0-9]+(?:_[0-9]+)*", text, re.ASCII) or len(text) > NUMBER_DIGITS_MAX:
+            raise argparse.ArgumentTypeError(f"`{text[:NUMBER_DIGITS_MAX]}` is not a whole number")
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value} is not between {least} and {most}")
+        return value
+
+    return number
 
 
 @contextmanager

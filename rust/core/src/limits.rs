@@ -98,6 +98,8 @@ pub const ARGUMENT_BYTES_WAIT_MAX: usize = 4 << 20;
 pub const TOOLS_MAX: usize = 10_000;
 /// Bytes of a tool's name: runtimes stop at 64 or 128 characters.
 pub const TOOL_NAME_BYTES_MAX: usize = 256;
+/// Bytes of a model's name: as many as a price table takes.
+pub const MODEL_NAME_BYTES_MAX: usize = 255;
 /// Bytes of one tool's JSON Schema.
 pub const TOOL_SCHEMA_BYTES_MAX: usize = 256 << 10;
 /// Subschemas of one tool.

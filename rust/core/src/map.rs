@@ -17,13 +17,13 @@ use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 #[cfg(not(loom))]
 use memmap2::MmapRaw;
 
-use crate::budget::layout::{Durable, EventEntry, Header, NodeEntry, Owner, Period, Slot, Tally};
+use crate::budget::layout::{Durable, Epoch, EventEntry, Header, NodeEntry, Owner, Period, Slot, Tally};
 
 /// Types that a mapping can be carved into.
 ///
@@ -42,7 +42,7 @@ macro_rules! atoms {
         )*
     };
 }
-atoms!(Durable, EventEntry, Header, NodeEntry, Owner, Period, Slot, Tally);
+atoms!(Durable, Epoch, EventEntry, Header, NodeEntry, Owner, Period, Slot, Tally);
 
 /// A region of memory, shared or not, that lives as long as a table of it.
 #[cfg(not(loom))]
@@ -157,6 +157,36 @@ static LOCK_FILES: [AtomicI32; LOCK_FILES_MAX] = [const { AtomicI32::new(NO_FILE
 /// starts later are ordered after it.
 static FORKS: AtomicU64 = AtomicU64::new(0);
 
+/// Set while a descriptor is open that does not stand in the table yet, and while the process forks.
+static OPENING: AtomicBool = AtomicBool::new(false);
+
+/// Keeps other threads from forking: their child would have a descriptor that nobody closes.
+struct NoForks;
+
+impl NoForks {
+    fn begin() -> Self {
+        // Acquire and release as of a lock. It is held for an `open` or for a fork, so spinning is short.
+        while OPENING.swap(true, Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        Self
+    }
+}
+
+impl Drop for NoForks {
+    fn drop(&mut self) {
+        OPENING.store(false, Ordering::Release);
+    }
+}
+
+extern "C" fn before_fork() {
+    std::mem::forget(NoForks::begin());
+}
+
+extern "C" fn after_fork_in_parent() {
+    drop(NoForks);
+}
+
 /// A child shares its parent's open file descriptions and with them its locks: the parent would live on in its child.
 extern "C" fn after_fork_in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
@@ -166,6 +196,7 @@ extern "C" fn after_fork_in_child() {
             close(descriptor);
         }
     }
+    drop(NoForks);
 }
 
 #[expect(unsafe_code, reason = "the descriptor has no owner but the table it was taken from")]
@@ -181,9 +212,10 @@ pub fn watch_forks() -> bool {
     static HOOKED: OnceLock<bool> = OnceLock::new();
     *HOOKED.get_or_init(|| {
         // SAFETY: the handler runs between fork and exec in a child of a program with threads, so it must be
-        // async-signal-safe: it touches lock-free atomics and calls `close`. It lives as long as the process, because
+        // async-signal-safe: it touches lock-free atomics and calls `close`; the other two touch one such atomic. They live as long as the process, because
         // nobody unloads this code: an interpreter never unloads an extension module.
-        let status = unsafe { libc::pthread_atfork(None, None, Some(after_fork_in_child)) };
+        let status =
+            unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork_in_parent), Some(after_fork_in_child)) };
         status == 0
     })
 }
@@ -206,11 +238,13 @@ pub struct LockFile {
 }
 
 impl LockFile {
-    /// Opens a file for locking.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    /// Opens the same file once more, for locking: by its descriptor, because its name may lead elsewhere by now.
+    pub fn open(file: &File) -> io::Result<Self> {
         if !watch_forks() {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let _no_forks = NoForks::begin();
         let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(path)?;
         let descriptor = file.into_raw_fd();
         for (place, entry) in LOCK_FILES.iter().enumerate() {
@@ -307,11 +341,11 @@ pub fn allocate(file: &File, len_bytes: u64) -> io::Result<()> {
 }
 
 /// Whether a file lies on a file system that forgets everything at a restart.
+#[expect(clippy::useless_conversion, reason = "the type of the field differs between architectures")]
 pub fn is_in_memory(file: &File) -> io::Result<bool> {
     const TMPFS: i64 = 0x0102_1994;
     const RAMFS: i64 = 0x8584_58f6;
     let kind = rustix::fs::fstatfs(file)?.f_type;
-    // The type of the field differs between architectures.
     Ok(matches!(i64::try_from(kind), Ok(TMPFS | RAMFS)))
 }
 

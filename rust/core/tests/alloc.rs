@@ -1,6 +1,6 @@
 //! A warm decision allocates nothing: counted, not believed.
 //!
-//! Its own binary with one test, because the counting allocator counts the whole process.
+//! Its own binary, because the counting allocator counts the whole process.
 
 #![expect(
     clippy::unwrap_used,
@@ -14,7 +14,17 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use tollkeeper_core::arguments::Arguments;
-use tollkeeper_core::policy::entities::{Entities, context_from_json};
+use tollkeeper_core::budget::clock::SystemClock;
+use tollkeeper_core::budget::ledger::Ledger;
+use tollkeeper_core::budget::tree::{BudgetSpec, LedgerSpec, LimitSpec};
+use tollkeeper_core::budget::unit::Unit;
+use tollkeeper_core::budget::window::Window;
+use tollkeeper_core::gate::Gate;
+use tollkeeper_core::gate::check;
+use tollkeeper_core::gate::scope::{Scope, ScopeSpec};
+use tollkeeper_core::gate::state::GateSources;
+use tollkeeper_core::gate::tools::ToolSpec;
+use tollkeeper_core::policy::entities::{Entities, EntityData, context_from_json};
 use tollkeeper_core::policy::eval::Request;
 use tollkeeper_core::policy::parse::Source;
 use tollkeeper_core::policy::set::{Decision, LoadOptions, Mode, PolicySet, Scratch};
@@ -136,4 +146,54 @@ fn a_warm_decision_allocates_nothing() {
         }
         assert!(reasons > 0, "{count} policies: some requests have reasons");
     }
+}
+
+/// A gate over one tool, with or without budgets two levels deep.
+fn gate(ledger: Option<Arc<Ledger>>) -> Gate {
+    let text = "permit(principal, action, resource) when { context.input.amount < 50 };";
+    let tool = ToolSpec {
+        name: "send".to_owned(),
+        resource: Arc::new(EntityUid::new("Mcp", "m")),
+        schema: None,
+        paths: Vec::new(),
+        cost: None,
+    };
+    let policies = vec![Source { name: None, text }];
+    Gate::open(&GateSources { policies, tools: vec![tool], ledger, ..GateSources::default() }, 1).unwrap()
+}
+
+fn checked(gate: &Gate, budget: Option<&str>) -> usize {
+    let spec = ScopeSpec {
+        principal: EntityData::new(EntityUid::new("Agent", "a")),
+        session: "s".to_owned(),
+        labels: Vec::new(),
+        on_behalf_of: None,
+        tools: None,
+        budget: budget.map(str::to_owned),
+    };
+    let scope = Scope::new(spec, &gate.state()).unwrap();
+    let (mut arguments, mut scratch) = (Arguments::new(), check::Scratch::new());
+    warm(|| {
+        arguments.reset(1 << 16);
+        arguments.open_object(None).unwrap();
+        arguments.push_long(Some("amount"), 7).unwrap();
+        arguments.close();
+        let decision = gate.check(Some(&scope), "send", &mut arguments, gate.now_ms(), &mut scratch);
+        assert!(decision.allowed());
+        assert_eq!(decision.hold().is_some(), budget.is_some());
+    })
+}
+
+#[test]
+fn a_warm_check_allocates_nothing() {
+    assert_eq!(checked(&gate(None), None), 0);
+    let limits = vec![
+        LimitSpec { unit: Unit::Requests, window: Window::Day, limit: 1_000_000, overdraft: 0 },
+        LimitSpec { unit: Unit::Tokens, window: Window::Total, limit: 1_000_000, overdraft: 0 },
+    ];
+    let budget = |path: &str| BudgetSpec { path: path.to_owned(), limits: limits.clone(), children_max: None };
+    let spec = LedgerSpec { budgets: vec![budget("a"), budget("a/b")], holds: 64, ..LedgerSpec::default() };
+    let ledger = Arc::new(Ledger::anonymous(spec, Arc::new(SystemClock)).unwrap());
+    let gate = gate(Some(ledger));
+    assert_eq!((checked(&gate, None), checked(&gate, Some("a/b"))), (0, 0), "a reserve and its ending included");
 }

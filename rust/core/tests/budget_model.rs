@@ -2,6 +2,17 @@
 //!
 //! `TOLLKEEPER_MODEL_STEPS=1000000 cargo test --release --test budget_model` runs longer than a test should.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::similar_names,
+    clippy::unused_self,
+    clippy::needless_range_loop,
+    clippy::needless_for_each,
+    reason = "tests"
+)]
+
 mod budget;
 
 use std::sync::Arc;
@@ -106,7 +117,7 @@ fn eight_threads_never_overspend_while_somebody_looks() {
                 assert!(usage.used + usage.held <= usage.limit + usage.overdraft, "{usage:?}");
                 assert!(usage.available >= 0 && usage.stranded == 0, "{usage:?}");
             }
-            if looks % 16 == 0 {
+            if looks.is_multiple_of(16) {
                 clock.advance(7_000);
             }
         }

@@ -13,10 +13,17 @@ use cedar_policy as reference;
 use generate::{Seeded, Source as _};
 use serde_json::{Value as Json, json};
 use tollkeeper_core::arguments::{Argument, ArgumentRef, Arguments, ArgumentsError, decimal_from_float};
+use tollkeeper_core::budget::clock::FakeClock;
+use tollkeeper_core::budget::ledger::Ledger;
+use tollkeeper_core::budget::price::PriceTable;
+use tollkeeper_core::budget::tree::{Admission, BudgetSpec, LedgerSpec, LimitSpec};
+use tollkeeper_core::budget::unit::{Amounts, Unit};
+use tollkeeper_core::budget::window::Window;
 use tollkeeper_core::gate::Gate;
 use tollkeeper_core::gate::check::Scratch;
 use tollkeeper_core::gate::code::Code;
 use tollkeeper_core::gate::decision::Decision;
+use tollkeeper_core::gate::model_call::{ModelCall, ModelRequest, ModelUsage};
 use tollkeeper_core::gate::scope::{Scope, ScopeSpec};
 use tollkeeper_core::gate::state::{GateMode, GateSources, OnError, UnguardedForbid};
 use tollkeeper_core::gate::tools::ToolSpec;
@@ -31,7 +38,13 @@ use tollkeeper_core::value::Val;
 const NOW: i64 = 1_767_225_600_000;
 
 fn tool(name: &str) -> ToolSpec {
-    ToolSpec { name: name.to_owned(), resource: Arc::new(EntityUid::new("Mcp", "m0")), schema: None, paths: Vec::new() }
+    ToolSpec {
+        name: name.to_owned(),
+        resource: Arc::new(EntityUid::new("Mcp", "m0")),
+        schema: None,
+        paths: Vec::new(),
+        cost: None,
+    }
 }
 
 fn sources(text: &str) -> GateSources<'_> {
@@ -53,6 +66,7 @@ fn spec(id: &str) -> ScopeSpec {
         labels: Vec::new(),
         on_behalf_of: None,
         tools: None,
+        budget: None,
     }
 }
 
@@ -160,8 +174,10 @@ fn every_code_is_raised() {
     assert_eq!(raised[3].policies(), ["p.cedar#2"]);
     assert_eq!(raised[7].approvals(), ["ops"]);
     assert_eq!(raised[3].errors().len(), 1);
+    // Those of budgets have a test of their own.
+    let codes = Code::ALL.into_iter().filter(|code| !code.is_budget());
     raised.extend([Code::GateForked, Code::GateClosed, Code::InternalPanic].map(|code| open.refuse(code, None)));
-    for code in Code::ALL {
+    for code in codes {
         assert!(raised.iter().any(|decision| decision.code() == code), "{code} is not raised");
         assert!(code.meaning().ends_with('.'));
     }
@@ -297,7 +313,7 @@ fn shadow_flips_policy_and_approval_only() {
     assert_eq!(check(&gate, &run, "other", &json!({})).code(), Code::InputUnknownTool);
     let mut arguments = filled(&json!({}));
     assert_eq!(gate.check(None, "send", &mut arguments, NOW, &mut Scratch::new()).code(), Code::ScopeMissing);
-    let narrow = run.narrowed(Some(&["read".to_owned()]), &[]).unwrap();
+    let narrow = run.narrowed(Some(&["read".to_owned()]), &[], None, &gate.state()).unwrap();
     let narrowed = check(&gate, &narrow, "send", &json!({}));
     assert_eq!((narrowed.code(), narrowed.would_deny()), (Code::Allow, Some(Code::PolicyForbidden)));
     assert_eq!(check(&gate, &narrow, "send", &json!({"n": 1e300})).code(), Code::InputUnrepresentable);
@@ -380,11 +396,11 @@ fn scopes_only_narrow() {
     let denied = check(&gate, &run, "read", &json!({}));
     assert_eq!(denied.code(), Code::PolicyForbidden);
     assert_eq!(denied.reason(), "tool `read` is not among the tools this run was started with; use one of those");
-    let wider = run.narrowed(Some(&["read".to_owned(), "send".to_owned()]), &[]).unwrap();
+    let wider = run.narrowed(Some(&["read".to_owned(), "send".to_owned()]), &[], None, &gate.state()).unwrap();
     assert_eq!(check(&gate, &wider, "read", &json!({})).code(), Code::PolicyForbidden);
-    let labelled = run.narrowed(None, &["untrusted".to_owned()]).unwrap();
+    let labelled = run.narrowed(None, &["untrusted".to_owned()], None, &gate.state()).unwrap();
     assert_eq!(check(&gate, &labelled, "send", &json!({})).policies(), ["seen"]);
-    let inner = labelled.narrowed(Some(&[]), &["pii".to_owned()]).unwrap();
+    let inner = labelled.narrowed(Some(&[]), &["pii".to_owned()], None, &gate.state()).unwrap();
     assert_eq!(inner.labels(), &Val::set(vec![Val::Str("pii".into()), Val::Str("untrusted".into())]));
     assert!(!inner.allows("send"));
 }
@@ -762,4 +778,437 @@ fn bad_tools_are_refused_at_load() {
     let mut broken = tool("send");
     broken.schema = Some("{".to_owned());
     assert!(refuse(vec![broken]).starts_with("tool `send`: schema is not JSON"));
+}
+
+// --- budgets ------------------------------------------------------------------------------------------------------
+
+fn limit(unit: Unit, window: Window, limit: i64) -> LimitSpec {
+    LimitSpec { unit, window, limit, overdraft: 0 }
+}
+
+fn budget(path: &str, limits: Vec<LimitSpec>) -> BudgetSpec {
+    BudgetSpec { path: path.to_owned(), limits, children_max: None }
+}
+
+fn ledger_spec() -> LedgerSpec {
+    let prices = |prompt, completion| {
+        vec![("prompt".to_owned(), prompt), ("cached".to_owned(), prompt / 10), ("completion".to_owned(), completion)]
+    };
+    LedgerSpec {
+        budgets: vec![
+            budget("acme", vec![limit(Unit::Tokens, Window::Day, 10_000), limit(Unit::InFlight, Window::Total, 3)]),
+            budget("acme/a", vec![limit(Unit::Requests, Window::Hour, 4), limit(Unit::Tokens, Window::Day, 1_000)]),
+            budget("money", vec![limit(Unit::NanoUsd, Window::Month, 1_000_000)]),
+            budget(
+                "flow",
+                vec![limit(Unit::Requests, Window::Total, 1_000_000), limit(Unit::InFlight, Window::Total, 1)],
+            ),
+        ],
+        prices: PriceTable::new(vec![
+            ("m".to_owned(), prices(1_000_000_000, 2_000_000_000)),
+            ("odd".to_owned(), prices(1, 1_500_000)),
+        ])
+        .unwrap(),
+        holds: 256,
+        ..LedgerSpec::default()
+    }
+}
+
+struct Paying {
+    gate: Gate,
+    ledger: Arc<Ledger>,
+    clock: Arc<FakeClock>,
+}
+
+impl Paying {
+    fn new(spec: LedgerSpec, change: impl FnOnce(&mut GateSources<'_>)) -> Self {
+        Self::with(PERMIT, spec, change)
+    }
+
+    fn with(text: &str, spec: LedgerSpec, change: impl FnOnce(&mut GateSources<'_>)) -> Self {
+        let clock = Arc::new(FakeClock::new(NOW));
+        let ledger = Arc::new(Ledger::anonymous(spec, clock.clone()).unwrap());
+        let mut sources = GateSources { ledger: Some(Arc::clone(&ledger)), ..sources(text) };
+        sources
+            .tools
+            .push(ToolSpec { cost: Some(Amounts::of(Unit::Tokens, 300).and(Unit::InFlight, 1)), ..tool("think") });
+        change(&mut sources);
+        Self { gate: Gate::open(&sources, 7).unwrap(), ledger, clock }
+    }
+
+    fn run(&self, budget: Option<&str>) -> Scope {
+        Scope::new(ScopeSpec { budget: budget.map(str::to_owned), ..spec("a") }, &self.gate.state()).unwrap()
+    }
+
+    fn check(&self, scope: &Scope, tool: &str) -> Decision {
+        self.gate.check(Some(scope), tool, &mut filled(&json!({})), self.gate.now_ms(), &mut Scratch::new())
+    }
+
+    fn call(&self, scope: &Scope, request: ModelRequest<'_>) -> (Decision, ModelCall) {
+        self.gate.check_model(Some(scope), &request, self.gate.now_ms(), &mut Scratch::new())
+    }
+
+    /// Used and held of every cell of every budget.
+    fn counts(&self) -> Vec<(String, Unit, i64, i64)> {
+        let ledger = &self.ledger;
+        let of = |path: String| {
+            let usage = ledger.usage(&ledger.node(&path).unwrap());
+            usage.into_iter().map(move |cell| (path.clone(), cell.unit, cell.used, cell.held)).collect::<Vec<_>>()
+        };
+        ledger.paths().into_iter().flat_map(of).collect()
+    }
+
+    fn of(&self, path: &str, unit: Unit) -> (i64, i64) {
+        let found = self.counts().into_iter().find(|(at, of, ..)| at == path && *of == unit).unwrap();
+        (found.2, found.3)
+    }
+}
+
+const fn request(model: &str, prompt_tokens: i64, max_tokens: i64) -> ModelRequest<'_> {
+    ModelRequest { model, prompt_tokens, max_tokens, n: 1 }
+}
+
+#[test]
+fn an_allowed_action_is_reserved_and_ends_in_full_when_nobody_says() {
+    let paying = Paying::new(ledger_spec(), |_| ());
+    let run = paying.run(Some("acme/a"));
+    let decision = paying.check(&run, "think");
+    assert!(decision.allowed());
+    assert_eq!(decision.hold().map(|hold| hold.ledger().hold(hold.id()).unwrap().path), Some("acme/a".to_owned()));
+    assert_eq!((paying.of("acme/a", Unit::Tokens), paying.of("acme", Unit::InFlight)), ((0, 300), (0, 1)));
+    drop(decision);
+    assert_eq!((paying.of("acme", Unit::Tokens), paying.of("acme", Unit::InFlight)), ((300, 0), (0, 0)));
+    // Nobody said what `send` costs: one request.
+    drop(paying.check(&run, "send"));
+    assert_eq!(paying.of("acme/a", Unit::Requests), (1, 0));
+    let settled = paying.check(&run, "think");
+    let hold = settled.hold().unwrap();
+    assert!(hold.ledger().settle(hold.id(), &[Some(10), None, None, None, None]).unwrap());
+    drop(settled);
+    assert_eq!(paying.of("acme", Unit::Tokens), (310, 0), "what was reported stays");
+    let released = paying.check(&run, "think");
+    assert!(released.hold().unwrap().release() && !released.hold().unwrap().release());
+    assert_eq!(paying.of("acme", Unit::Tokens), (310, 0));
+}
+
+/// Every denial of the budget step, each with the sentence and nothing left behind.
+#[test]
+fn every_budget_code_is_raised_and_leaves_nothing_behind() {
+    let expired = LedgerSpec { hold_ttl_ms: Some(-5), ..ledger_spec() };
+    let paying = Paying::new(ledger_spec(), |_| ());
+    let lapsing = Paying::new(expired, |_| ());
+    let (a, money, flow, nobody) =
+        (paying.run(Some("acme/a")), paying.run(Some("money")), paying.run(Some("flow")), paying.run(None));
+    for _ in 0..4 {
+        drop(paying.check(&a, "send"));
+    }
+    let kept = paying.check(&flow, "think");
+    assert!(kept.allowed());
+    let before = paying.counts();
+    let denied = [
+        (paying.check(&a, "send"), Code::BudgetExhausted, Some(3_600_000)),
+        (paying.check(&flow, "think"), Code::BudgetContended, Some(50)),
+        (paying.call(&paying.run(Some("acme")), request("m", 9_000, 2_000)).0, Code::BudgetTooLarge, None),
+        (paying.call(&paying.run(Some("acme")), request("m", 1 << 52, 1 << 53)).0, Code::BudgetTooLarge, None),
+        (paying.call(&money, request("nobody-knows", 1, 1)).0, Code::BudgetUnpriced, None),
+        (paying.check(&nobody, "think"), Code::BudgetUnavailable, None),
+        (paying.call(&nobody, request("m", 1, 1)).0, Code::BudgetUnavailable, None),
+    ];
+    for (decision, code, retry_after_ms) in &denied {
+        assert_eq!((decision.code(), decision.retry_after_ms()), (*code, *retry_after_ms), "{}", decision.reason());
+        assert!(!decision.allowed() && decision.hold().is_none() && decision.denial().is_some());
+        assert_eq!(decision.policies(), [""; 0], "no policy decided");
+        assert!(decision.reason().len() > 30);
+    }
+    assert_eq!(paying.counts(), before);
+    let first = denied[0].0.denial().unwrap();
+    assert_eq!((first.path.as_str(), first.unit, first.window), ("acme/a", Some(Unit::Requests), Some(Window::Hour)));
+    assert!(denied[4].0.reason().contains("[price.\"nobody-knows\"]"), "{}", denied[4].0.reason());
+    assert!(denied[5].0.reason().contains("`acme`, `acme/a`"), "{}", denied[5].0.reason());
+    let late = lapsing.call(&lapsing.run(Some("acme")), request("m", 1, 1)).0;
+    assert_eq!((late.code(), late.hold().is_none()), (Code::BudgetExpired, true));
+    assert_eq!(lapsing.of("acme", Unit::Tokens), (0, 0));
+    // A tool without a cost passes where nobody pays, and without a ledger a cost cannot be paid.
+    assert!(paying.check(&nobody, "send").allowed());
+    let tools = vec![ToolSpec { cost: Some(Amounts::of(Unit::Requests, 1)), ..tool("dear") }];
+    let bare = Gate::open(&GateSources { tools, ..sources(PERMIT) }, 0).unwrap();
+    let refused = check(&bare, &scope(&bare), "dear", &json!({}));
+    assert_eq!(refused.code(), Code::BudgetUnavailable);
+    assert!(refused.reason().contains("budgets.toml"), "{}", refused.reason());
+    let (free, call) = bare.check_model(Some(&scope(&bare)), &request("m", 5, 5), NOW, &mut Scratch::new());
+    assert!(free.allowed() && call.charge(100) && !call.end());
+}
+
+#[test]
+fn a_denial_before_the_budget_step_reserves_nothing() {
+    let text = format!(
+        "{PERMIT} forbid(principal, action == Action::\"send\", resource);
+         @approval(\"ops\") permit(principal, action == Action::\"read\", resource);
+         forbid(principal, action == Action::\"call_model\", resource == Model::\"m\");"
+    );
+    let paying = Paying::with(&text, ledger_spec(), |_| ());
+    let run = paying.run(Some("acme/a"));
+    let before = paying.counts();
+    let narrow = run.narrowed(Some(&["send".to_owned()]), &[], None, &paying.gate.state()).unwrap();
+    let denied = [
+        (paying.check(&run, "send"), Code::PolicyForbidden),
+        (paying.check(&run, "read"), Code::ApprovalRequired),
+        (paying.check(&run, "nothing"), Code::InputUnknownTool),
+        (paying.check(&narrow, "think"), Code::PolicyForbidden),
+        (paying.call(&run, request("m", 1, 1)).0, Code::PolicyForbidden),
+        (paying.call(&run, request("other", -1, 1)).0, Code::InputUnrepresentable),
+        (paying.call(&run, ModelRequest { n: 0, ..request("other", 1, 1) }).0, Code::InputUnrepresentable),
+        (paying.call(&run, request("", 1, 1)).0, Code::InputUnrepresentable),
+        (paying.gate.check_model(None, &request("m", 1, 1), NOW, &mut Scratch::new()).0, Code::ScopeMissing),
+    ];
+    for (decision, code) in &denied {
+        assert_eq!((decision.code(), decision.hold().is_none()), (*code, true));
+    }
+    assert_eq!(paying.counts(), before);
+    assert!(denied[4].0.reason().starts_with("model `m` is forbidden by"), "{}", denied[4].0.reason());
+    let none = Paying::with("", ledger_spec(), |_| ());
+    let reason = none.call(&none.run(Some("acme")), request("m", 1, 1)).0.reason();
+    assert!(reason.contains("no policy permits model `m`") && reason.contains("fewer tokens"), "{reason}");
+}
+
+#[test]
+fn a_nested_run_names_its_budget_or_one_below() {
+    let paying = Paying::new(ledger_spec(), |_| ());
+    let state = paying.gate.state();
+    let outer = paying.run(Some("acme"));
+    let narrow = |scope: &Scope, path: &str| scope.narrowed(None, &[], Some(path), &state);
+    assert_eq!(narrow(&outer, "acme/a").unwrap().budget(), Some("acme/a"));
+    assert_eq!(narrow(&outer, "acme").unwrap().budget(), Some("acme"));
+    assert_eq!(outer.narrowed(None, &[], None, &state).unwrap().budget(), Some("acme"));
+    let inner = narrow(&outer, "acme/a").unwrap();
+    for (scope, path) in [(&inner, "acme"), (&outer, "money"), (&outer, "acmex"), (&outer, "acme/nobody"), (&outer, "")]
+    {
+        let error = narrow(scope, path).unwrap_err();
+        assert_eq!(error.first().code, "budget.unavailable", "{path}");
+    }
+    assert!(narrow(&paying.run(None), "acme").is_err());
+    let missing = Scope::new(ScopeSpec { budget: Some("acne".to_owned()), ..spec("a") }, &state).unwrap_err();
+    assert!(missing.to_string().contains("acme"), "{missing}");
+    let bare = gate(PERMIT);
+    let error = Scope::new(ScopeSpec { budget: Some("acme".to_owned()), ..spec("a") }, &bare.state()).unwrap_err();
+    assert!(error.to_string().contains("budgets.toml"), "{error}");
+}
+
+#[test]
+fn a_reload_keeps_the_run_and_its_ledger() {
+    let paying = Paying::new(ledger_spec(), |_| ());
+    let run = paying.run(Some("acme/a"));
+    drop(paying.check(&run, "send"));
+    let with_ledger = GateSources { ledger: Some(Arc::clone(&paying.ledger)), ..sources(PERMIT) };
+    paying.gate.reload(&with_ledger).unwrap();
+    drop(paying.check(&run, "send"));
+    assert_eq!(paying.of("acme/a", Unit::Requests), (2, 0));
+    paying.gate.reload(&sources(PERMIT)).unwrap();
+    assert_eq!(paying.check(&run, "send").code(), Code::BudgetUnavailable, "the run still wants to pay");
+    paying.gate.reload(&with_ledger).unwrap();
+    assert!(paying.check(&run, "send").allowed());
+}
+
+#[test]
+fn shadow_counts_in_cells_of_its_own() {
+    let paying = Paying::new(ledger_spec(), |sources| sources.mode = GateMode::Shadow);
+    let before = paying.counts();
+    let run = paying.run(Some("acme/a"));
+    let codes: Vec<_> = (0..6).map(|_| paying.check(&run, "send")).map(|d| (d.code(), d.would_deny())).collect();
+    assert_eq!(codes[..4], [(Code::Allow, None); 4]);
+    assert_eq!(codes[4..], [(Code::Allow, Some(Code::BudgetExhausted)); 2]);
+    let (decision, call) = paying.call(&run, request("m", 900, 200));
+    assert_eq!((decision.allowed(), decision.would_deny()), (true, Some(Code::BudgetTooLarge)));
+    assert!(
+        decision.reason().starts_with("allowed in shadow mode; otherwise: budget `acme/a`"),
+        "{}",
+        decision.reason()
+    );
+    assert!(call.charge(5_000) && decision.hold().unwrap().is_shadow(), "it never stops");
+    assert!(call.end());
+    let (unpriced, _) = paying.call(&paying.run(Some("money")), request("nobody-knows", 9, 9));
+    assert_eq!((unpriced.would_deny(), unpriced.hold().is_some()), (Some(Code::BudgetUnpriced), true));
+    let unpaid = paying.check(&paying.run(None), "think");
+    assert_eq!(
+        (unpaid.allowed(), unpaid.would_deny(), unpaid.hold().is_none()),
+        (true, Some(Code::BudgetUnavailable), true)
+    );
+    assert_eq!(paying.counts(), before, "the real cells are as they were");
+    let state = paying.gate.state();
+    let shadow = state.cells().unwrap();
+    let usage = shadow.usage(&shadow.node("acme/a").unwrap());
+    let used = |unit| usage.iter().find(|cell| cell.unit == unit).unwrap().used;
+    assert_eq!((used(Unit::Requests), used(Unit::Tokens)), (7, 5_900));
+    // Reloading goes on with the same cells.
+    let again = GateSources { ledger: Some(Arc::clone(&paying.ledger)), mode: GateMode::Shadow, ..sources(PERMIT) };
+    assert!(Arc::ptr_eq(paying.gate.reload(&again).unwrap().cells().unwrap(), shadow));
+    // What policies would deny would not have happened, and costs nothing.
+    let denying = Paying::with("", ledger_spec(), |sources| sources.mode = GateMode::Shadow);
+    let flipped = denying.check(&denying.run(Some("acme/a")), "send");
+    assert_eq!((flipped.would_deny(), flipped.hold().is_none()), (Some(Code::PolicyNoPermit), true));
+}
+
+#[test]
+fn policies_see_budgets() {
+    let guard = "context has budget && context.budget has tokens && context.budget.tokens has \"1d\"";
+    let text = format!(
+        "{PERMIT}
+        @id(\"low\") forbid(principal, action, resource) when {{ {guard} && context.budget.tokens[\"1d\"].tightest.remaining < 500 }};
+        @id(\"own\") forbid(principal, action, resource) when {{ {guard} && context.budget.tokens[\"1d\"] has used
+            && context.budget.tokens[\"1d\"] has limit && context.budget.tokens[\"1d\"].used > 100 && context.budget.tokens[\"1d\"].limit == 1000
+            && context.budget.tokens[\"1d\"].tightest.path == \"acme/a\" }};
+        @id(\"parent\") forbid(principal, action == Action::\"read\", resource) when {{ context has budget
+            && context.budget has in_flight && context.budget.in_flight has total
+            && !(context.budget.in_flight.total has limit) && context.budget.in_flight.total.tightest.path == \"acme\"
+            && context.budget.in_flight.total.tightest.limit == 3 }};"
+    );
+    let paying = Paying::with(&text, ledger_spec(), |_| ());
+    let run = paying.run(Some("acme/a"));
+    assert_eq!(paying.check(&run, "read").policies(), ["parent"]);
+    assert!(paying.check(&paying.run(Some("money")), "read").allowed());
+    assert!(paying.check(&paying.run(None), "read").allowed(), "absent where the run has no budget");
+    drop(paying.check(&run, "think"));
+    assert_eq!(paying.check(&run, "think").policies(), ["own"]);
+    let other = paying.run(Some("acme"));
+    let (_held, call) = paying.call(&other, request("m", 9_300, 300));
+    assert_eq!(paying.check(&other, "send").policies(), ["low"]);
+    assert!(call.settle(&ModelUsage { prompt: Some(10), completion: Some(0), ..ModelUsage::default() }).unwrap());
+    assert!(paying.check(&other, "send").allowed());
+    // A forbid that reads it unguarded is refused, with the guard to add.
+    let unguarded = "permit(principal, action, resource); forbid(principal, action, resource) when { context.budget.tokens[\"1d\"].used > 1 };";
+    let help = Gate::open(&sources(unguarded), 0).unwrap_err().first().help.clone().unwrap();
+    assert!(help.contains("context has budget"), "{help}");
+    // A policy that does not name it may still compare the whole context.
+    let whole = Paying::with("permit(principal, action, resource) unless { context == {} };", ledger_spec(), |_| ());
+    assert!(whole.check(&whole.run(Some("acme")), "send").allowed());
+}
+
+#[test]
+fn a_schema_can_declare_the_budget() {
+    let schema = r#"
+        entity Agent; entity Mcp; entity Model;
+        type Session = { id: String, labels: Set<String> };
+        type Level = { path: String, limit: Long, used: Long, remaining: Long };
+        type Cell = { limit?: Long, used?: Long, remaining?: Long, tightest: Level };
+        type Windows = { "total"?: Cell, "1m"?: Cell, "1h"?: Cell, "1d"?: Cell, "month"?: Cell };
+        type Budget = { tokens?: Windows, nano_usd?: Windows, requests?: Windows, in_flight?: Windows, kv_blocks?: Windows };
+        action send appliesTo { principal: [Agent], resource: [Mcp],
+            context: { input: {}, session: Session, now: datetime, budget?: Budget } };
+        action call_model appliesTo { principal: [Agent], resource: [Model],
+            context: { input: { model: String, prompt_tokens: Long, max_tokens: Long, n: Long }, session: Session, now: datetime, budget?: Budget } };
+    "#;
+    let text = "permit(principal, action == Action::\"send\", resource)
+        when { context has budget && context.budget has tokens && context.budget.tokens has \"1d\"
+            && context.budget.tokens[\"1d\"].tightest.remaining >= 1000 };
+        permit(principal, action == Action::\"call_model\", resource == Model::\"m\")
+        when { context.input.max_tokens * context.input.n <= 200 };";
+    let paying = Paying::with(text, ledger_spec(), |sources| sources.schema = Some(Source::unnamed(schema)));
+    let run = paying.run(Some("acme/a"));
+    assert!(paying.check(&run, "send").allowed());
+    assert!(paying.call(&run, request("m", 5, 200)).0.allowed());
+    assert_eq!(paying.call(&run, ModelRequest { n: 2, ..request("m", 5, 200) }).0.code(), Code::PolicyNoPermit);
+    assert_eq!(paying.check(&run, "send").code(), Code::PolicyNoPermit);
+}
+
+#[test]
+fn a_model_call_holds_the_worst_case_and_settles_to_its_usage() {
+    let paying = Paying::new(ledger_spec(), |_| ());
+    let run = paying.run(Some("money"));
+    let (decision, call) = paying.call(&run, ModelRequest { n: 2, ..request("m", 100, 50) });
+    // 100 x 1,000 nano-USD and 2 x 50 x 2,000.
+    assert_eq!(paying.of("money", Unit::NanoUsd), (0, 300_000));
+    assert!(call.charge(30) && call.charge(0) && call.charged_tokens() == 130);
+    let usage = ModelUsage { prompt: Some(100), cached: 80, completion: Some(40), others: Vec::new() };
+    assert!(call.settle(&usage).unwrap() && !call.settle(&usage).unwrap());
+    // 20 x 1,000 + 80 x 100 + 40 x 2,000.
+    assert_eq!(paying.of("money", Unit::NanoUsd), (108_000, 0));
+    assert!(!call.charge(1) && !call.end());
+    drop(decision);
+    assert_eq!(paying.of("money", Unit::NanoUsd), (108_000, 0));
+    // A component without a price costs the whole hold; what cannot be is refused, and the call goes on.
+    let (_held, call) = paying.call(&run, request("m", 100, 50));
+    let odd = ModelUsage { cached: 101, ..ModelUsage::default() };
+    assert!(call.settle(&odd).is_err() && call.settle(&ModelUsage { completion: Some(-1), ..odd }).is_err());
+    assert!(call.settle(&ModelUsage { others: vec![("audio", 1)], ..ModelUsage::default() }).unwrap());
+    assert_eq!(paying.of("money", Unit::NanoUsd), (308_000, 0));
+    // What is charged piece by piece is rounded once.
+    let (_held, call) = paying.call(&run, request("odd", 0, 10));
+    for _ in 0..10 {
+        assert!(call.charge(1));
+    }
+    assert!(call.end());
+    assert_eq!(paying.of("money", Unit::NanoUsd), (308_015, 0));
+}
+
+#[test]
+fn a_stream_broken_anywhere_costs_what_it_streamed() {
+    for pieces in 0..=5 {
+        let paying = Paying::new(ledger_spec(), |_| ());
+        let (acme, money) = (paying.run(Some("acme/a")), paying.run(Some("money")));
+        for run in [&acme, &money] {
+            let (_decision, call) = paying.call(run, request("m", 100, 50));
+            assert!((0..pieces).all(|_| call.charge(10)));
+            assert!(call.end());
+        }
+        // What did not stream may have used everything.
+        let pieces = if pieces == 0 { 5 } else { pieces };
+        assert_eq!(paying.of("acme", Unit::Tokens), (100 + 10 * pieces, 0));
+        assert_eq!(paying.of("acme", Unit::InFlight), (0, 0));
+        assert_eq!(paying.of("acme/a", Unit::Requests), (1, 0));
+        assert_eq!(paying.of("money", Unit::NanoUsd), (100_000 + 20_000 * pieces, 0));
+    }
+    // More than was held stops, and is debt.
+    let paying = Paying::new(ledger_spec(), |_| ());
+    let (_decision, call) = paying.call(&paying.run(Some("acme/a")), request("m", 900, 100));
+    assert!(call.charge(100) && !call.charge(1) && !call.charge(0));
+    assert!(call.end());
+    assert_eq!(paying.of("acme/a", Unit::Tokens), (1_001, 0));
+    // Nothing charged is not nothing used.
+    let (_decision, call) = paying.call(&paying.run(Some("acme")), request("m", 0, 70));
+    assert!(call.end());
+    assert_eq!(paying.of("acme", Unit::Tokens), (1_001 + 70, 0));
+}
+
+#[test]
+fn incremental_admission_tops_up_until_the_budget_ends() {
+    let spec = LedgerSpec { admission: Admission::Incremental, increment_tokens: 64, ..ledger_spec() };
+    let paying = Paying::new(spec, |_| ());
+    let run = paying.run(Some("acme/a"));
+    let (_decision, call) = paying.call(&run, request("m", 800, 10_000));
+    assert_eq!(paying.of("acme/a", Unit::Tokens), (0, 864));
+    assert!(call.charge(60) && call.charge(10));
+    assert_eq!(paying.of("acme/a", Unit::Tokens), (0, 928));
+    assert!(call.charge(120), "less than a step is left, and it is enough");
+    assert_eq!(paying.of("acme/a", Unit::Tokens), (0, 992));
+    assert!(call.charge(10) && !call.charge(1), "the budget is at its end");
+    assert!(call.end());
+    assert_eq!(paying.of("acme/a", Unit::Tokens), (1_001, 0));
+    // No more than was asked for.
+    let (_decision, call) = paying.call(&paying.run(Some("acme")), request("m", 10, 100));
+    assert!(call.charge(100) && !call.charge(1));
+    assert_eq!(paying.of("acme", Unit::Tokens), (1_001, 110));
+    // Money is topped up with the tokens.
+    let (_decision, call) = paying.call(&paying.run(Some("money")), request("m", 100, 400));
+    assert_eq!(paying.of("money", Unit::NanoUsd), (0, 100_000 + 128_000));
+    assert!(call.charge(400));
+    assert_eq!(paying.of("money", Unit::NanoUsd), (0, 100_000 + 800_000));
+    assert!(call.settle(&ModelUsage::default()).unwrap());
+    assert_eq!(paying.of("money", Unit::NanoUsd), (900_000, 0));
+}
+
+#[test]
+fn of_twenty_at_once_ten_that_are_affordable_go_ahead() {
+    let spec =
+        LedgerSpec { budgets: vec![budget("ten", vec![limit(Unit::Tokens, Window::Day, 3_000)])], ..ledger_spec() };
+    let paying = Paying::new(spec, |_| ());
+    let run = paying.run(Some("ten"));
+    let allowed: Vec<Decision> = std::thread::scope(|threads| {
+        let tasks: Vec<_> = (0..20).map(|_| threads.spawn(|| paying.check(&run, "think"))).collect();
+        tasks.into_iter().map(|task| task.join().unwrap()).filter(Decision::allowed).collect()
+    });
+    assert_eq!(allowed.len(), 10);
+    drop(allowed);
+    assert_eq!(paying.of("ten", Unit::Tokens), (3_000, 0));
+    paying.clock.advance(86_400_000);
+    assert!(paying.check(&run, "think").allowed(), "a new day");
 }

@@ -1,5 +1,7 @@
 //! The ledger as a caller sees it: what a reserve, a charge and an ending do to the cells.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::sync::Arc;
 
 use tollkeeper_core::budget::Charge;

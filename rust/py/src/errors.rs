@@ -5,6 +5,9 @@
 
 use pyo3::types::PyTuple;
 use pyo3::{Py, PyErr};
+use tollkeeper_core::budget::error::BudgetError;
+use tollkeeper_core::budget::price::Unpriced;
+use tollkeeper_core::limits::AMOUNT_MAX;
 use tollkeeper_core::policy::error::{PolicyError, PolicyErrors};
 use tollkeeper_core::uid::UidError;
 
@@ -13,6 +16,7 @@ use crate::convert::ConvertError;
 mod python {
     //! The classes of `tollkeeper/errors.py`.
     pyo3::import_exception!(tollkeeper.errors, ArgumentsError);
+    pyo3::import_exception!(tollkeeper.errors, BudgetError);
     pyo3::import_exception!(tollkeeper.errors, ContextError);
     pyo3::import_exception!(tollkeeper.errors, Denied);
     pyo3::import_exception!(tollkeeper.errors, EntityError);
@@ -30,6 +34,14 @@ pub(crate) enum Error {
     Text(Box<PolicyErrors>),
     /// A text is not an entity uid.
     Uid(UidError),
+    /// A ledger cannot be used, or not like that.
+    Budget(BudgetError),
+    /// A model or a component has no price.
+    Unpriced(Unpriced),
+    /// A whole number that is out of its range: of what, the number as text, and the least it may be.
+    Amount(&'static str, String, i64),
+    /// A meter is in use in another thread.
+    MeterBusy,
     /// A handle was used in a child of the process that made it.
     Forked,
     /// The core panicked.
@@ -60,6 +72,18 @@ impl From<UidError> for Error {
     }
 }
 
+impl From<BudgetError> for Error {
+    fn from(error: BudgetError) -> Self {
+        Self::Budget(error)
+    }
+}
+
+impl From<Unpriced> for Error {
+    fn from(error: Unpriced) -> Self {
+        Self::Unpriced(error)
+    }
+}
+
 impl From<Error> for PyErr {
     #[cold]
     fn from(error: Error) -> Self {
@@ -67,6 +91,22 @@ impl From<Error> for PyErr {
             Error::Arguments(e) => python::ArgumentsError::new_err((e.to_string(), e.code(), e.help())),
             Error::Text(errors) => text_error(&errors),
             Error::Uid(e) => python::EntityError::new_err((e.to_string(), e.code(), e.help())),
+            Error::Budget(e) => budget_error(&e),
+            Error::Unpriced(e) => python::BudgetError::new_err((
+                e.to_string(),
+                "budget.unpriced",
+                "add the price to the table; nothing is guessed",
+            )),
+            Error::Amount(of, number, least) => python::BudgetError::new_err((
+                format!("{of} is {number}, not between {least} and {AMOUNT_MAX}"),
+                "budget.amount",
+                "amounts are whole numbers in the unit's own size, nano-USD for money",
+            )),
+            Error::MeterBusy => python::HandleError::new_err((
+                "this meter is in use in another thread",
+                "budget.meter_busy",
+                "a meter is for one thread at a time: give each engine its own",
+            )),
             Error::Forked => python::HandleError::new_err((
                 "this handle was made before a fork, in the parent process",
                 "gate.forked",
@@ -78,6 +118,15 @@ impl From<Error> for PyErr {
                 "report this as a defect, with the panic message that was written to standard error",
             )),
         }
+    }
+}
+
+#[cold]
+fn budget_error(error: &BudgetError) -> PyErr {
+    let arguments = (error.to_string(), error.code(), error.help());
+    match error {
+        BudgetError::Forked | BudgetError::Closed => python::HandleError::new_err(arguments),
+        _ => python::BudgetError::new_err(arguments),
     }
 }
 
@@ -93,6 +142,7 @@ fn text_error(errors: &PolicyErrors) -> PyErr {
         .collect();
     let arguments = (errors.to_string(), first.code, first.help.clone(), details);
     match first.code.split('.').next() {
+        Some("budget") => python::BudgetError::new_err((first.message.clone(), first.code, first.help.clone())),
         Some("entities" | "scope") => python::EntityError::new_err(arguments),
         Some("context") => python::ContextError::new_err(arguments),
         Some("internal") => python::InternalError::new_err((errors.to_string(), first.code, first.help.clone())),

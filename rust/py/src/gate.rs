@@ -5,16 +5,18 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyTuple};
 use tollkeeper_core::arguments::{Argument, Arguments};
+use tollkeeper_core::budget::unit::{Amounts, Unit};
 use tollkeeper_core::gate::Gate;
 use tollkeeper_core::gate::check::Scratch;
 use tollkeeper_core::gate::code::Code;
 use tollkeeper_core::gate::decision::Decision;
+use tollkeeper_core::gate::model_call::{ModelCall, ModelRequest};
 use tollkeeper_core::gate::scope::{Scope, ScopeSpec};
 use tollkeeper_core::gate::state::{GateMode, GateSources, OnError, UnguardedForbid};
 use tollkeeper_core::gate::tools::ToolSpec;
@@ -25,11 +27,13 @@ use tollkeeper_core::policy::parse::Source;
 use std::cell::Cell;
 use std::sync::Arc;
 
+use crate::budget::{PyLedger, Shared};
 use crate::convert::with_arguments_mut;
 use crate::entities::PyEntity;
 use crate::errors::{Error, denied};
 use crate::fork::Born;
 use crate::guard::guard;
+use crate::hold::{PyDenial, PyHold};
 use crate::policy::detached;
 use crate::uid::uid_arg;
 
@@ -41,8 +45,8 @@ thread_local! {
 /// Named text: the name, if it is a file, and the content.
 type Named = (Option<String>, String);
 
-/// A tool as the configuration has it: name, resource uid, JSON Schema text, names of path arguments.
-type ToolArg = (String, String, Option<String>, Vec<String>);
+/// A tool as the configuration has it: name, resource uid, JSON Schema text, names of path arguments, cost by unit.
+type ToolArg = (String, String, Option<String>, Vec<String>, Option<Vec<(String, i64)>>);
 
 /// What a gate is loaded from, owned so that loading can run detached.
 struct Sources {
@@ -53,6 +57,7 @@ struct Sources {
     mode: GateMode,
     on_error: OnError,
     unguarded_forbid: UnguardedForbid,
+    ledger: Option<Arc<tollkeeper_core::budget::ledger::Ledger>>,
 }
 
 #[derive(FromPyObject)]
@@ -68,7 +73,7 @@ struct SourcesArg {
 }
 
 impl SourcesArg {
-    fn read(self) -> PyResult<Sources> {
+    fn read(self, ledger: Option<&Bound<'_, PyLedger>>) -> PyResult<Sources> {
         fn one_of<T>(key: &str, value: &str, choices: [(&str, T); 2]) -> PyResult<T> {
             let names = choices.each_ref().map(|(name, _)| *name).join("` or `");
             let found = choices.into_iter().find(|(name, _)| *name == value).map(|(_, choice)| choice);
@@ -86,13 +91,27 @@ impl SourcesArg {
                 &self.unguarded_forbid,
                 [("refuse", UnguardedForbid::Refuse), ("warn", UnguardedForbid::Warn)],
             )?,
+            ledger: ledger.map(|ledger| Arc::clone(&ledger.get().shared.ledger)),
         })
     }
 }
 
-fn tool_spec((name, resource, schema, paths): ToolArg) -> PyResult<ToolSpec> {
+fn tool_spec((name, resource, schema, paths, cost): ToolArg) -> PyResult<ToolSpec> {
     let resource = tollkeeper_core::uid::EntityUid::parse(&resource).map_err(Error::from)?;
-    Ok(ToolSpec { name, resource: Arc::new(resource), schema, paths })
+    let cost = cost.map(|cost| read_cost(&name, cost)).transpose()?;
+    Ok(ToolSpec { name, resource: Arc::new(resource), schema, paths, cost })
+}
+
+fn read_cost(tool: &str, cost: Vec<(String, i64)>) -> PyResult<Amounts> {
+    let mut amounts = Amounts::NONE;
+    for (name, amount) in cost {
+        let Some(unit) = Unit::parse(&name) else {
+            let units = Unit::ALL.map(Unit::name).join(", ");
+            return Err(PyValueError::new_err(format!("tool `{tool}`: cost.{name}: unknown unit; known: {units}")));
+        };
+        amounts = amounts.and(unit, amount);
+    }
+    Ok(amounts)
 }
 
 impl Sources {
@@ -108,6 +127,7 @@ impl Sources {
             mode: self.mode,
             on_error: self.on_error,
             unguarded_forbid: self.unguarded_forbid,
+            ledger: self.ledger.clone(),
         }
     }
 }
@@ -130,10 +150,16 @@ impl PyGate {
     ///     sources: Mapping with `policies`, `schema`, `entities`, `tools`, `mode`, `on_error`, `unguarded_forbid`.
     ///     instance: A random number that tells this gate's decisions from those of others.
     ///     current: Callable that returns the current scope or `None`.
+    ///     ledger: What pays for actions.
     #[new]
-    #[pyo3(signature = (sources: "dict[str, typing.Any]", instance, current: "collections.abc.Callable[[], Scope | None]"))]
-    fn new(sources: &Bound<'_, PyAny>, instance: u64, current: Py<PyAny>) -> PyResult<Self> {
-        let sources = sources.extract::<SourcesArg>()?.read()?;
+    #[pyo3(signature = (sources: "dict[str, typing.Any]", instance, current: "collections.abc.Callable[[], Scope | None]", ledger: "Ledger | None" = None))]
+    fn new(
+        sources: &Bound<'_, PyAny>,
+        instance: u64,
+        current: Py<PyAny>,
+        ledger: Option<&Bound<'_, PyLedger>>,
+    ) -> PyResult<Self> {
+        let sources = sources.extract::<SourcesArg>()?.read(ledger)?;
         guard(|| {
             let inner = detached(|| Gate::open(&sources.borrowed(), instance))?;
             let (closed, poisoned) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -158,16 +184,9 @@ impl PyGate {
         let Ok(tool) = tool.to_str() else {
             // A lone surrogate: no registered tool has such a name.
             let reason = "the tool's name is not text that can be encoded, so no tool has it".to_owned();
-            return guard(|| {
-                Ok::<_, PyErr>(PyDecision { inner: this.inner.refuse(Code::InputUnknownTool, Some(reason)) })
-            });
+            return guard(|| Ok::<_, PyErr>(PyDecision::new(this.inner.refuse(Code::InputUnknownTool, Some(reason)))));
         };
-        let scope = match scope {
-            Some(scope) => Some(scope),
-            None => this.current.bind(slf.py()).call0()?.cast_into::<PyScope>().ok(),
-        };
-        // A scope speaks of one gate's principal and one run: anywhere else it is none.
-        let scope = scope.filter(|scope| scope.get().gate.is(slf) && !scope.get().ended.load(Ordering::Relaxed));
+        let scope = Self::scope_of(slf, scope)?;
         let decide = || this.decide(tool, arguments, scope.as_ref().map(|scope| &scope.get().inner));
         let inner = if let Ok(decision) = catch_unwind(AssertUnwindSafe(decide)) {
             decision
@@ -176,16 +195,16 @@ impl PyGate {
             this.poisoned.store(true, Ordering::Relaxed);
             guard(|| Ok::<_, PyErr>(this.inner.refuse(Code::InternalPanic, None)))?
         };
-        Ok(PyDecision { inner })
+        Ok(PyDecision::new(inner))
     }
 
     /// Loads everything anew and swaps it in; if anything is wrong, the old state stays.
     ///
     /// Raises:
     ///     PolicyError: What is wrong, with file, line and column.
-    #[pyo3(name = "_reload", signature = (sources: "dict[str, typing.Any]"))]
-    fn reload(&self, sources: &Bound<'_, PyAny>) -> PyResult<()> {
-        let sources = sources.extract::<SourcesArg>()?.read()?;
+    #[pyo3(name = "_reload", signature = (sources: "dict[str, typing.Any]", ledger: "Ledger | None" = None))]
+    fn reload(&self, sources: &Bound<'_, PyAny>, ledger: Option<&Bound<'_, PyLedger>>) -> PyResult<()> {
+        let sources = sources.extract::<SourcesArg>()?.read(ledger)?;
         guard(|| {
             self.born.check()?;
             detached(|| self.inner.reload(&sources.borrowed()).map(drop))
@@ -193,7 +212,7 @@ impl PyGate {
     }
 
     /// Registers tools that a runtime describes: all of them or, if one is wrong, none.
-    #[pyo3(name = "_register", signature = (tools: "list[tuple[str, str, str | None, list[str]]]"))]
+    #[pyo3(name = "_register", signature = (tools: "list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None]]"))]
     fn register(&self, tools: Vec<ToolArg>) -> PyResult<()> {
         let specs = tools.into_iter().map(tool_spec).collect::<PyResult<Vec<ToolSpec>>>()?;
         guard(|| {
@@ -239,16 +258,60 @@ impl PyGate {
 }
 
 impl PyGate {
+    /// The scope that counts. A scope speaks of one gate's principal and one run: anywhere else it is none.
+    pub(crate) fn scope_of<'py>(
+        slf: &Bound<'py, Self>,
+        scope: Option<Bound<'py, PyScope>>,
+    ) -> PyResult<Option<Bound<'py, PyScope>>> {
+        let scope = match scope {
+            Some(scope) => Some(scope),
+            None => slf.get().current.bind(slf.py()).call0()?.cast_into::<PyScope>().ok(),
+        };
+        Ok(scope.filter(|scope| scope.get().gate.is(slf) && !scope.get().ended.load(Ordering::Relaxed)))
+    }
+
+    /// Why the handle decides nothing any more.
     #[inline]
-    fn decide(&self, tool: &str, arguments: Option<&Bound<'_, PyAny>>, scope: Option<&Scope>) -> Decision {
+    fn unusable(&self) -> Option<Code> {
         if self.born.check().is_err() {
-            return self.inner.refuse(Code::GateForked, None);
+            return Some(Code::GateForked);
         }
         if self.closed.load(Ordering::Relaxed) {
-            return self.inner.refuse(Code::GateClosed, None);
+            return Some(Code::GateClosed);
         }
-        if self.poisoned.load(Ordering::Relaxed) {
-            return self.inner.refuse(Code::InternalPanic, None);
+        self.poisoned.load(Ordering::Relaxed).then_some(Code::InternalPanic)
+    }
+
+    /// Decides on a model call in the current scope.
+    pub(crate) fn decide_model(
+        slf: &Bound<'_, Self>,
+        request: &ModelRequest<'_>,
+    ) -> PyResult<(PyDecision, Option<ModelCall>)> {
+        let this = slf.get();
+        let scope = Self::scope_of(slf, None)?;
+        let decide = || {
+            if let Some(code) = this.unusable() {
+                return (this.inner.refuse(code, None), None);
+            }
+            let mut scratch = SCRATCH.take().unwrap_or_default();
+            let scope = scope.as_ref().map(|scope| &scope.get().inner);
+            let (decision, call) = this.inner.check_model(scope, request, this.inner.now_ms(), &mut scratch);
+            SCRATCH.set(Some(scratch));
+            (decision, Some(call))
+        };
+        let (decision, call) = if let Ok(decided) = catch_unwind(AssertUnwindSafe(decide)) {
+            decided
+        } else {
+            this.poisoned.store(true, Ordering::Relaxed);
+            guard(|| Ok::<_, PyErr>((this.inner.refuse(Code::InternalPanic, None), None)))?
+        };
+        Ok((PyDecision::new(decision), call))
+    }
+
+    #[inline]
+    fn decide(&self, tool: &str, arguments: Option<&Bound<'_, PyAny>>, scope: Option<&Scope>) -> Decision {
+        if let Some(code) = self.unusable() {
+            return self.inner.refuse(code, None);
         }
         let asked = with_arguments_mut(arguments, ARGUMENT_BYTES_MAX, |arguments| self.ask(tool, arguments, scope));
         asked.unwrap_or_else(|error| {
@@ -269,15 +332,10 @@ impl PyGate {
             return self.inner.refuse(Code::InputUnrepresentable, Some(reason));
         }
         let mut scratch = SCRATCH.take().unwrap_or_default();
-        let decision = self.inner.check(scope, tool, arguments, now_ms(), &mut scratch);
+        let decision = self.inner.check(scope, tool, arguments, self.inner.now_ms(), &mut scratch);
         SCRATCH.set(Some(scratch));
         decision
     }
-}
-
-/// Milliseconds since 1970, UTC: the one reading of the clock per check.
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// The native half of a scope: who acts, in which session, narrowed to what.
@@ -298,9 +356,11 @@ impl PyScope {
     ///     labels: What the session has seen.
     ///     on_behalf_of: For whom the principal acts.
     ///     tools: The only tools this run may call.
+    ///     budget: Path of the budget that pays.
     ///     outer: A scope that this one narrows; principal and session are then its own.
     #[new]
-    #[pyo3(signature = (gate, principal: "EntityUid | Entity | str | None" = None, session = None, *, labels: "list[str]" = Vec::new(), on_behalf_of: "EntityUid | str | None" = None, tools: "list[str] | None" = None, outer: "Scope | None" = None))]
+    #[pyo3(signature = (gate, principal: "EntityUid | Entity | str | None" = None, session = None, *, labels: "list[str]" = Vec::new(), on_behalf_of: "EntityUid | str | None" = None, tools: "list[str] | None" = None, budget: "str | None" = None, outer: "Scope | None" = None))]
+    #[expect(clippy::too_many_arguments, reason = "as many as a run has")]
     fn new(
         gate: &Bound<'_, PyGate>,
         principal: Option<&Bound<'_, PyAny>>,
@@ -308,10 +368,12 @@ impl PyScope {
         labels: Vec<String>,
         on_behalf_of: Option<&Bound<'_, PyAny>>,
         tools: Option<Vec<String>>,
+        budget: Option<String>,
         outer: Option<Bound<'_, Self>>,
     ) -> PyResult<Self> {
         if let Some(outer) = outer {
-            let narrowed = || outer.get().inner.narrowed(tools.as_deref(), &labels);
+            let state = gate.get().inner.state();
+            let narrowed = || outer.get().inner.narrowed(tools.as_deref(), &labels, budget.as_deref(), &state);
             let gate = outer.get().gate.clone_ref(gate.py());
             return guard(|| {
                 narrowed().map(|inner| Self { inner, gate, ended: AtomicBool::new(false) }).map_err(Error::from)
@@ -326,7 +388,7 @@ impl PyScope {
         };
         let on_behalf_of = on_behalf_of.map(|uid| uid_arg(uid).map(crate::uid::UidArg::into_owned)).transpose()?;
         guard(|| {
-            let spec = ScopeSpec { principal, session, labels, on_behalf_of, tools };
+            let spec = ScopeSpec { principal, session, labels, on_behalf_of, tools, budget };
             let inner = Scope::new(spec, &gate.get().inner.state()).map_err(Error::from)?;
             Ok::<_, PyErr>(Self { inner, gate: gate.clone().unbind(), ended: AtomicBool::new(false) })
         })
@@ -361,6 +423,12 @@ impl PyScope {
         self.inner.on_behalf_of().map(ToString::to_string)
     }
 
+    /// Path of the budget that pays, if anybody does.
+    #[getter]
+    fn budget(&self) -> Option<&str> {
+        self.inner.budget()
+    }
+
     /// Whether the run may call this tool at all, before any policy is asked.
     fn allows(&self, tool: &str) -> bool {
         self.inner.allows(tool)
@@ -377,6 +445,14 @@ impl PyScope {
 #[pyclass(frozen, name = "Decision", module = "tollkeeper")]
 pub(crate) struct PyDecision {
     inner: Decision,
+    /// Made when somebody asks; from then on it ends what was reserved
+    hold: PyOnceLock<Py<PyHold>>,
+}
+
+impl PyDecision {
+    fn new(inner: Decision) -> Self {
+        Self { inner, hold: PyOnceLock::new() }
+    }
 }
 
 #[pymethods]
@@ -435,6 +511,46 @@ impl PyDecision {
         self.inner.would_deny_policies()
     }
 
+    /// What was reserved for the action: a `Hold`, or `None` if nothing was. Settle it with what was used. If nobody does,
+    /// it ends in full when the decision and the hold are gone. A forked child has none: it is its parent's.
+    #[getter]
+    pub(crate) fn hold<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyHold>>> {
+        let Some(handle) = self.inner.hold().filter(|handle| handle.is_own()) else { return Ok(None) };
+        guard(|| {
+            let hold = self.hold.get_or_try_init(py, || {
+                let shared = Arc::new(Shared::of(handle.ledger()));
+                let path = PyString::new(py, handle.path()).unbind();
+                let hold = Py::new(py, PyHold::new(shared, path, handle.id(), Born::now()))?;
+                self.inner.hand_over();
+                Ok::<_, PyErr>(hold)
+            })?;
+            Ok::<_, PyErr>(Some(hold.bind(py).clone()))
+        })
+    }
+
+    /// Why a budget refused: a `Denial` with the level, unit and window; `None` if none did.
+    #[getter]
+    fn denial(&self) -> Option<PyDenial> {
+        self.inner.denial().map(|denial| PyDenial { inner: Box::new(denial.clone()) })
+    }
+
+    /// Seconds until the same action is worth another try; `None` if it is not, or nobody knows.
+    #[getter]
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds until the end of a month are far below 2**53")]
+    fn retry_after(&self) -> Option<f64> {
+        self.inner.retry_after_ms().map(|ms| ms as f64 / 1e3)
+    }
+
+    /// Ends what was reserved, the action being over: what nobody settled counts in full.
+    fn _finish(&self) -> PyResult<()> {
+        guard(|| {
+            if let Some(hold) = self.inner.hold() {
+                hold.end_unreported();
+            }
+            Ok::<_, PyErr>(())
+        })
+    }
+
     /// Name of this decision: the gate and a count.
     #[getter]
     fn id(&self) -> String {
@@ -442,7 +558,7 @@ impl PyDecision {
     }
 
     /// Raises `Denied` unless the action may go ahead; returns the decision otherwise.
-    fn require(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+    pub(crate) fn require(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
         if slf.get().inner.allowed() {
             return Ok(slf);
         }

@@ -7,7 +7,8 @@
 //! | `errors` | the one mapping from the core's errors to Python's exceptions |
 //! | `convert` | Python arguments to the core's snapshot |
 //! | `policy`, `batch`, `entities` | the policy room: sets, contexts, answers; many at once; the entity store |
-//! | `gate` | the gate: checks, scopes, decisions |
+//! | `gate`, `model_call` | the gate: checks, scopes, decisions; calls of models |
+//! | `budget`, `hold`, `meter` | the budget room: ledgers and clocks; holds and denials; the meter of an engine |
 //! | `uid` | `EntityUid`, and arguments that are a uid or its text |
 //! | `probe` | private functions the tests look through |
 //!
@@ -21,12 +22,16 @@
 )]
 
 mod batch;
+mod budget;
 mod convert;
 mod entities;
 mod errors;
 mod fork;
 mod gate;
 mod guard;
+mod hold;
+mod meter;
+mod model_call;
 mod policy;
 mod probe;
 mod uid;
@@ -42,6 +47,18 @@ mod _native {
 
     #[pymodule_export]
     use super::gate::{PyDecision, PyGate, PyScope, decision_codes};
+
+    #[pymodule_export]
+    use super::model_call::PyModelCall;
+
+    #[pymodule_export]
+    use super::budget::{PyFakeClock, PyLedger, PyUsage};
+
+    #[pymodule_export]
+    use super::hold::{PyDenial, PyHold};
+
+    #[pymodule_export]
+    use super::meter::PyMeter;
 
     #[pymodule_export]
     use super::batch::PyBatchAnswer;

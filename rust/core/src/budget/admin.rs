@@ -20,7 +20,7 @@ use super::window::Window;
 use crate::limits::LIMIT_MAX;
 use crate::map;
 use crate::sync::AtomicI64;
-use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 /// When a denial that only other holds caused is worth another try.
 const CONTENDED_RETRY_MS: i64 = 50;
@@ -138,7 +138,7 @@ impl Ledger {
 
     fn count(&self, period: &Period, unit: usize) -> Counted {
         let of = |counts: &super::layout::Counts| cell(counts, unit).map_or(0, AtomicI64::load_relaxed);
-        let mut tries = 0;
+        let mut tries = 0_u32;
         // Two counts cannot be read at once: look until one stays the same around the other.
         let (used, available) = loop {
             let used = of(&period.used);
@@ -146,9 +146,13 @@ impl Ledger {
             if of(&period.used) == used || tries >= 100 {
                 break (used, available);
             }
-            tries += 1;
+            tries = tries.wrapping_add(1);
         };
         let (limit, overdraft) = (of(&period.limit), of(&period.overdraft));
+        if unit == Unit::Requests.index() {
+            let used = limit.saturating_add(overdraft).saturating_sub(available);
+            return Counted { limit, overdraft, used, available, held: 0, stranded: 0 };
+        }
         let rest = limit.saturating_add(overdraft).saturating_sub(used).saturating_sub(available);
         let doubt = of(&period.doubt_free).saturating_add(of(&period.doubt_used));
         let stranded = if doubt == 0 { 0 } else { self.stranded(period, unit).unwrap_or(doubt.min(rest)) };
@@ -166,8 +170,10 @@ impl Ledger {
 
     /// Every cell that would refuse `amounts` now, leaf to root; none if they fit.
     pub fn explain(&self, node: &Node, amounts: &Amounts) -> Vec<Denial> {
-        let now_ms = self.now_ms();
-        self.refusals(node, amounts, now_ms)
+        if let (true, Ok(hand)) = (self.any_deadlines(), self.hand()) {
+            self.end_expired(&hand);
+        }
+        self.refusals(node, amounts, self.now_ms())
     }
 
     fn refusals(&self, node: &Node, amounts: &Amounts, now_ms: i64) -> Vec<Denial> {
@@ -315,7 +321,7 @@ impl Ledger {
     /// Ends the holds of dead processes and those past their deadline, and settles what they left in doubt.
     pub fn recover(&self) -> Result<Recovery, BudgetError> {
         let attached = self.attached()?;
-        let expired = self.end_expired(&attached);
+        let expired = self.end_expired(&self.hand()?);
         let recovered = self.exclusively(&attached, || {
             let (processes, holds) = match &attached.locks {
                 Some(locks) => {
@@ -332,16 +338,34 @@ impl Ledger {
         Ok(recovered)
     }
 
-    fn end_expired(&self, attached: &super::ledger::Attached) -> usize {
+    /// Recovers if a process has died or a deadline has passed, and takes no lock otherwise.
+    pub(super) fn recover_if_needed(&self) -> Result<(), BudgetError> {
+        let attached = self.attached()?;
+        if self.end_expired(&self.hand()?) > 0 {
+            self.changed();
+        }
+        if attached.locks.as_ref().is_some_and(|locks| self.memory.any_dead(locks, attached.me)) {
+            self.recover()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the holds whose deadline has passed, as nobody reports them. Returns how many.
+    pub(super) fn end_expired(&self, hand: &Hand<'_>) -> usize {
         let now_ms = self.now_ms();
-        let over = |hold: &HoldState| hold.deadline_ms.is_some_and(|deadline| deadline < now_ms);
-        let ended = self.holds().into_iter().filter(over).filter(|hold| {
-            self.hand(attached).end(hold.id, |slot| {
-                let flags = slot.flags.load(Relaxed);
-                unreported(flags, &read(&slot.amounts), &read(&slot.charged))
-            })
-        });
-        ended.count()
+        let mut ended = 0_usize;
+        for (index, slot) in (0_u32..).zip(self.memory.slots.iter()) {
+            let state = State(slot.state.load(Acquire));
+            let deadline_ms = slot.deadline_ms.load(Relaxed);
+            if state.phase() != Phase::Live || deadline_ms == 0 || deadline_ms >= now_ms {
+                continue;
+            }
+            let id = HoldId { slot: index, generation: state.generation() };
+            let over = hand
+                .end(id, |slot| unreported(slot.flags.load(Relaxed), &read(&slot.amounts), &hand.charged(index, slot)));
+            ended = ended.saturating_add(usize::from(over));
+        }
+        ended
     }
 
     pub(super) fn io_error(&self, action: &'static str, error: std::io::Error) -> BudgetError {
@@ -363,8 +387,8 @@ impl Ledger {
         }
         let now_ms = self.now_ms();
         let attached = self.attached()?;
+        let hand = self.hand()?;
         let before = self.exclusively(&attached, || {
-            let hand = self.hand(&attached);
             let before = hand.change_limit(node.index(), unit, window, limit, None, now_ms)?;
             self.memory.note(EventKind::LimitChanged, Some((node.index(), unit, window)), before, limit);
             Ok::<_, NoPeriod>(before)
@@ -406,6 +430,8 @@ impl Ledger {
         self.exclusively(&attached, || {
             let skew_ms = self.clock_skew_ms();
             self.memory.accept_clock(&*self.clock);
+            self.memory.forget_later_windows(self.clock.wall_ms());
+            self.believed_ms.store(i64::MIN, Relaxed);
             self.memory.note(EventKind::ClockAccepted, None, skew_ms, 0);
         })
     }
@@ -420,15 +446,31 @@ impl Ledger {
         self.memory.header().changes.load(Acquire)
     }
 
+    /// Has changes counted until [`Ledger::unwatch`], also between two waits.
+    pub fn watch(&self) {
+        // AcqRel: what ends after this is counted.
+        self.memory.header().waiters.fetch_add(1, crate::sync::Ordering::AcqRel);
+    }
+
+    /// The other half of [`Ledger::watch`].
+    pub fn unwatch(&self) {
+        self.memory.header().waiters.fetch_sub(1, crate::sync::Ordering::AcqRel);
+    }
+
+    /// Wakes whoever waits, though nothing has changed.
+    pub fn wake(&self) {
+        self.changed();
+    }
+
     /// Waits until something has ended or changed since `seen` was read, in any process, or the time is over.
     pub fn wait_for_change(&self, seen: u32, timeout_ms: u64) -> u32 {
         let header = self.memory.header();
         // Counted while waiting, so that nobody who frees something has to wake for nothing.
-        header.waiters.fetch_add(1, crate::sync::Ordering::AcqRel);
+        self.watch();
         if header.changes.load(Acquire) == seen {
             map::wait_on(&header.changes, seen, timeout_ms);
         }
-        header.waiters.fetch_sub(1, crate::sync::Ordering::AcqRel);
+        self.unwatch();
         header.changes.load(Acquire)
     }
 
@@ -472,11 +514,19 @@ impl Ledger {
             self.closed.store(true, Relaxed);
             return;
         }
-        let Ok(attached) = self.attached() else { return };
-        for hold in self.own_holds(attached.me) {
-            self.end_unreported(hold);
+        // SeqCst, as in `begin_batch`: what begins after this sees it, what began before is waited for.
+        self.closed.store(true, SeqCst);
+        while self.batches.load(SeqCst) != 0 {
+            std::thread::yield_now();
         }
-        self.closed.store(true, Relaxed);
+        let attached = self.attached.load();
+        let hand = Hand { memory: &self.memory, me: attached.me, alive: self };
+        for hold in self.own_holds(attached.me) {
+            hand.end(hold, |slot| {
+                unreported(slot.flags.load(Relaxed), &read(&slot.amounts), &hand.charged(hold.slot, slot))
+            });
+        }
+        self.changed();
         let (Some(store), Some(locks)) = (&self.store, &attached.locks) else { return };
         // Errors have nobody to go to: what is not written now is covered by the last image and its chunk.
         let _ = self.exclusively(&attached, || {
@@ -551,8 +601,12 @@ impl Hand<'_> {
                 let Some(unit) = Unit::ALL.get(unit).copied() else { continue };
                 let (limit, overdraft) = (of(&limits.limit), of(&limits.overdraft));
                 let now_ms = self.memory.header().last_ms.load(Relaxed);
-                self.change_limit(index, unit, window, limit, Some(overdraft), now_ms)
+                let before = self
+                    .change_limit(index, unit, window, limit, Some(overdraft), now_ms)
                     .map_err(|why| format!("the limits of budget {index} cannot be changed: {why:?}"))?;
+                if before != limit {
+                    self.memory.note(EventKind::LimitChanged, Some((index, unit, window)), before, limit);
+                }
             }
             mask.store(*wanted, Release);
         }

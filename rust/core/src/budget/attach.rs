@@ -43,6 +43,24 @@ impl Memory {
         Ok((dead, living))
     }
 
+    /// Whether any process has a number, whatever the table says of it.
+    pub(super) fn any_living(&self, locks: &LockFile) -> std::io::Result<bool> {
+        for number in (1_u32..).take(self.owners.len()) {
+            if locks.is_locked_elsewhere(owner_lock(number))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a process that took a number is gone.
+    pub(super) fn any_dead(&self, locks: &LockFile, me: u32) -> bool {
+        (1_u32..).zip(self.owners.iter()).any(|(number, owner)| {
+            let taken = number != me && owner.epoch.load(Relaxed) != 0;
+            taken && locks.is_locked_elsewhere(owner_lock(number)).is_ok_and(|held| !held)
+        })
+    }
+
     /// Ends what dead processes left. The caller holds the ledger's lock. Returns how many processes and holds.
     pub(super) fn recover_dead(&self, locks: &LockFile, me: Option<u32>) -> std::io::Result<(usize, usize, usize)> {
         let (dead, living) = self.census(locks, me)?;
@@ -73,6 +91,8 @@ impl Memory {
         let ask = |error| io_error(path, "ask for locks", error);
         let (_, _, living) = self.recover_dead(locks, None).map_err(ask)?;
         if living == 0 {
+            // Whoever waited and was killed waits no more.
+            self.header().waiters.store(0, Relaxed);
             self.check_cells().map_err(|message| BudgetError::Corrupt { file: path.display().to_string(), message })?;
             self.heal_and_note();
             self.accept_clock(clock);

@@ -1,21 +1,41 @@
-//! The thread that makes spend durable while a shared ledger is in use.
+//! The thread behind a shared ledger: it makes spend durable, and notices the dead.
 //!
-//! It looks once in an interval whether anything was reserved since, and writes an image if the last one is nearly
-//! reached. A forked child has no threads; its first use of the ledger starts one.
+//! Once in an interval it looks whether anything was reserved since, and writes an image if the last one is nearly
+//! reached. Once in a second it ends the holds of processes that have died and those past their deadline. A forked
+//! child has no threads; its first use of the ledger starts one.
 
+use std::cell::Cell;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::ledger::Ledger;
 use crate::map;
 use crate::sync::Ordering::Relaxed;
 
+/// How often it looks for processes that have died.
+const LOOK_FOR_DEAD: Duration = Duration::from_secs(1);
+
 /// A running thread.
 #[derive(Debug)]
 pub(super) struct Background {
-    stop: Arc<(Mutex<bool>, Condvar)>,
+    signal: Arc<Signal>,
     generation: u64,
-    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+/// How the thread and whoever stops it tell each other. No handle of the thread is kept: in a forked child it would be
+/// one of a thread that is not there, and dropping it would detach another.
+#[derive(Debug, Default)]
+struct Signal {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    #[default]
+    Running,
+    Stopping,
+    Over,
 }
 
 impl Background {
@@ -24,14 +44,21 @@ impl Background {
         if self.generation != map::fork_generation() {
             return;
         }
-        let (stop, wake) = &*self.stop;
-        *stop.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        wake.notify_all();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
-            let _ = thread.join();
+        let signal = &*self.signal;
+        let mut state = signal.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state == State::Running {
+            *state = State::Stopping;
+        }
+        signal.wake.notify_all();
+        // The thread itself may be the last to let go of the ledger: it does not wait for itself.
+        while *state != State::Over && !IS_BACKGROUND.get() {
+            state = signal.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
+}
+
+thread_local! {
+    static IS_BACKGROUND: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Ledger {
@@ -41,47 +68,60 @@ impl Ledger {
         self.active.store(1, Relaxed);
     }
 
-    /// Starts the thread for a shared ledger that keeps its spend across restarts. Does nothing if it runs already.
+    /// Starts the thread of a shared ledger. Does nothing if it runs already.
     pub fn start_background(ledger: &Arc<Self>) {
-        let durable = ledger.store.as_ref().is_some_and(|store| store.durable);
         let running = ledger.background.load().as_ref().is_some_and(|b| b.generation == map::fork_generation());
-        if !durable || running {
+        if ledger.store.is_none() || running {
             return;
         }
         let _ = ledger.itself.set(Arc::downgrade(ledger));
-        let stop = Arc::new((Mutex::new(false), Condvar::new()));
-        let (weak, signal) = (Arc::downgrade(ledger), Arc::clone(&stop));
+        let signal = Arc::new(Signal::default());
+        let (weak, own) = (Arc::downgrade(ledger), Arc::clone(&signal));
         let interval = Duration::from_millis(ledger.spec.durable_interval_ms.max(1));
-        let thread = std::thread::Builder::new()
-            .name("tollkeeper-spend".to_owned())
-            .spawn(move || run(&weak, &signal, interval));
+        let thread = std::thread::Builder::new().name("tollkeeper-books".to_owned()).spawn(move || {
+            IS_BACKGROUND.set(true);
+            run(&weak, &own, interval);
+            *own.state.lock().unwrap_or_else(PoisonError::into_inner) = State::Over;
+            own.wake.notify_all();
+        });
         // Without a thread the chunk is not kept ahead, so spend would not survive: the next start tries again.
-        if let Ok(thread) = thread {
-            let thread = Mutex::new(Some(thread));
-            ledger.background.store(Some(Arc::new(Background { stop, generation: map::fork_generation(), thread })));
+        if thread.is_ok() {
+            ledger.background.store(Some(Arc::new(Background { signal, generation: map::fork_generation() })));
         }
     }
 }
 
-fn run(ledger: &Weak<Ledger>, signal: &(Mutex<bool>, Condvar), interval: Duration) {
-    let (stop, wake) = signal;
-    let mut stopped = stop.lock().unwrap_or_else(PoisonError::into_inner);
-    while !*stopped {
-        let waited = wake.wait_timeout(stopped, interval).unwrap_or_else(PoisonError::into_inner);
-        stopped = waited.0;
-        if *stopped {
+fn run(ledger: &Weak<Ledger>, signal: &Signal, interval: Duration) {
+    let mut looked = Instant::now();
+    let mut state = signal.state.lock().unwrap_or_else(PoisonError::into_inner);
+    while *state == State::Running {
+        state = signal.wake.wait_timeout(state, interval).unwrap_or_else(PoisonError::into_inner).0;
+        if *state != State::Running {
             return;
         }
-        drop(stopped);
+        drop(state);
         let Some(ledger) = ledger.upgrade() else { return };
-        if ledger.active.swap(0, Relaxed) != 0
-            && let Ok(attached) = ledger.attached()
-            && !matches!(ledger.write_image(&attached, false), Ok(true | false))
+        ledger.keep_books(&mut looked);
+        drop(ledger);
+        state = signal.state.lock().unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+impl Ledger {
+    /// What the thread does once in an interval.
+    fn keep_books(&self, looked: &mut Instant) {
+        if self.active.swap(0, Relaxed) != 0
+            && let Ok(attached) = self.attached()
+            && self.write_image(&attached, false).is_err()
         {
             // The disk refused: the same is tried again, since what was reserved is still not durable.
-            ledger.active.store(1, Relaxed);
+            self.active.store(1, Relaxed);
         }
-        drop(ledger);
-        stopped = stop.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.elapsed() >= LOOK_FOR_DEAD {
+            *looked = Instant::now();
+            self.check_name();
+            // What cannot be looked at now is looked at in a second, and by whoever opens the ledger next.
+            let _ = self.recover_if_needed();
+        }
     }
 }

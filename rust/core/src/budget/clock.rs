@@ -3,8 +3,6 @@
 //! The ledger compares the wall clock with the clock that runs since boot, suspended time included: a wall clock that
 //! was set is noticed by the difference.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use crate::sync::{AtomicI64, Ordering};
 
 /// Two clocks, in milliseconds.
@@ -21,9 +19,9 @@ pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn wall_ms(&self) -> i64 {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+        // The kernel's last tick, at most 4 ms ago: a fifth of the price, and it never opens a window early.
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        now.tv_sec.saturating_mul(1_000).saturating_add(now.tv_nsec / 1_000_000)
     }
 
     fn boot_ms(&self) -> i64 {

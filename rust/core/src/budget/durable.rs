@@ -213,6 +213,7 @@ impl Memory {
         header.nodes.store(known, Relaxed);
         header.waiters.store(0, Relaxed);
         self.owners.iter().for_each(|owner| owner.epoch.store(0, Relaxed));
+        self.epochs.iter().for_each(|epoch| epoch.word.store(0, Relaxed));
         for (slot, tally) in self.slots.iter().zip(self.tallies.iter()) {
             let generation = super::layout::State(slot.state.load(Relaxed)).generation().wrapping_add(1);
             slot.state.store(super::layout::State::new(generation, 0, 0, super::layout::Phase::Free).0, Relaxed);
@@ -265,7 +266,8 @@ impl Memory {
         }
         for (unit, consumed) in record.consumed.into_iter().enumerate() {
             if let (Some(free), Some(used)) = (period.free.get(unit), period.used.get(unit)) {
-                used.store(consumed, Relaxed);
+                // Of requests `free` alone keeps count.
+                used.store(if unit == Unit::Requests.index() { 0 } else { consumed }, Relaxed);
                 super::period::add(free, consumed.saturating_neg());
             }
         }
@@ -288,7 +290,11 @@ impl Memory {
             }
             let parent = node.parent.load(Relaxed);
             let expected = super::tree::parent_of(&path);
-            let actual = if parent == NO_NODE { None } else { self.nodes.get(parent as usize).and_then(|p| p.path()) };
+            let actual = if parent == NO_NODE {
+                None
+            } else {
+                self.nodes.get(parent as usize).and_then(super::layout::NodeEntry::path)
+            };
             if actual.as_deref() != expected || (parent != NO_NODE && parent >= index) {
                 return wrong("its parent is another one");
             }

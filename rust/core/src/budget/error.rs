@@ -69,6 +69,12 @@ pub enum BudgetError {
         /// Its mode bits
         mode: u32,
     },
+    /// The state file was removed or replaced while it was in use
+    #[error("{file}: the state file was removed or replaced while this process used it")]
+    Replaced {
+        /// The file
+        file: String,
+    },
     /// No room among the attached processes
     #[error("{file}: {limit} processes are attached already, which is the limit")]
     Processes {
@@ -115,6 +121,7 @@ impl BudgetError {
             Self::Shape { .. } => "budget.state_shape",
             Self::Volatile { .. } => "budget.state_volatile",
             Self::Permissions { .. } => "budget.state_permissions",
+            Self::Replaced { .. } => "budget.state_replaced",
             Self::Processes { .. } => "budget.processes",
             Self::Forked => "gate.forked",
             Self::Closed => "gate.closed",
@@ -135,6 +142,9 @@ impl BudgetError {
             }
             Self::Volatile { .. } => Some("put the state on a disk, or write `volatile = true` under [ledger]"),
             Self::Permissions { .. } => Some("make the folder private: chmod 700"),
+            Self::Replaced { .. } => {
+                Some("open it anew; what was spent since lies in a file that has no name any more")
+            }
             Self::Processes { .. } => Some("end processes that are not needed; a dead one makes room at once"),
             Self::Forked => Some("open a new one in the child, or give both the same `state` file"),
             Self::Closed => Some("open it anew"),

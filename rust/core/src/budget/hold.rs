@@ -7,8 +7,8 @@
 //! Nothing here knows a path, a limit's meaning or a clock: it is handed steps, amounts and window ids.
 
 use super::layout::{
-    END_STEPS, FLAG_DISPATCHED, FLAG_FORCED, FLAG_METER, Phase, Slot, State, TAKE_STEPS, TALLY_NONE, Word, entry,
-    entry_period, entry_units,
+    END_PINS, END_STEPS, FLAG_DISPATCHED, FLAG_FORCED, FLAG_METER, FLAG_STREAMED, Phase, Slot, State, TAKE_PINS,
+    TAKE_STEPS, TALLY_NONE, entry, entry_period, entry_units,
 };
 use super::memory::Memory;
 use super::period::{Liveness, NoPeriod, Step, add, cell, take, units_of};
@@ -63,10 +63,10 @@ pub enum Charge {
     Ended,
 }
 
-const SETUP: u32 = 0xfff;
+/// Nothing was taken yet.
+pub(super) const SETUP: u32 = 0xfff;
 /// Everything a top-up asks for is taken; what is left is to say so.
 pub(super) const APPLY: u32 = 0xffe;
-const REQUESTS: usize = Unit::Requests.index();
 
 /// One process's hand on the memory.
 #[derive(Clone, Copy)]
@@ -75,11 +75,6 @@ pub(super) struct Hand<'a> {
     /// The process's number
     pub(super) me: u32,
     pub(super) alive: &'a dyn Liveness,
-}
-
-#[inline]
-fn count(counts: &[AtomicI64; UNITS], unit: usize) -> i64 {
-    cell(counts, unit).map_or(0, |count| count.load(Relaxed))
 }
 
 #[inline]
@@ -102,7 +97,7 @@ fn mask_of(amounts: &[i64; UNITS]) -> u32 {
 
 #[inline]
 fn take_step(at: usize) -> u32 {
-    u32::try_from(at).unwrap_or(0).wrapping_mul(TAKE_STEPS)
+    u32::try_from(at).unwrap_or(0).wrapping_mul(TAKE_STEPS).wrapping_add(TAKE_PINS)
 }
 
 #[inline]
@@ -155,7 +150,6 @@ impl Hand<'_> {
             slot.put(state.with(0, 0, Phase::Free));
             return Err(refused);
         }
-        self.spend_requests(slot, state, 0);
         slot.put(state.with(self.me, 0, Phase::Live));
         Ok(HoldId { slot: index, generation: state.generation() })
     }
@@ -164,9 +158,10 @@ impl Hand<'_> {
     #[inline]
     fn claim(&self, hint: u32) -> Option<(u32, &Slot, State)> {
         let slots = &self.memory.slots;
-        let start = (hint as usize) % slots.len().max(1);
+        // No remainder: a division would cost as much as the rest of the search.
+        let start = if (hint as usize) < slots.len() { hint as usize } else { 0 };
         let (before, after) = slots.split_at_checked(start)?;
-        for (at, slot) in after.iter().chain(before).enumerate() {
+        for (at, slot) in (start..).zip(after).chain((0..).zip(before)) {
             slot.state.announce();
             let old = State(slot.state.load(Relaxed));
             if old.phase() != Phase::Free {
@@ -175,30 +170,31 @@ impl Hand<'_> {
             let new = State::new(old.generation().wrapping_add(1), self.me, SETUP, Phase::Taking);
             // Acquire: pairs with the release that freed the slot, so its fields are this process's now.
             if slot.state.compare_exchange(old.0, new.0, AcqRel, Relaxed).is_ok() {
-                let index = start.wrapping_add(at) % slots.len().max(1);
-                return Some((u32::try_from(index).ok()?, slot, new));
+                return Some((u32::try_from(at).ok()?, slot, new));
             }
         }
         None
     }
 
-    /// Leaf to root; on refusal, the step that was not done.
+    /// The windows, then leaf to root; on refusal, the step that was not done.
     #[inline]
     fn take_all(&self, slot: &Slot, state: State, wish: &Wish<'_>) -> Result<(), (u32, Refused)> {
+        self.pin_all(slot, state, wish)?;
         let asked = mask_of(&wish.amounts.0);
         let forced = wish.flags & FLAG_FORCED != 0;
         for (at, (step, listed)) in wish.steps.iter().zip(&slot.periods).enumerate() {
             let base = take_step(at);
             let id = wish.ids.get(step.window.index()).copied().unwrap_or_default();
-            let place =
-                self.pin(slot, state, step, id, base, listed).map_err(|why| (base, Refused::Period(at, why)))?;
-            let period = self.memory.period(place).ok_or((base, Refused::Period(at, NoPeriod::Damaged)))?;
+            let refused = |why| (base, Refused::Period(at, why));
+            let place = self.memory.locate(step, id, self.me, self.alive).map_err(refused)?;
+            let period = self.memory.period(place).ok_or_else(|| refused(NoPeriod::Damaged))?;
+            listed.store(entry(place, step.units), Relaxed);
             for unit in units_of(step.units & asked) {
                 let (Some(free), amount) = (cell(&period.free, unit), wish.amounts.0.get(unit).copied().unwrap_or(0))
                 else {
                     continue;
                 };
-                let number = base.wrapping_add(1).wrapping_add(unit_step(unit));
+                let number = base.wrapping_add(unit_step(unit));
                 slot.put(state.with(self.me, number, Phase::Taking));
                 if forced {
                     add(free, amount.saturating_neg());
@@ -210,74 +206,41 @@ impl Hand<'_> {
         Ok(())
     }
 
-    /// Finds the period of a step, lists it in the slot and pins it.
+    /// Pins each kind of window once, for all levels.
     #[inline]
-    fn pin(
-        &self,
-        slot: &Slot,
-        state: State,
-        step: &Step,
-        id: u32,
-        number: u32,
-        listed: &crate::sync::AtomicU32,
-    ) -> Result<u32, NoPeriod> {
-        loop {
-            let place = self.memory.locate(step, id, self.me, self.alive)?;
-            let period = self.memory.period(place).ok_or(NoPeriod::Damaged)?;
-            listed.store(entry(place, step.units), Relaxed);
-            if step.window == Window::Total {
-                return Ok(place);
+    fn pin_all(&self, slot: &Slot, state: State, wish: &Wish<'_>) -> Result<(), (u32, Refused)> {
+        slot.pinned.iter().for_each(|pinned| pinned.store(0, Relaxed));
+        let mut kinds = 0_u32;
+        for (at, step) in wish.steps.iter().enumerate() {
+            let kind = step.window.index();
+            if step.window == Window::Total || kinds & (1 << kind) != 0 {
+                continue;
             }
-            slot.put(state.with(self.me, number, Phase::Taking));
-            // AcqRel: the step is seen before the pin; the counts are seen as the opening left them.
-            let word = Word(period.word.fetch_add(Word::PIN, AcqRel));
-            if word.is_open_for(id) {
-                return Ok(place);
+            kinds |= 1 << kind;
+            let id = wish.ids.get(kind).copied().unwrap_or_default();
+            slot.put(state.with(self.me, unit_step(kind), Phase::Taking));
+            if let Some(pinned) = slot.pinned.get(kind) {
+                // Release: after the step. Named without a step, a pin that was never made would be let go.
+                pinned.store(id.wrapping_add(1), Release);
             }
-            // Opened for another window in between: look again. The next look finds it open, or its window over.
-            period.word.fetch_sub(Word::PIN, Release);
+            if let Err(why) = self.memory.pin(step.window, id) {
+                // The kinds are pinned in the order of the steps, not of their numbers: those that are not are named 0.
+                slot.pinned.get(kind).into_iter().for_each(|pinned| pinned.store(0, Relaxed));
+                return Err((TAKE_PINS, Refused::Period(at, why)));
+            }
         }
+        Ok(())
     }
 
     /// Undoes the steps below `number`, last first.
     pub(super) fn give_back(&self, slot: &Slot, state: State, number: u32, amounts: &[i64; UNITS]) {
-        for number in (0..number).rev() {
-            let (at, part) = ((number / TAKE_STEPS) as usize, number % TAKE_STEPS);
-            let Some((place, units)) = slot.entry(at) else { continue };
-            let Some(period) = self.memory.period(place) else { continue };
-            let Some(unit) = part.checked_sub(1) else {
-                if is_pinned(period) {
-                    slot.put(state.with(self.me, number, state.phase()));
-                    period.word.fetch_sub(Word::PIN, Release);
-                }
-                continue;
-            };
-            let amount = amounts.get(unit as usize).copied().unwrap_or(0);
-            if units & (1 << unit) == 0 || amount == 0 {
-                continue;
-            }
-            slot.put(state.with(self.me, number, state.phase()));
-            if let Some(free) = cell(&period.free, unit as usize) {
-                add(free, amount);
-            }
-        }
-    }
-
-    /// Counts the requests as spent at every step from `from` on.
-    #[inline]
-    pub(super) fn spend_requests(&self, slot: &Slot, state: State, from: usize) {
-        let amount = count(&slot.amounts, REQUESTS);
-        if amount == 0 {
-            return;
-        }
-        for (at, (place, units)) in slot.entries().enumerate().skip(from) {
-            if units & (1 << REQUESTS) == 0 {
-                continue;
-            }
-            slot.put(state.with(self.me, u32::try_from(at).unwrap_or(0), Phase::Spending));
-            if let Some(used) = self.memory.period(place).and_then(|period| cell(&period.used, REQUESTS)) {
-                add(used, amount);
-            }
+        self.give_back_units(slot, state, number, amounts);
+        for (window, pinned) in Window::ALL.into_iter().zip(&slot.pinned) {
+            let Some(id) = pinned.load(Relaxed).checked_sub(1) else { continue };
+            slot.put(state.with(self.me, unit_step(window.index()), state.phase()));
+            // Unnamed first: a pin too many costs a period until it is counted again, one too few a count.
+            pinned.store(0, Release);
+            self.memory.unpin(window, id);
         }
     }
 
@@ -336,11 +299,9 @@ impl Hand<'_> {
         slot.flags.store(flags, Relaxed);
         let mut covered = true;
         for ((charged, held), amount) in slot.charged.iter().zip(&slot.amounts).zip(amounts.0) {
-            if amount != 0 {
-                let now = charged.load(Relaxed).saturating_add(amount);
-                charged.store(now, Relaxed);
-                covered &= now <= held.load(Relaxed);
-            }
+            let now = charged.load(Relaxed).saturating_add(amount);
+            charged.store(now, Relaxed);
+            covered &= now <= held.load(Relaxed);
         }
         slot.put(live);
         if covered || flags & FLAG_FORCED != 0 { Charge::GoOn } else { Charge::Stop }
@@ -364,7 +325,7 @@ impl Hand<'_> {
                 let (Some(free), amount) = (cell(&period.free, unit), more.0.get(unit).copied().unwrap_or(0)) else {
                     continue;
                 };
-                let number = take_step(at).wrapping_add(1).wrapping_add(unit_step(unit));
+                let number = take_step(at).wrapping_add(unit_step(unit));
                 slot.put(state.with(self.me, number, Phase::ToppingUp));
                 if forced {
                     add(free, amount.saturating_neg());
@@ -381,18 +342,17 @@ impl Hand<'_> {
         Some(Ok(()))
     }
 
-    /// Undoes the steps of a top-up below `number`: amounts only, the pins are the hold's.
+    /// Undoes the amounts taken in the steps below `number`, last first. The pins stay.
     pub(super) fn give_back_units(&self, slot: &Slot, state: State, number: u32, amounts: &[i64; UNITS]) {
-        for number in (0..number).rev() {
-            let (at, part) = ((number / TAKE_STEPS) as usize, number % TAKE_STEPS);
-            let (Some(unit), Some((place, units))) = (part.checked_sub(1), slot.entry(at)) else { continue };
-            let amount = amounts.get(unit as usize).copied().unwrap_or(0);
+        for number in (TAKE_PINS..number).rev() {
+            let (at, unit) = place_of(number);
+            let Some((place, units)) = slot.entry(at) else { continue };
+            let amount = amounts.get(unit).copied().unwrap_or(0);
             if units & (1 << unit) == 0 || amount == 0 {
                 continue;
             }
-            slot.put(state.with(self.me, number, Phase::ToppingUp));
-            let free = self.memory.period(place).and_then(|period| cell(&period.free, unit as usize));
-            if let Some(free) = free {
+            slot.put(state.with(self.me, number, state.phase()));
+            if let Some(free) = self.memory.period(place).and_then(|period| cell(&period.free, unit)) {
                 add(free, amount);
             }
         }
@@ -404,6 +364,22 @@ impl Hand<'_> {
         let Some((slot, live)) = self.seize(id, 0, Phase::Claimed) else { return false };
         self.end_claimed(id.slot, slot, live.with(self.me, 0, Phase::Claimed), &decide(slot));
         true
+    }
+
+    /// What was charged to a hold; the tokens of a meter's stand in its tally.
+    #[inline]
+    pub(super) fn charged(&self, index: u32, slot: &Slot) -> [i64; UNITS] {
+        let mut charged = read(&slot.charged);
+        if slot.flags.load(Relaxed) & FLAG_METER != 0
+            && let Some(tally) = self.memory.tallies.get(index as usize)
+            && let (Some(tokens), Some(held)) = (charged.first_mut(), slot.amounts.first())
+        {
+            let left = tally.left.load(Relaxed);
+            if left != TALLY_NONE {
+                *tokens = held.load(Relaxed).saturating_sub(left.max(0));
+            }
+        }
+        charged
     }
 
     /// Ends a hold that this process has claimed.
@@ -425,15 +401,14 @@ impl Hand<'_> {
         }
         let (held, actual) = (read(&slot.amounts), read(&slot.actual));
         let touched = mask_of(&held) | mask_of(&actual);
-        let first = (from / END_STEPS) as usize;
-        for (at, (place, units)) in slot.entries().enumerate().skip(first) {
+        for (at, (place, units)) in slot.entries().enumerate().skip((from / END_STEPS) as usize) {
             let Some(period) = self.memory.period(place) else { continue };
-            let base = end_step(at);
-            // Requests were counted when they were granted.
-            for unit in units_of(units & touched & !(1 << REQUESTS)) {
+            for unit in units_of(units & touched) {
                 let (Some(held), Some(actual)) = (held.get(unit).copied(), actual.get(unit).copied()) else { continue };
-                let number = base.wrapping_add(unit_step(unit).wrapping_mul(2));
+                let number = end_step(at).wrapping_add(unit_step(unit).wrapping_mul(2));
+                // Of requests `free` alone keeps count: those of the grant are spent, and more of them is taken now.
                 if actual != 0
+                    && unit != Unit::Requests.index()
                     && number >= from
                     && let Some(used) = cell(&period.used, unit)
                 {
@@ -449,46 +424,54 @@ impl Hand<'_> {
                     add(free, held.saturating_sub(actual));
                 }
             }
-            let number = base.wrapping_add(END_STEPS).wrapping_sub(1);
-            if is_pinned(period) && number >= from {
+        }
+        for (window, pinned) in Window::ALL.into_iter().zip(&slot.pinned) {
+            let number = END_PINS.wrapping_add(unit_step(window.index()));
+            if let Some(id) = pinned.load(Relaxed).checked_sub(1).filter(|_| number >= from) {
                 slot.put(state.with(self.me, number, Phase::Ending));
-                period.word.fetch_sub(Word::PIN, Release);
+                self.memory.unpin(window, id);
             }
         }
         slot.put(state.with(0, 0, Phase::Free));
     }
 }
 
-/// Holds pin every window but the one that never ends.
-#[inline]
-fn is_pinned(period: &super::layout::Period) -> bool {
-    period.window.load(Relaxed) != Window::Total as u32
+/// The period and the unit of a step of taking.
+pub(super) fn place_of(number: u32) -> (usize, usize) {
+    let number = number.wrapping_sub(TAKE_PINS);
+    ((number / TAKE_STEPS) as usize, (number % TAKE_STEPS) as usize)
 }
 
 /// What a settle comes to: levels come back, requests stay spent, and what nobody mentions counts as far as it was
 /// charged, or else in full.
-pub(super) fn settled(slot: &Slot, reported: &Reported) -> [i64; UNITS] {
-    let whole = unreported(slot.flags.load(Relaxed) | FLAG_DISPATCHED, &read(&slot.amounts), &read(&slot.charged));
+pub(super) fn settled(slot: &Slot, charged: &[i64; UNITS], reported: &Reported) -> [i64; UNITS] {
+    let whole = unreported(slot.flags.load(Relaxed) | FLAG_DISPATCHED, &read(&slot.amounts), charged);
     let mut actual = whole;
     for (unit, (actual, reported)) in Unit::ALL.into_iter().zip(actual.iter_mut().zip(reported)) {
-        if let (Some(amount), false) = (reported, unit.is_level() || unit == Unit::Requests) {
-            *actual = *amount;
+        match reported {
+            // Spent when granted; more of them is owed.
+            Some(amount) if unit == Unit::Requests => *actual = (*actual).max(*amount),
+            Some(amount) if !unit.is_level() => *actual = *amount,
+            _ => {}
         }
     }
     actual
 }
 
-/// What a hold comes to if nobody says: a unit that was charged counts as charged; of a dispatched hold what was never
-/// charged counts in full, of another one not at all. A meter charges every token, so none charged is none used.
+/// What a hold comes to if nobody says. Work that was dispatched and never streamed may have used everything, whatever
+/// was charged for certain when it began; work that streamed has used what was charged, and in full a unit of which
+/// nothing was; work that never began has used what was charged. A meter charges every token, so none charged is none
+/// used.
 pub(super) fn unreported(flags: u32, held: &[i64; UNITS], charged: &[i64; UNITS]) -> [i64; UNITS] {
     let mut actual = [0; UNITS];
+    let (dispatched, streamed) = (flags & FLAG_DISPATCHED != 0, flags & FLAG_STREAMED != 0);
     for ((unit, actual), (held, charged)) in Unit::ALL.into_iter().zip(&mut actual).zip(held.iter().zip(charged)) {
         let counted_by_meter = unit == Unit::Tokens && flags & FLAG_METER != 0;
         *actual = match unit {
             Unit::InFlight | Unit::KvBlocks => 0,
-            Unit::Requests => *held,
-            _ if *charged != 0 || counted_by_meter || flags & FLAG_DISPATCHED == 0 => *charged,
-            _ => *held,
+            Unit::Requests => *held.max(charged),
+            _ if !dispatched || counted_by_meter || (streamed && *charged != 0) => *charged,
+            _ => *charged.max(held),
         };
     }
     actual

@@ -1,18 +1,25 @@
 //! What lies in the ledger's memory: plain atomics, the same in a file, in memory of one process, and under the model
 //! checker. Any bit pattern is a valid value of each type, so a damaged file can be wrong but not unsound.
 //!
-//! Two words carry more than a number. A **period's** [`Word`] says which window it counts and how many holds pin it:
-//! `id + 1` in the upper 32 bits (0: never opened), then 14 bits of the process that is opening it (0: nobody), then 18
-//! bits of pins. A **slot's** [`State`] says what happens to a hold, who does it and how far they got: 32 bits of
+//! Three words carry more than a number. A **period's** [`Word`] says which window it counts: `id + 1` in the upper 32
+//! bits (0: never opened), then 14 bits of the process that is opening it (0: nobody). An **epoch's** is the same for a
+//! window of the whole ledger: a mark where the opener would be says that it is over for good, and the lower 18 bits
+//! count the holds that were granted in it. A **slot's** [`State`] says what happens to a hold, who does it and how far they got: 32 bits of
 //! generation, 14 of the acting process, 12 of the step, 6 of the phase.
 //!
 //! **The step rule**, on which recovery rests: before each change of a shared word the acting process stores the
 //! change's number as the slot's step. So whoever finds the slot of a dead process knows: steps below are done, steps
 //! above are not, and the step itself is in doubt.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the parts of a word are cut out of it on purpose, and the lengths of small tables fit"
+)]
+
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::unit::UNITS;
+use super::window::WINDOWS;
 use crate::limits::CELLS_MAX;
 use crate::sync::{AtomicI64, AtomicU32, AtomicU64};
 
@@ -108,6 +115,27 @@ pub(crate) struct NodeEntry {
     pub(super) overdraft: [Counts; 5],
 }
 
+/// A window of the whole ledger: which one, whether it is over, and how many live holds were granted in it.
+///
+/// A period is used for another window only once the epoch of its own is closed, and an epoch with a hold in it cannot
+/// be closed. One count for all budgets instead of one in each period: a reserve pins each kind of window once.
+#[repr(C, align(8))]
+#[derive(Debug, Default)]
+pub(crate) struct Epoch {
+    /// See [`Word`]
+    pub(super) word: AtomicU64,
+}
+
+/// Epochs kept for each kind of window: a hold may live for as many windows, 68 hours where minutes are counted.
+#[cfg(not(any(loom, test)))]
+pub(super) const EPOCHS_LEN: u32 = 4_096;
+#[cfg(all(test, not(loom)))]
+pub(super) const EPOCHS_LEN: u32 = 1_024;
+#[cfg(loom)]
+pub(super) const EPOCHS_LEN: u32 = 4;
+/// Stands where a period's opener would, in an epoch that is over.
+pub(super) const CLOSED: u32 = 1;
+
 /// One window of one budget: the cells of its units.
 ///
 /// The first 128 bytes are what a reserve touches.
@@ -118,7 +146,8 @@ pub(crate) struct Period {
     pub(super) word: AtomicU64,
     /// limit + overdraft - used - held - stranded; negative is debt. A reserve takes from it only what leaves it >= 0
     pub(super) free: Counts,
-    /// Spent for good; grows only, but where a heal finds that a doubtful step had counted twice
+    /// Spent for good; grows only. Of requests nothing is kept here: they are spent when granted and never held, so
+    /// what is not free is spent
     pub(super) used: Counts,
     pub(super) limit: Counts,
     pub(super) overdraft: Counts,
@@ -159,7 +188,9 @@ pub(crate) struct Slot {
     pub(super) charged: Counts,
     /// What is being topped up or settled
     pub(super) actual: Counts,
-    /// Index of the period in the lower 24 bits, units it limits in the upper 8
+    /// Window id + 1 of each kind of window that the hold pins; 0 for none
+    pub(super) pinned: [AtomicU32; WINDOWS],
+    /// See [`entry`]
     pub(super) periods: [AtomicU32; CELLS_MAX],
 }
 
@@ -176,6 +207,7 @@ impl Default for Slot {
             amounts: Counts::default(),
             charged: Counts::default(),
             actual: Counts::default(),
+            pinned: std::array::from_fn(|_| AtomicU32::new(0)),
             periods: std::array::from_fn(|_| AtomicU32::new(0)),
         }
     }
@@ -187,8 +219,10 @@ impl Default for Slot {
 pub(crate) struct Tally {
     /// Tokens left of the hold; [`TALLY_NONE`] where the slot is not a meter's live hold
     pub(super) left: AtomicI64,
-    /// Compute tokens so far
-    pub(super) compute: AtomicI64,
+    /// Compute tokens so far; stays at the end of its range
+    pub(super) compute: AtomicU32,
+    /// Of the hold that the slot was last given to, so that an engine whose hold is over does not charge another's
+    pub(super) generation: AtomicU32,
 }
 
 /// `left` of a slot that no meter uses.
@@ -215,6 +249,8 @@ pub(crate) struct EventEntry {
 pub(super) const FLAG_DISPATCHED: u32 = 1;
 /// A meter's: what nobody reports counts as far as it was charged.
 pub(super) const FLAG_METER: u32 = 2;
+/// Amounts were charged while the work ran, beyond what its beginning cost.
+pub(super) const FLAG_STREAMED: u32 = 4;
 /// Taken whether or not it fits: the cells of shadow mode.
 pub(super) const FLAG_FORCED: u32 = 8;
 
@@ -261,18 +297,16 @@ pub(super) enum Phase {
     Free = 0,
     /// Amounts are being taken, leaf to root, or given back before a grant
     Taking = 1,
-    /// Granted; requests are being counted as spent
-    Spending = 2,
     /// Granted
-    Live = 3,
+    Live = 2,
     /// More is being taken
-    ToppingUp = 4,
+    ToppingUp = 3,
     /// Somebody has won the right to end it
-    Claimed = 5,
+    Claimed = 4,
     /// `actual` is being spent, the rest given back
-    Ending = 6,
+    Ending = 5,
     /// A charge is being written
-    Charging = 7,
+    Charging = 6,
     /// Not one of these: a damaged file
     Unknown = 63,
 }
@@ -282,12 +316,11 @@ impl Phase {
         match bits {
             0 => Self::Free,
             1 => Self::Taking,
-            2 => Self::Spending,
-            3 => Self::Live,
-            4 => Self::ToppingUp,
-            5 => Self::Claimed,
-            6 => Self::Ending,
-            7 => Self::Charging,
+            2 => Self::Live,
+            3 => Self::ToppingUp,
+            4 => Self::Claimed,
+            5 => Self::Ending,
+            6 => Self::Charging,
             _ => Self::Unknown,
         }
     }
@@ -324,12 +357,16 @@ impl State {
     }
 }
 
-/// Steps of one period while taking: the pin, then one for each unit.
-pub(super) const TAKE_STEPS: u32 = 1 + UNITS as u32;
-/// Steps of one period while ending: `used` and `free` of each unit, then the pin.
-pub(super) const END_STEPS: u32 = 2 * UNITS as u32 + 1;
+/// Steps while taking: the pin of each kind of window comes first, then each unit of each period.
+pub(super) const TAKE_PINS: u32 = WINDOWS as u32;
+/// Steps of one period while taking: one for each unit.
+pub(super) const TAKE_STEPS: u32 = UNITS as u32;
+/// Steps of one period while ending: `used` and `free` of each unit.
+pub(super) const END_STEPS: u32 = 2 * UNITS as u32;
+/// Steps while ending: after every period the pins are let go, from this one on.
+pub(super) const END_PINS: u32 = END_STEPS * CELLS_MAX as u32;
 
-/// A period in a slot's list: index and the units it limits.
+/// A period in a slot's list: index, and the units it limits.
 pub(super) const fn entry(period: u32, units: u32) -> u32 {
     (period & 0x00ff_ffff) | (units << 24)
 }
@@ -369,7 +406,7 @@ pub(super) fn path_words(path: &str) -> [u64; PATH_WORDS] {
     let len = [u8::try_from(path.len()).unwrap_or(u8::MAX)];
     for (at, byte) in len.iter().chain(path.as_bytes()).enumerate() {
         if let Some(word) = words.get_mut(at / 8) {
-            *word |= u64::from(*byte) << (8 * (at % 8));
+            *word |= u64::from(*byte) << ((at % 8) << 3);
         }
     }
     words

@@ -18,7 +18,7 @@ use super::clock::Clock;
 use super::denial::{Denial, DenialKind};
 use super::error::BudgetError;
 use super::hold::{Charge, Hand, HoldId, Refused, Wish, settled, unreported};
-use super::layout::{FLAG_DISPATCHED, FLAG_FORCED, FLAG_METER, NO_NODE};
+use super::layout::{FLAG_DISPATCHED, FLAG_FORCED, FLAG_METER, FLAG_STREAMED, NO_NODE};
 use super::memory::{Memory, Sizes};
 use super::period::{Liveness, NoPeriod, Step};
 use super::store::{self, LOCK_LEDGER, RECOVERER, Store, locked, owner_lock};
@@ -27,9 +27,11 @@ use super::unit::{Amounts, Reported, Unit, check_amount};
 use super::window::{WINDOWS, Window};
 use crate::limits::LEDGER_PROCESSES_MAX;
 use crate::map::{self, LockFile, Mapping};
-use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use crate::sync::{AtomicI64, AtomicU32, AtomicU64};
 
+/// Milliseconds that making a budget on demand waits for the ledger's lock: it stands in a request's way.
+const MAKE_TRIES: u32 = 50;
 /// Places to look for a slot from, so that threads do not meet at one.
 const HINTS: usize = 16;
 
@@ -73,6 +75,22 @@ pub struct Options {
     pub ttl_ms: Option<i64>,
 }
 
+/// A batch at work.
+pub(super) struct Batch<'a> {
+    batches: &'a AtomicU32,
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        self.batches.fetch_sub(1, SeqCst);
+    }
+}
+
+/// A slot to look at first, on a cache line of its own: each thread writes its own at every hold.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Hint(AtomicU32);
+
 /// What belongs to this process: its number, and its locks.
 #[derive(Debug)]
 pub(super) struct Attached {
@@ -88,17 +106,25 @@ pub struct Ledger {
     pub(super) plan: Plan,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) attached: ArcSwap<Attached>,
+    /// The number in `attached`
+    me: AtomicU32,
     /// The fork generation in which `attached` is this process's
     generation: AtomicU64,
     /// Held while a forked child takes a number, and by whoever changes an anonymous ledger as a whole
     pub(super) changing: Mutex<()>,
     pub(super) names: RwLock<HashMap<Box<str>, Arc<Node>>>,
     /// Until when the wall clock is believed without asking the boot clock
-    believed_ms: AtomicI64,
-    hints: [AtomicU32; HINTS],
+    pub(super) believed_ms: AtomicI64,
+    hints: [Hint; HINTS],
     /// Something was reserved since the last image
     pub(super) active: AtomicU32,
+    /// Holds of this process have deadlines
+    deadlines: AtomicBool,
     pub(super) closed: AtomicBool,
+    /// The name of the state file leads elsewhere
+    replaced: AtomicBool,
+    /// Batches at work without the caller's lock
+    pub(super) batches: AtomicU32,
     pub(super) background: ArcSwapOption<super::background::Background>,
     /// Where the thread finds its ledger, once somebody wants a thread
     pub(super) itself: OnceLock<Weak<Self>>,
@@ -119,6 +145,12 @@ impl Liveness for Attached {
         }
         // Without locks there are no other processes; if the kernel cannot be asked, nobody is taken for dead.
         self.locks.as_ref().is_some_and(|locks| locks.is_locked_elsewhere(owner_lock(owner)).is_ok_and(|held| !held))
+    }
+}
+
+impl Liveness for Ledger {
+    fn is_dead(&self, owner: u32) -> bool {
+        self.attached.load().is_dead(owner)
     }
 }
 
@@ -153,13 +185,15 @@ impl Ledger {
         if !path.exists() {
             store::create(path, sizes, spec.volatile, &*clock, |memory| fill(memory, &plan))?;
         }
-        let locks = Arc::new(LockFile::open(path).map_err(|error| store::io_error(path, "open", error))?);
         let file = map::open_private(path).map_err(|error| store::io_error(path, "open", error))?;
+        let locks = Arc::new(LockFile::open(&file).map_err(|error| store::io_error(path, "open", error))?);
         let (store, memory, me) = locked(&locks, path, LOCK_LEDGER, || {
-            let (store, memory, found) = store::open(path, file, spec.volatile, &*clock)?;
+            let (store, memory, found) = store::open(path, file, &locks, spec.volatile, &*clock)?;
             let me = memory.attach(path, &locks, &*clock, found)?;
             let attached = Attached { me, locks: Some(Arc::clone(&locks)) };
-            Hand { memory: &memory, me, alive: &attached }.load_limits(path, &plan)?;
+            if !spec.keep_limits {
+                Hand { memory: &memory, me, alive: &attached }.load_limits(path, &plan)?;
+            }
             Ok::<_, BudgetError>((store, memory, me))
         })??;
         let attached = Attached { me, locks: Some(locks) };
@@ -176,27 +210,33 @@ impl Ledger {
     ) -> Self {
         let spread = attached.me.wrapping_mul(97);
         Self {
-            hints: std::array::from_fn(|at| AtomicU32::new(spread.wrapping_add(u32::try_from(at).unwrap_or(0) << 4))),
+            hints: std::array::from_fn(|at| {
+                Hint(AtomicU32::new(spread.wrapping_add(u32::try_from(at).unwrap_or(0) << 4)))
+            }),
             memory,
             store,
             spec,
             plan,
             clock,
+            me: AtomicU32::new(attached.me),
             attached: ArcSwap::from_pointee(attached),
             generation: AtomicU64::new(map::fork_generation()),
             changing: Mutex::new(()),
             names: RwLock::new(HashMap::new()),
             believed_ms: AtomicI64::new(i64::MIN),
             active: AtomicU32::new(0),
+            deadlines: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
+            batches: AtomicU32::new(0),
             background: ArcSwapOption::empty(),
             itself: OnceLock::new(),
         }
     }
 
-    /// What belongs to this process. A forked child of a shared ledger takes a number of its own first.
+    /// This process's hand on the memory. A forked child of a shared ledger takes a number of its own first.
     #[inline]
-    pub(super) fn attached(&self) -> Result<arc_swap::Guard<Arc<Attached>>, BudgetError> {
+    pub(super) fn hand(&self) -> Result<Hand<'_>, BudgetError> {
         // Relaxed: a process sees its own store, and a closed ledger only has to be noticed some time.
         if self.closed.load(Relaxed) {
             return Err(BudgetError::Closed);
@@ -204,6 +244,37 @@ impl Ledger {
         if self.generation.load(Acquire) != map::fork_generation() {
             self.attach_child()?;
         }
+        if self.replaced.load(Relaxed) {
+            return Err(self.replaced_error());
+        }
+        Ok(Hand { memory: &self.memory, me: self.me.load(Relaxed), alive: self })
+    }
+
+    #[cold]
+    fn replaced_error(&self) -> BudgetError {
+        let file = self.store.as_ref().map_or_else(String::new, |store| store.path.display().to_string());
+        BudgetError::Replaced { file }
+    }
+
+    /// Refuses from now on if the state file is no longer what its name leads to: whoever opens the name has another
+    /// ledger, and two would spend every limit twice.
+    pub(super) fn check_name(&self) {
+        if self.store.as_ref().is_some_and(|store| !store.is_at_its_path()) {
+            self.replaced.store(true, Relaxed);
+        }
+    }
+
+    /// Says that a batch is at work, which closing waits for. `None` once the ledger is closed.
+    pub(super) fn begin_batch(&self) -> Option<Batch<'_>> {
+        let batch = Batch { batches: &self.batches };
+        // SeqCst on both sides: either the batch sees that the ledger is closed, or closing sees the batch.
+        self.batches.fetch_add(1, SeqCst);
+        (!self.closed.load(SeqCst)).then_some(batch)
+    }
+
+    /// What belongs to this process. A forked child of a shared ledger takes a number of its own first.
+    pub(super) fn attached(&self) -> Result<arc_swap::Guard<Arc<Attached>>, BudgetError> {
+        self.hand()?;
         Ok(self.attached.load())
     }
 
@@ -216,11 +287,12 @@ impl Ledger {
             return Ok(());
         }
         let path = &*store.path;
-        let locks = Arc::new(LockFile::open(path).map_err(|error| store::io_error(path, "open", error))?);
+        let locks = Arc::new(LockFile::open(&store.file).map_err(|error| store::io_error(path, "open", error))?);
         let me = locked(&locks, path, LOCK_LEDGER, || {
             self.memory.attach(path, &locks, &*self.clock, store::Found::Running)
         })??;
         self.attached.store(Arc::new(Attached { me, locks: Some(locks) }));
+        self.me.store(me, Relaxed);
         // Release: whoever sees the generation sees the number.
         self.generation.store(map::fork_generation(), Release);
         if let Some(ledger) = self.itself.get().and_then(Weak::upgrade) {
@@ -229,16 +301,23 @@ impl Ledger {
         Ok(())
     }
 
+    /// The budget of a path if this process has found it before. Takes no lock that is held for long.
+    pub fn known(&self, path: &str) -> Option<Arc<Node>> {
+        let plans = self.memory.header().plans.load(Acquire);
+        // A forked child may find the lock held by a thread it does not have: then the budget is looked for anew.
+        let known = self.names.try_read().ok()?.get(path).cloned();
+        known.filter(|node| node.plans == plans)
+    }
+
     /// The budget of a path, made from its template if this is the first time it is asked for.
     ///
     /// # Errors
     /// [`DenialKind::Unavailable`] if there is no such budget, or its parent has as many children as it may have.
     pub fn node(&self, path: &str) -> Result<Arc<Node>, Box<Denial>> {
-        let plans = self.memory.header().plans.load(Acquire);
-        let known = self.names.read().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
-        if let Some(node) = known.filter(|node| node.plans == plans) {
+        if let Some(node) = self.known(path) {
             return Ok(node);
         }
+        let plans = self.memory.header().plans.load(Acquire);
         let unavailable = |message: String| Box::new(Denial::of(DenialKind::Unavailable, path, message));
         if let Some(fault) = path_fault(path) {
             return Err(unavailable(fault));
@@ -246,15 +325,18 @@ impl Ledger {
         let attached = self.attached().map_err(|error| unavailable(error.to_string()))?;
         let index = match self.memory.find(path) {
             Some(index) => index,
+            // Before any lock: whoever asks for what is not there does not wait for who makes something.
+            None if self.plan.limits_of(path).is_none() => return Err(unavailable(self.no_such(path))),
             None => self
-                .exclusively(&attached, || self.make(path))
+                .exclusively_within(MAKE_TRIES, &attached, || self.make(path))
                 .map_err(|error| unavailable(error.to_string()))?
                 .map_err(unavailable)?,
         };
         let steps = self.memory.steps(index).into();
         let node = Arc::new(Node { index, path: path.into(), steps, plans });
-        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-        names.insert(path.into(), Arc::clone(&node));
+        if let Ok(mut names) = self.names.try_write() {
+            names.insert(path.into(), Arc::clone(&node));
+        }
         Ok(node)
     }
 
@@ -264,8 +346,7 @@ impl Ledger {
             return Ok(index);
         }
         let Some((limits, children_max)) = self.plan.limits_of(path) else {
-            let known: Vec<&str> = self.plan.exact.iter().take(8).map(|(path, _)| path.as_str()).collect();
-            return Err(format!("there is no budget `{path}`; there is {}", known.join(", ")));
+            return Err(self.no_such(path));
         };
         let parent = parent_of(path).map_or(Ok(NO_NODE), |parent| self.make(parent))?;
         let children = self.memory.nodes.get(parent as usize).map_or(0, |node| node.children.load(Relaxed));
@@ -274,14 +355,35 @@ impl Ledger {
                 "budget `{path}` cannot be made: its parent has {children} children, the limit is {most}"
             ));
         }
-        self.memory.add_node(path, parent, limits)
+        let index = self.memory.add_node(path, parent, limits)?;
+        // Only who was made on demand counts: those that the file lists are there anyway.
+        if children_max.is_some()
+            && let Some(parent) = self.memory.nodes.get(parent as usize)
+        {
+            parent.children.fetch_add(1, Relaxed);
+        }
+        Ok(index)
+    }
+
+    fn no_such(&self, path: &str) -> String {
+        let known: Vec<&str> = self.plan.exact.iter().take(8).map(|(path, _)| path.as_str()).collect();
+        format!("there is no budget `{path}`; there is {}", known.join(", "))
     }
 
     /// Runs `work` while nobody else changes the ledger as a whole.
     pub(super) fn exclusively<T>(&self, attached: &Attached, work: impl FnOnce() -> T) -> Result<T, BudgetError> {
+        self.exclusively_within(store::LOCK_TRIES, attached, work)
+    }
+
+    fn exclusively_within<T>(
+        &self,
+        tries: u32,
+        attached: &Attached,
+        work: impl FnOnce() -> T,
+    ) -> Result<T, BudgetError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         match (&attached.locks, &self.store) {
-            (Some(locks), Some(store)) => locked(locks, &store.path, LOCK_LEDGER, work),
+            (Some(locks), Some(store)) => store::locked_within(tries, locks, &store.path, LOCK_LEDGER, work),
             _ => Ok(work()),
         }
     }
@@ -318,13 +420,13 @@ impl Ledger {
         wall_ms: i64,
         options: Options,
     ) -> Result<HoldId, Box<Denial>> {
-        let attached = self.attached().map_err(|error| unavailable(node, &error))?;
+        let hand = self.hand().map_err(|error| unavailable(node, &error))?;
         amounts.check().map_err(|error| unavailable(node, &error))?;
         if node.plans != self.memory.header().plans.load(Acquire) {
             let fresh = self.node(&node.path)?;
-            return self.reserve_at(&fresh, amounts, wall_ms, options, &attached);
+            return self.reserve_at(&fresh, amounts, wall_ms, options, hand);
         }
-        self.reserve_at(node, amounts, wall_ms, options, &attached)
+        self.reserve_at(node, amounts, wall_ms, options, hand)
     }
 
     #[inline]
@@ -334,9 +436,8 @@ impl Ledger {
         amounts: &Amounts,
         wall_ms: i64,
         options: Options,
-        attached: &Attached,
+        hand: Hand<'_>,
     ) -> Result<HoldId, Box<Denial>> {
-        let hand = Hand { memory: &self.memory, me: attached.me, alive: attached };
         let hint = self.hint();
         let flag = |is: bool, flag: u32| if is { flag } else { 0 };
         let flags = flag(options.dispatched, FLAG_DISPATCHED)
@@ -347,6 +448,9 @@ impl Ledger {
             let now_ms = self.time_at(wall_ms);
             let ttl = options.ttl_ms.or(self.spec.hold_ttl_ms);
             let deadline_ms = ttl.map_or(0, |ttl| now_ms.saturating_add(ttl).max(1));
+            if deadline_ms != 0 && !self.deadlines.load(Relaxed) {
+                self.deadlines.store(true, Relaxed);
+            }
             let ids = ids_at(now_ms, &node.steps);
             let wish = Wish { node: node.index, steps: &node.steps, amounts, ids, now_ms, deadline_ms, flags };
             match hand.reserve(&wish, hint.load(Relaxed)) {
@@ -359,6 +463,10 @@ impl Ledger {
                 }
                 // Somebody's later time opened a later window: with that time it is found.
                 Err(Refused::Period(_, NoPeriod::Stale)) if tries < 8 => tries = tries.wrapping_add(1),
+                // What is over by its deadline holds nothing any more.
+                Err(_) if tries < 8 && self.deadlines.load(Relaxed) && self.end_expired(&hand) > 0 => {
+                    tries = tries.wrapping_add(1);
+                }
                 Err(refused) => return Err(Box::new(self.diagnose(node, amounts, now_ms, refused))),
             }
         }
@@ -375,18 +483,13 @@ impl Ledger {
         }
         let place = PLACE.try_with(|place| place % HINTS).unwrap_or(0);
         // The remainder is a place of the array.
-        self.hints.get(place).unwrap_or(&self.active)
-    }
-
-    #[inline]
-    pub(super) fn hand<'a>(&'a self, attached: &'a Attached) -> Hand<'a> {
-        Hand { memory: &self.memory, me: attached.me, alive: attached }
+        self.hints.get(place).map_or(&self.active, |hint| &hint.0)
     }
 
     /// Notes what the work has used so far; the cells follow when the hold ends.
     #[inline]
     pub fn charge(&self, id: HoldId, amounts: &Amounts) -> Charge {
-        self.charge_with(id, amounts, 0)
+        self.charge_with(id, amounts, FLAG_STREAMED)
     }
 
     /// Says that the work has begun, and charges what that costs for certain, a prompt for instance.
@@ -396,18 +499,18 @@ impl Ledger {
 
     #[inline]
     fn charge_with(&self, id: HoldId, amounts: &Amounts, flags: u32) -> Charge {
-        let Ok(attached) = self.attached() else { return Charge::Ended };
+        let Ok(hand) = self.hand() else { return Charge::Ended };
         if amounts.check().is_err() {
             return Charge::Stop;
         }
-        self.hand(&attached).charge(id, amounts, flags, || self.now_ms())
+        hand.charge(id, amounts, flags, || self.now_ms())
     }
 
     /// Holds more, in the windows of the hold, or changes nothing. Requests are spent when granted and cannot be added.
     pub fn top_up(&self, id: HoldId, more: &Amounts) -> Result<(), Box<Denial>> {
         let path = || self.hold(id).map(|hold| hold.path).unwrap_or_default();
         let expired = |message: &str| Box::new(Denial::of(DenialKind::Expired, &path(), message.to_owned()));
-        let attached = self.attached().map_err(|error| expired(&error.to_string()))?;
+        let hand = self.hand().map_err(|error| expired(&error.to_string()))?;
         if let Err(error) = more.check() {
             return Err(Box::new(Denial::of(DenialKind::TooLarge, &path(), error.to_string())));
         }
@@ -418,8 +521,11 @@ impl Ledger {
         if held.deadline_ms.is_some_and(|deadline| self.now_ms() > deadline) {
             return Err(expired("the hold's deadline has passed; reserve anew"));
         }
-        match self.hand(&attached).top_up(id, more) {
-            Some(Ok(())) => Ok(()),
+        match hand.top_up(id, more) {
+            Some(Ok(())) => {
+                self.wake_background();
+                Ok(())
+            }
             Some(Err(refused)) => {
                 let node = self.node(&held.path)?;
                 Err(Box::new(self.diagnose(&node, more, held.granted_ms, refused)))
@@ -439,8 +545,9 @@ impl Ledger {
         for (unit, amount) in Unit::ALL.into_iter().zip(reported) {
             check_amount(unit, amount.unwrap_or(0))?;
         }
-        let attached = self.attached()?;
-        Ok(self.ended(id, self.hand(&attached).end(id, |slot| settled(slot, reported))))
+        let hand = self.hand()?;
+        let ended = hand.end(id, |slot| settled(slot, &hand.charged(id.slot, slot), reported));
+        Ok(self.ended(id, ended))
     }
 
     /// Ends a hold that was not used: what was not charged goes back. Requests stay spent.
@@ -448,17 +555,17 @@ impl Ledger {
         self.end_as(id, Some(0))
     }
 
-    /// Ends a hold of which nobody says what was used: a unit that was charged counts as charged, and of a dispatched
-    /// hold the others count in full.
+    /// Ends a hold of which nobody says what was used: as far as it was charged if it streamed, in full if the work was
+    /// dispatched and did not stream, and as what was charged, mostly nothing, if it never began.
     pub fn end_unreported(&self, id: HoldId) -> bool {
         self.end_as(id, None)
     }
 
     fn end_as(&self, id: HoldId, flags: Option<u32>) -> bool {
-        let Ok(attached) = self.attached() else { return false };
-        let ended = self.hand(&attached).end(id, |slot| {
+        let Ok(hand) = self.hand() else { return false };
+        let ended = hand.end(id, |slot| {
             let flags = flags.unwrap_or_else(|| slot.flags.load(Relaxed));
-            unreported(flags, &super::hold::read(&slot.amounts), &super::hold::read(&slot.charged))
+            unreported(flags, &super::hold::read(&slot.amounts), &hand.charged(id.slot, slot))
         });
         self.ended(id, ended)
     }
@@ -468,6 +575,10 @@ impl Ledger {
         if ended {
             self.hint().store(id.slot, Relaxed);
             self.changed();
+            // What was settled above its hold is not on the disk yet either.
+            if self.active.load(Relaxed) == 0 {
+                self.wake_background();
+            }
         }
         ended
     }
@@ -480,6 +591,11 @@ impl Ledger {
             header.changes.fetch_add(1, Release);
             map::wake_all(&header.changes);
         }
+    }
+
+    /// Whether any hold of this process was given a deadline.
+    pub(super) fn any_deadlines(&self) -> bool {
+        self.deadlines.load(Relaxed)
     }
 
     /// Whether this is a copy of a parent process's ledger that was not used here yet.
@@ -496,6 +612,11 @@ impl Ledger {
     pub const fn admission(&self) -> Admission {
         self.spec.admission
     }
+
+    /// The clocks it goes by.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
 }
 
 impl Drop for Ledger {
@@ -507,6 +628,7 @@ impl Drop for Ledger {
 const REQUESTS_ONCE: &str = "requests are spent when they are granted and cannot be topped up; reserve anew";
 
 #[cold]
+#[expect(clippy::unnecessary_box_returns, reason = "a denial is boxed wherever it is an error")]
 fn unavailable(node: &Node, error: &BudgetError) -> Box<Denial> {
     Box::new(Denial::of(DenialKind::Unavailable, &node.path, error.to_string()))
 }
@@ -541,6 +663,11 @@ fn fill(memory: &Memory, plan: &Plan) -> Result<(), BudgetError> {
 impl Node {
     pub(super) fn steps(&self) -> &[Step] {
         &self.steps
+    }
+
+    /// Whether it or a budget above it limits a unit.
+    pub fn limits(&self, unit: Unit) -> bool {
+        self.steps.iter().any(|step| step.units & (1 << unit.index()) != 0)
     }
 
     /// The kinds of window that limit it.

@@ -257,7 +257,9 @@ fn top_up_against_reserve() {
 fn adds_up_in_a_window(world: &World, id: u32, held: i64) {
     let word = Word(world.period(0).word.load(Acquire));
     assert_eq!((word.id_plus_1(), word.opener()), (id + 1, 0));
-    assert_eq!(word.pins(), u64::from(held != 0));
+    let epoch = world.memory.epoch(Window::Hour, id).unwrap();
+    let pins = Word(epoch.word.load(Acquire));
+    assert_eq!(pins.pins(), u64::from(held != 0), "{pins:?}");
     world.adds_up(0, held);
     assert_eq!(world.memory.nodes[0].opening.load(Acquire), 0);
 }

@@ -7,7 +7,9 @@
 use std::sync::Arc;
 
 use super::error::BudgetError;
-use super::layout::{Durable, EventEntry, Header, LAYOUT, MAGIC, NodeEntry, OWNER_MAX, Owner, Period, Slot, Tally};
+use super::layout::{
+    Durable, EPOCHS_LEN, Epoch, EventEntry, Header, LAYOUT, MAGIC, NodeEntry, OWNER_MAX, Owner, Period, Slot, Tally,
+};
 use crate::limits::{BUDGETS_MAX, HOLDS_MAX, LEDGER_EVENTS_MAX, LEDGER_PROCESSES_MAX};
 #[cfg(not(loom))]
 use crate::map::Mapping;
@@ -23,6 +25,9 @@ pub(super) struct Sizes {
     pub(super) owners: u32,
 }
 
+/// Epochs of all kinds of window.
+#[expect(clippy::cast_possible_truncation, reason = "there are five kinds")]
+const EPOCHS: u32 = EPOCHS_LEN * super::window::WINDOWS as u32;
 /// Periods are named by 24 bits.
 pub(super) const PERIODS_MAX: u32 = 1 << 24;
 /// The header has the first page, so that its locks and its words are apart from everything else.
@@ -60,6 +65,7 @@ impl Sizes {
             nodes: place(size_of::<NodeEntry>(), self.nodes),
             periods: place(size_of::<Period>(), self.periods),
             durables: place(size_of::<Durable>(), self.periods),
+            epochs: place(size_of::<Epoch>(), EPOCHS),
             slots: place(size_of::<Slot>(), self.slots),
             tallies: place(size_of::<Tally>(), self.slots),
             events: place(size_of::<EventEntry>(), u32::try_from(LEDGER_EVENTS_MAX).unwrap_or(0)),
@@ -80,6 +86,7 @@ struct Offsets {
     nodes: usize,
     periods: usize,
     durables: usize,
+    epochs: usize,
     slots: usize,
     tallies: usize,
     events: usize,
@@ -94,6 +101,8 @@ pub(super) struct Memory {
     pub(super) nodes: Table<NodeEntry>,
     pub(super) periods: Table<Period>,
     pub(super) durables: Table<Durable>,
+    /// Those of each kind of window in a row
+    pub(super) epochs: Table<Epoch>,
     pub(super) slots: Table<Slot>,
     pub(super) tallies: Table<Tally>,
     pub(super) events: Table<EventEntry>,
@@ -110,6 +119,7 @@ impl Memory {
             nodes: mapping.table(at.nodes, sizes.nodes as usize)?,
             periods: mapping.table(at.periods, sizes.periods as usize)?,
             durables: mapping.table(at.durables, sizes.periods as usize)?,
+            epochs: mapping.table(at.epochs, EPOCHS as usize)?,
             slots: mapping.table(at.slots, sizes.slots as usize)?,
             tallies: mapping.table(at.tallies, sizes.slots as usize)?,
             events: mapping.table(at.events, LEDGER_EVENTS_MAX)?,
@@ -125,6 +135,7 @@ impl Memory {
             nodes: Table::in_memory(sizes.nodes as usize),
             periods: Table::in_memory(sizes.periods as usize),
             durables: Table::in_memory(0),
+            epochs: Table::in_memory(EPOCHS as usize),
             slots: Table::in_memory(sizes.slots as usize),
             tallies: Table::in_memory(sizes.slots as usize),
             events: Table::in_memory(0),

@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use super::denial::{Denial, DenialKind};
 use super::hold::HoldId;
-use super::layout::{State, TALLY_NONE};
+use super::layout::{State, TALLY_NONE, Tally};
 use super::ledger::{Ledger, Node, Options};
+use super::price::Unpriced;
 use super::unit::{Amounts, UNITS, Unit};
 use crate::sync::Ordering::{Acquire, Relaxed};
 
@@ -33,16 +34,27 @@ pub struct Row {
     pub max_new: u32,
     /// KV blocks
     pub kv_blocks: u32,
-    /// Cost of the worst case in nano-USD
-    pub nano_usd: i64,
+    /// Place of the model in the price table: its worst case is held in nano-USD, and its real cost settled
+    pub price: Option<u16>,
+}
+
+/// What the meter remembers of a slot that it has.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sequence {
+    prompt: u32,
+    price: Option<u16>,
+    /// The most tokens that may be generated, top-ups included
+    max_new: u64,
 }
 
 /// The meter of one engine.
 #[derive(Debug)]
 pub struct Meter {
     ledger: Arc<Ledger>,
-    /// Generation of the hold in each slot that this meter has
+    /// Generation of the hold in each slot that this meter has; 0: none. Apart, because each charge looks at it.
     generations: Vec<u32>,
+    /// What else is known of them, by slot
+    sequences: Vec<Sequence>,
     /// Budgets by place, found once
     nodes: Vec<Option<Arc<Node>>>,
 }
@@ -51,7 +63,7 @@ impl Meter {
     /// A meter over a ledger.
     pub fn new(ledger: Arc<Ledger>) -> Self {
         let slots = ledger.memory.slots.len();
-        Self { ledger, generations: vec![0; slots], nodes: Vec::new() }
+        Self { ledger, generations: vec![0; slots], sequences: vec![Sequence::default(); slots], nodes: Vec::new() }
     }
 
     /// The ledger.
@@ -73,10 +85,35 @@ impl Meter {
         Ok(index)
     }
 
+    /// The budget at a place that [`Meter::node`] gave.
+    pub fn node_at(&self, index: u32) -> Option<&Arc<Node>> {
+        self.nodes.get(index as usize).and_then(Option::as_ref)
+    }
+
+    /// What so many tokens of a sequence cost. Cached tokens of a model that has no price for them cost as any others.
+    fn cost(&self, price: u16, prompt: u64, cached: u64, completion: u64) -> Result<i64, DenialKind> {
+        let prices = &self.ledger.spec().prices;
+        let cached = cached.min(prompt);
+        let fresh = prompt.saturating_sub(cached);
+        let cost = prices.cost_at(price, &[("prompt", fresh), ("cached", cached), ("completion", completion)]);
+        let cost = match cost {
+            Err(Unpriced::Component { .. }) if cached > 0 => {
+                prices.cost_at(price, &[("prompt", prompt), ("completion", completion)])
+            }
+            known => known,
+        };
+        cost.map_err(|unpriced| match unpriced {
+            Unpriced::TooLarge { .. } => DenialKind::TooLarge,
+            Unpriced::Model { .. } | Unpriced::Component { .. } => DenialKind::Unpriced,
+        })
+    }
+
     /// Reserves each row or nothing of it, in the order of the rows. The prompt counts as charged from then on.
     ///
     /// `slots` and `status` have a place for each row; a status is 0 for granted, else 1 + the kind of denial.
     pub fn reserve_many(&mut self, rows: impl Iterator<Item = Row>, slots: &mut [u32], status: &mut [u8]) -> usize {
+        let ledger = Arc::clone(&self.ledger);
+        let _batch = ledger.begin_batch();
         let wall_ms = self.ledger.clock.wall_ms();
         let mut granted = 0_usize;
         for ((row, slot), status) in rows.zip(slots).zip(status) {
@@ -93,18 +130,22 @@ impl Meter {
 
     #[inline]
     fn reserve(&mut self, row: Row, wall_ms: i64) -> Result<HoldId, DenialKind> {
-        let known = self.nodes.get(row.node as usize).and_then(Option::as_ref);
-        let node = known.ok_or(DenialKind::Unavailable)?;
+        let node = self.node_at(row.node).ok_or(DenialKind::Unavailable)?;
+        let worst = row.price.map(|price| self.cost(price, row.prompt.into(), 0, row.max_new.into()));
         let tokens = i64::from(row.prompt).saturating_add(i64::from(row.max_new));
-        let mut amounts = Amounts::NONE.and(Unit::Tokens, tokens).and(Unit::NanoUsd, row.nano_usd);
+        let mut amounts = Amounts::NONE.and(Unit::Tokens, tokens).and(Unit::NanoUsd, worst.unwrap_or(Ok(0))?);
         amounts = amounts.and(Unit::Requests, 1).and(Unit::InFlight, 1).and(Unit::KvBlocks, i64::from(row.kv_blocks));
         let options = Options { dispatched: true, meter: true, ..Options::default() };
         let id = self.ledger.reserve(node, &amounts, wall_ms, options).map_err(|denial| denial.kind)?;
-        if let Some(generation) = self.generations.get_mut(id.slot as usize) {
+        let place = id.slot as usize;
+        if let (Some(generation), Some(sequence)) = (self.generations.get_mut(place), self.sequences.get_mut(place)) {
+            let Row { prompt, price, max_new, .. } = row;
             *generation = id.generation;
+            *sequence = Sequence { prompt, price, max_new: max_new.into() };
         }
         if let Some(tally) = self.ledger.memory.tallies.get(id.slot as usize) {
             tally.compute.store(0, Relaxed);
+            tally.generation.store(id.generation, Relaxed);
             tally.left.store(i64::from(row.max_new), Relaxed);
         }
         Ok(id)
@@ -121,7 +162,7 @@ impl Meter {
         let tallies = &*self.ledger.memory.tallies;
         let mut stops = 0_usize;
         for ((slot, new), stop) in slots.iter().zip(new).zip(out_stop.iter_mut()) {
-            let Some(tally) = tallies.get(*slot as usize) else {
+            let Some(tally) = self.tally(tallies, *slot) else {
                 *stop = NOT_A_HOLD;
                 stops = stops.saturating_add(1);
                 continue;
@@ -139,32 +180,47 @@ impl Meter {
                 NOT_A_HOLD
             } else {
                 tally.left.store(0, Relaxed);
-                1 + u8::try_from(rest.saturating_neg().min(UNPAID_MAX)).unwrap_or(0)
+                u8::try_from(rest.saturating_neg().min(UNPAID_MAX)).unwrap_or(0).saturating_add(1)
             };
         }
         if let Some(compute) = compute {
             for (slot, compute) in slots.iter().zip(compute) {
-                if let Some(tally) = tallies.get(*slot as usize) {
+                if let Some(tally) = self.tally(tallies, *slot) {
                     let before = tally.compute.load(Relaxed);
-                    tally.compute.store(before.saturating_add(i64::from(*compute)), Relaxed);
+                    tally.compute.store(before.saturating_add(*compute), Relaxed);
                 }
             }
         }
         stops
     }
 
+    /// The tally of a slot that is this meter's: one that it has ended, or whose deadline has passed, may be another
+    /// engine's by now.
+    #[inline]
+    fn tally<'a>(&self, tallies: &'a [Tally], slot: u32) -> Option<&'a Tally> {
+        let generation = self.generations.get(slot as usize).copied().unwrap_or(0);
+        let tally = tallies.get(slot as usize)?;
+        (generation != 0 && tally.generation.load(Relaxed) == generation).then_some(tally)
+    }
+
     /// Holds more tokens for each slot, or not. A status is 0 for granted, else 1 + the kind of denial.
-    pub fn top_up(&self, slots: &[u32], tokens: &[u32], status: &mut [u8]) -> usize {
+    pub fn top_up(&mut self, slots: &[u32], tokens: &[u32], status: &mut [u8]) -> usize {
+        let ledger = Arc::clone(&self.ledger);
+        let _batch = ledger.begin_batch();
         let mut granted = 0_usize;
         for ((slot, tokens), status) in slots.iter().zip(tokens).zip(status) {
             let topped = self.id(*slot).ok_or(DenialKind::Expired).and_then(|id| {
                 let more = Amounts::of(Unit::Tokens, i64::from(*tokens));
+                let more = more.and(Unit::NanoUsd, self.cost_of_more(*slot, *tokens)?);
                 self.ledger.top_up(id, &more).map_err(|denial| denial.kind)
             });
             *status = match topped {
                 Ok(()) => {
                     if let Some(tally) = self.ledger.memory.tallies.get(*slot as usize) {
                         tally.left.store(tally.left.load(Relaxed).saturating_add(i64::from(*tokens)), Relaxed);
+                    }
+                    if let Some(sequence) = self.sequences.get_mut(*slot as usize) {
+                        sequence.max_new = sequence.max_new.saturating_add(u64::from(*tokens));
                     }
                     granted = granted.saturating_add(1);
                     0
@@ -175,9 +231,20 @@ impl Meter {
         granted
     }
 
+    /// What so many more tokens add to the worst case.
+    fn cost_of_more(&self, slot: u32, tokens: u32) -> Result<i64, DenialKind> {
+        let Some(Sequence { prompt, price: Some(price), max_new, .. }) = self.sequences.get(slot as usize).copied()
+        else {
+            return Ok(0);
+        };
+        let before = self.cost(price, prompt.into(), 0, max_new)?;
+        let after = self.cost(price, prompt.into(), 0, max_new.saturating_add(tokens.into()))?;
+        Ok(after.saturating_sub(before))
+    }
+
     fn id(&self, slot: u32) -> Option<HoldId> {
-        let generation = self.generations.get(slot as usize).copied().filter(|generation| *generation != 0)?;
-        Some(HoldId { slot, generation })
+        let generation = self.generations.get(slot as usize).copied()?;
+        (generation != 0).then_some(HoldId { slot, generation })
     }
 
     /// Tokens charged to a slot so far; `None` for what is no live hold.
@@ -191,38 +258,61 @@ impl Meter {
     }
 
     /// Ends the holds with the tokens that were charged, less what of the prompt came out of a cache and costs nothing.
-    /// `nano_usd` is the real cost where it is known. Returns how many this call ended.
-    pub fn settle_many(&mut self, slots: &[u32], cached: Option<&[u32]>, nano_usd: Option<&[i64]>) -> usize {
+    /// A sequence with a price settles its real cost: of its prompt, of what of it was cached, and of what was generated.
+    /// Returns how many this call ended.
+    pub fn settle_many(&mut self, slots: &[u32], cached: Option<&[u32]>) -> usize {
+        let ledger = Arc::clone(&self.ledger);
+        let _batch = ledger.begin_batch();
         let mut ended = 0_usize;
         for (row, slot) in slots.iter().enumerate() {
-            let Some((id, charged)) = self.id(*slot).zip(self.charged(*slot)) else { continue };
-            let discount = cached.and_then(|cached| cached.get(row)).map_or(0, |cached| i64::from(*cached));
-            let mut reported = [None; UNITS];
-            if let Some(tokens) = reported.get_mut(Unit::Tokens.index()) {
-                *tokens = Some(charged.saturating_sub(discount).max(0));
-            }
-            let cost = nano_usd.and_then(|costs| costs.get(row)).copied();
-            if let (Some(place), Some(cost)) = (reported.get_mut(Unit::NanoUsd.index()), cost) {
-                *place = Some(cost);
-            }
-            if self.ledger.settle(id, &reported).unwrap_or(false) {
-                ended = ended.saturating_add(1);
-            }
-            self.forget(*slot);
+            let cached = cached.and_then(|cached| cached.get(row)).copied().unwrap_or(0);
+            ended = ended.saturating_add(usize::from(self.settle(*slot, cached, |_| true)));
         }
         ended
     }
 
-    /// Ends holds that were not used: their tokens go back, their requests stay spent. Returns how many it ended.
+    /// Ends one hold: with what was charged if that `counts`, else with nothing.
+    fn settle(&mut self, slot: u32, cached: u32, counts: impl FnOnce(i64) -> bool) -> bool {
+        let Some((id, charged)) = self.id(slot).zip(self.charged(slot)) else { return false };
+        // A discount is on the prompt: engines are known to count more than there was.
+        let prompt = self.sequences.get(slot as usize).map_or(0, |sequence| sequence.prompt);
+        let (counts, cached) = (counts(charged), i64::from(cached.min(prompt)));
+        let mut reported = [None; UNITS];
+        if let Some(tokens) = reported.get_mut(Unit::Tokens.index()) {
+            *tokens = Some(if counts { charged.saturating_sub(cached).max(0) } else { 0 });
+        }
+        if let Some(nano_usd) = reported.get_mut(Unit::NanoUsd.index()) {
+            *nano_usd = if counts { self.real_cost(slot, charged, cached) } else { Some(0) };
+        }
+        self.forget(slot);
+        self.ledger.settle(id, &reported).unwrap_or(false)
+    }
+
+    /// Ends holds that were not used: their tokens go back, the prompt's too, and their requests stay spent. A sequence
+    /// that has generated anything is settled instead. Returns how many it ended.
     pub fn release_many(&mut self, slots: &[u32]) -> usize {
+        let ledger = Arc::clone(&self.ledger);
+        let _batch = ledger.begin_batch();
         let mut ended = 0_usize;
         for slot in slots {
-            if self.id(*slot).is_some_and(|id| self.ledger.release(id)) {
-                ended = ended.saturating_add(1);
-            }
-            self.forget(*slot);
+            let prompt = self.sequences.get(*slot as usize).map_or(0, |sequence| i64::from(sequence.prompt));
+            ended = ended.saturating_add(usize::from(self.settle(*slot, 0, |charged| charged > prompt)));
         }
         ended
+    }
+
+    /// What a sequence has cost; `None` where it has no price, or one that a settle cannot say: then it counts in full.
+    fn real_cost(&self, slot: u32, charged: i64, cached: i64) -> Option<i64> {
+        let Sequence { prompt, price, .. } = self.sequences.get(slot as usize).copied()?;
+        let generated = charged.saturating_sub(i64::from(prompt)).max(0).unsigned_abs();
+        self.cost(price?, prompt.into(), cached.max(0).unsigned_abs(), generated).ok()
+    }
+
+    /// Ends every hold that the meter still has with what was charged.
+    pub fn end_all(&mut self) {
+        for slot in 0..u32::try_from(self.generations.len()).unwrap_or(u32::MAX) {
+            self.settle(slot, 0, |_| true);
+        }
     }
 
     fn forget(&mut self, slot: u32) {
@@ -231,9 +321,10 @@ impl Meter {
         }
     }
 
-    /// Compute tokens of a slot so far.
-    pub fn compute(&self, slot: u32) -> i64 {
-        self.ledger.memory.tallies.get(slot as usize).map_or(0, |tally| tally.compute.load(Relaxed))
+    /// Compute tokens of a slot so far; `None` for what is no live hold.
+    pub fn compute(&self, slot: u32) -> Option<i64> {
+        self.charged(slot)?;
+        self.ledger.memory.tallies.get(slot as usize).map(|tally| tally.compute.load(Relaxed).into())
     }
 }
 

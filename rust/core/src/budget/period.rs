@@ -1,11 +1,14 @@
-//! Periods: the cells of one window of one budget, found, opened, pinned and counted.
+//! Periods: the cells of one window of one budget, found, opened and counted; and epochs, which say when one may be
+//! used again.
 //!
 //! A budget has a ring of periods for each kind of window. A period is opened for a window once, by whoever needs it
-//! first, and is used for another window only when its own has ended and no hold pins it. Opening is serialised for
+//! first, and is used for another window only when its own has ended and no hold was granted in it that still lives:
+//! a hold pins the epoch of its window before it looks for a period, and whoever wants a period of an ended window
+//! closes that window's epoch first, which a pin prevents. Opening is serialised for
 //! each budget by a word that names the process; if that process is dead, the next one takes over and does it again,
 //! which it may because nobody can use a period that is being opened.
 
-use super::layout::{NO_RING, NodeEntry, Period, Word};
+use super::layout::{CLOSED, EPOCHS_LEN, Epoch, NO_RING, NodeEntry, Period, Phase, Slot, State, Word};
 use super::memory::Memory;
 use super::unit::{UNITS, Unit};
 use super::window::Window;
@@ -102,7 +105,105 @@ pub(super) fn units_of(mut mask: u32) -> impl Iterator<Item = usize> {
 }
 
 impl Memory {
-    /// The period of a step that counts window `id`, opened if nobody has yet.
+    /// The epoch of a window.
+    #[inline]
+    pub(super) fn epoch(&self, window: Window, id: u32) -> Option<&Epoch> {
+        let kind = u32::try_from(window.index()).unwrap_or(0);
+        self.epochs.get(kind.wrapping_mul(EPOCHS_LEN).wrapping_add(id % EPOCHS_LEN) as usize)
+    }
+
+    /// Keeps every period of a window from being used for another one.
+    #[inline]
+    pub(super) fn pin(&self, window: Window, id: u32) -> Result<(), NoPeriod> {
+        let epoch = self.epoch(window, id).ok_or(NoPeriod::Damaged)?;
+        let mut tries = 0_u32;
+        loop {
+            if Word(epoch.word.load(Relaxed)).is_open_for(id) {
+                // AcqRel: the step that says so is seen before the pin; what the opening wrote is seen after it.
+                if Word(epoch.word.fetch_add(Word::PIN, AcqRel)).is_open_for(id) {
+                    return Ok(());
+                }
+                // Closed in between.
+                epoch.word.fetch_sub(Word::PIN, Release);
+            }
+            self.begin(epoch, id, tries)?;
+            tries = tries.saturating_add(1);
+        }
+    }
+
+    /// Lets go of a window.
+    #[inline]
+    pub(super) fn unpin(&self, window: Window, id: u32) {
+        if let Some(epoch) = self.epoch(window, id) {
+            // Release: whoever closes the epoch after this sees what the hold did to the periods.
+            epoch.word.fetch_sub(Word::PIN, Release);
+        }
+    }
+
+    /// Makes a place the epoch of window `id`, in place of one long past.
+    #[cold]
+    #[expect(clippy::unused_self, reason = "a method beside those that need the memory")]
+    fn begin(&self, epoch: &Epoch, id: u32, tries: u32) -> Result<(), NoPeriod> {
+        let word = Word(epoch.word.load(Acquire));
+        if word.is_open_for(id) {
+            return Ok(());
+        }
+        if word.id_plus_1() >= id.wrapping_add(1) {
+            return Err(NoPeriod::Stale);
+        }
+        if word.pins() != 0 {
+            // A pin of somebody with an old time is gone in an instant; that of a hold stays.
+            return if tries < OPEN_TRIES_MAX { Ok(()) } else { Err(NoPeriod::Pinned) };
+        }
+        // If it fails somebody else did the same, or pinned for an instant: look again.
+        let _ = epoch.word.compare_exchange(word.0, Word::new(id, 0, 0).0, AcqRel, Relaxed);
+        Ok(())
+    }
+
+    /// Makes sure that no hold will be granted in window `id` any more, which has to have ended. Says whether holds that
+    /// were still live; `None` if it could not be done.
+    fn close(&self, window: Window, id: u32) -> Option<bool> {
+        let epoch = self.epoch(window, id)?;
+        for _ in 0..OPEN_TRIES_MAX {
+            let word = Word(epoch.word.load(Acquire));
+            let wanted = id.wrapping_add(1);
+            if word.id_plus_1() > wanted {
+                return Some(false);
+            }
+            if word.id_plus_1() == wanted && word.opener() == CLOSED {
+                return Some(word.pins() != 0);
+            }
+            // One long past makes place only once nobody is in it.
+            let closed = Word::new(id, CLOSED, word.pins());
+            let may_close = word.id_plus_1() == wanted || word.pins() == 0;
+            // AcqRel: what the last hold of the window did to its periods is seen by whoever uses them next, and the
+            // slots of all that have pinned it are seen as they were before they did.
+            if may_close && epoch.word.compare_exchange(word.0, closed.0, AcqRel, Relaxed).is_ok() {
+                return Some(word.pins() != 0);
+            }
+            spin_loop();
+        }
+        None
+    }
+
+    /// Whether a period can be used for another window: its own is closed, and no hold of it that still lives, here or
+    /// in the middle of being granted, has anything in this period. Looks at every slot, but only where a hold has
+    /// outlived its window.
+    fn is_over(&self, window: Window, id: u32, place: u32) -> bool {
+        match self.close(window, id) {
+            None => false,
+            Some(false) => true,
+            Some(true) => !self.slots.iter().any(|slot| {
+                let phase = State(slot.state.load(Acquire)).phase();
+                let pinned = slot.pinned.get(window.index()).map_or(0, |pinned| pinned.load(Acquire));
+                let uses = |slot: &Slot| slot.entries().any(|(other, _)| other == place);
+                // The list of one that is being taken is not complete yet.
+                phase != Phase::Free && pinned == id.wrapping_add(1) && (phase == Phase::Taking || uses(slot))
+            }),
+        }
+    }
+
+    /// The period of a step that counts window `id`, which the caller has pinned; opened if nobody has yet.
     #[inline]
     pub(super) fn locate(&self, step: &Step, id: u32, me: u32, alive: &dyn Liveness) -> Result<u32, NoPeriod> {
         let place = step.ring.wrapping_add(id & step.window.ring_len().wrapping_sub(1));
@@ -119,14 +220,7 @@ impl Memory {
     fn open(&self, step: &Step, id: u32, me: u32, alive: &dyn Liveness) -> Result<u32, NoPeriod> {
         let node = self.nodes.get(step.node as usize).ok_or(NoPeriod::Damaged)?;
         self.lock_node(node, me, alive)?;
-        let mut opened = self.open_locked(node, step, id, me);
-        // A pin of whoever still has the old window's time: it is gone in an instant.
-        let mut tries = 0;
-        while opened == Err(NoPeriod::Busy) && tries < OPEN_TRIES_MAX {
-            spin_loop();
-            tries += 1;
-            opened = self.open_locked(node, step, id, me);
-        }
+        let opened = self.open_locked(node, step, id, me);
         self.unlock_node(node, me);
         opened
     }
@@ -159,6 +253,7 @@ impl Memory {
         }
     }
 
+    #[expect(clippy::unused_self, reason = "the other half of the method that locks")]
     pub(super) fn unlock_node(&self, node: &NodeEntry, me: u32) {
         // Fails only if this process was taken for dead, which the kernel's lock rules out.
         let _ = node.opening.compare_exchange(me, 0, Release, Relaxed);
@@ -200,17 +295,16 @@ impl Memory {
             if word.id_plus_1() > wanted {
                 return Err(NoPeriod::Stale);
             }
-            if word.pins() == 0 && ended.is_none() {
-                ended = Some((place, word));
+            if ended.is_none()
+                && word.id_plus_1().checked_sub(1).is_none_or(|old| self.is_over(step.window, old, place))
+            {
+                ended = Some(place);
             }
         }
-        let (place, word) = ended.ok_or(NoPeriod::Pinned)?;
+        let place = ended.ok_or(NoPeriod::Pinned)?;
         let period = self.period(place).ok_or(NoPeriod::Damaged)?;
-        // Whoever has the old window's time pins for an instant, sees that it is gone, and lets go.
-        let opening = Word::new(id, me, 0);
-        if period.word.compare_exchange(word.0, opening.0, AcqRel, Relaxed).is_err() {
-            return Err(NoPeriod::Busy);
-        }
+        // Only the process that the budget names writes this word, and nobody uses the counts of a closed epoch.
+        period.word.store(Word::new(id, me, 0).0, Release);
         set_up(period, node, step.window);
         // Release: the counts are in place before anybody can see the period open.
         period.word.fetch_sub(Word::opener_bits(me), Release);

@@ -132,7 +132,7 @@ impl PriceTable {
                 hash.update(format!("{model}\t{component}\t{price}\n"));
             }
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hash.finalize().iter().fold(String::with_capacity(64), |hex, byte| hex + &format!("{byte:02x}"))
     }
 }
 

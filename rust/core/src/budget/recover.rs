@@ -10,12 +10,13 @@
 
 use std::collections::HashMap;
 
-use super::hold::{APPLY, Hand, read, unreported};
-use super::layout::{END_STEPS, FLAG_DISPATCHED, FLAG_METER, Period, Phase, Slot, State, TAKE_STEPS, TALLY_NONE, Word};
+use super::hold::{APPLY, Hand, SETUP, place_of, read, unreported};
+use super::layout::{
+    END_PINS, END_STEPS, EPOCHS_LEN, Epoch, FLAG_DISPATCHED, FLAG_METER, Period, Phase, Slot, State, TAKE_PINS, Word,
+};
 use super::memory::Memory;
 use super::period::{add, cell};
 use super::unit::{UNITS, Unit};
-use super::window::Window;
 use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use crate::sync::{Announce as _, fence};
 
@@ -24,8 +25,6 @@ use crate::sync::{Announce as _, fence};
 pub(super) struct Held {
     /// Units that live holds keep from being free
     pub(super) amounts: [i64; UNITS],
-    /// Live holds
-    pub(super) pins: u64,
 }
 
 /// What of a slot stays the same only while its hold takes nothing, gives nothing back, and no other hold comes there.
@@ -56,6 +55,8 @@ const SNAPSHOT_TRIES_MAX: usize = 20;
 #[cfg(loom)]
 const SNAPSHOT_TRIES_MAX: usize = 1;
 const REQUESTS: usize = Unit::Requests.index();
+/// Requests are never held, and an entry has a bit that is no unit.
+const UNITS_HELD: u32 = ((1 << UNITS) - 1) & !(1 << REQUESTS);
 
 impl Hand<'_> {
     /// Ends every hold of processes that are gone. Returns how many.
@@ -104,22 +105,12 @@ impl Hand<'_> {
         match state.phase() {
             Phase::Taking => {
                 // In setup nothing was taken, and the list of periods is still another hold's.
-                let taken = if (step as usize) < slot.periods.len().saturating_mul(TAKE_STEPS as usize) {
+                if step < SETUP {
                     self.doubt_take(slot, step, &read(&slot.amounts));
-                    step
-                } else {
-                    0
-                };
-                self.give_back(slot, state, taken, &read(&slot.amounts));
-                slot.state.store(state.with(0, 0, Phase::Free).0, Release);
-            }
-            Phase::Spending => {
-                let amount = read(&slot.amounts).get(REQUESTS).copied().unwrap_or(0);
-                if let Some((place, _)) = slot.entry(step as usize) {
-                    doubt(self.memory.period(place), REQUESTS, amount, Doubt::Used);
+                    self.doubt_pin(slot, step);
+                    self.give_back(slot, state, step, &read(&slot.amounts));
                 }
-                self.spend_requests(slot, state, (step as usize).saturating_add(1));
-                self.end_dead(index, slot, state);
+                slot.state.store(state.with(0, 0, Phase::Free).0, Release);
             }
             Phase::ToppingUp => {
                 if step == APPLY {
@@ -155,14 +146,8 @@ impl Hand<'_> {
     fn end_dead(&self, index: u32, slot: &Slot, state: State) {
         let flags = slot.flags.load(Relaxed);
         let held = read(&slot.amounts);
-        let mut charged = read(&slot.charged);
+        let charged = self.charged(index, slot);
         let actual = if flags & FLAG_METER != 0 {
-            let tally = self.memory.tallies.get(index as usize).map_or(TALLY_NONE, |tally| tally.left.load(Relaxed));
-            if let (Some(tokens), Some(held)) = (charged.first_mut(), held.first())
-                && tally != TALLY_NONE
-            {
-                *tokens = held.saturating_sub(tally.max(0));
-            }
             unreported(flags | FLAG_DISPATCHED, &held, &charged)
         } else {
             let mut actual = unreported(FLAG_DISPATCHED, &held, &[0; UNITS]);
@@ -180,22 +165,38 @@ impl Hand<'_> {
 
     /// The step of a taking that may or may not have happened.
     fn doubt_take(&self, slot: &Slot, step: u32, amounts: &[i64; UNITS]) {
-        let (at, part) = ((step / TAKE_STEPS) as usize, step % TAKE_STEPS);
-        if let (Some(unit), Some((place, units))) = (part.checked_sub(1), slot.entry(at))
+        if step < TAKE_PINS {
+            return;
+        }
+        let (at, unit) = place_of(step);
+        // A request in doubt is a request spent: nothing else keeps count of them.
+        if let Some((place, units)) = slot.entry(at)
+            && unit != REQUESTS
             && units & (1 << unit) != 0
         {
-            let amount = amounts.get(unit as usize).copied().unwrap_or(0);
-            doubt(self.memory.period(place), unit as usize, amount, Doubt::Free);
+            let amount = amounts.get(unit).copied().unwrap_or(0);
+            doubt(self.memory.period(place), unit, amount, Doubt::Free);
+        }
+    }
+
+    /// A pin that may or may not be there is left, until pins are counted again.
+    #[expect(clippy::unused_self, reason = "a method beside the other doubts")]
+    fn doubt_pin(&self, slot: &Slot, step: u32) {
+        if let Some(pinned) = slot.pinned.get(step as usize).filter(|_| step < TAKE_PINS) {
+            pinned.store(0, Relaxed);
         }
     }
 
     /// The step of an ending that may or may not have happened; returns the one to go on with.
     fn doubt_end(&self, slot: &Slot, step: u32) -> u32 {
         let next = step.saturating_add(1);
+        if step >= END_PINS {
+            return next;
+        }
         let (at, part) = ((step / END_STEPS) as usize, step % END_STEPS);
         let unit = (part / 2) as usize;
         let Some((place, units)) = slot.entry(at) else { return next };
-        if unit >= UNITS || unit == REQUESTS || units & (1 << unit) == 0 {
+        if unit >= UNITS || units & (1 << unit) == 0 || (unit == REQUESTS && part.is_multiple_of(2)) {
             return next;
         }
         let of = |counts| read(counts).get(unit).copied().unwrap_or(0);
@@ -208,7 +209,9 @@ impl Hand<'_> {
         } else if let Some(free) = period.and_then(|period| cell(&period.free, unit)) {
             // A debt is owed for certain: it is counted again, and if it had been counted the heal gives it back.
             let debt = actual.saturating_sub(held);
-            doubt(period, unit, debt, Doubt::Free);
+            if unit != REQUESTS {
+                doubt(period, unit, debt, Doubt::Free);
+            }
             add(free, debt.saturating_neg());
         }
         next
@@ -342,24 +345,37 @@ impl Memory {
 
     /// Lets go of pins that no hold has. Only while nothing moves: a pin too many costs a period, one too few a count.
     fn recount_pins(&self) {
-        let Some((before, held)) = self.scan(None) else { return };
-        let in_use = self.header().periods.load(Acquire) as usize;
-        let mut loose: Vec<(&Period, u64, u64)> = Vec::new();
-        for (place, period) in (0_u32..).zip(self.periods.iter().take(in_use)) {
-            period.word.announce();
-            let word = Word(period.word.load(Acquire));
-            let pins = held.get(&place).map_or(0, |held| held.pins);
-            if period.window.load(Relaxed) != Window::Total as u32 && word.pins() > pins {
-                loose.push((period, word.0, word.pins().saturating_sub(pins)));
+        let Some((before, _)) = self.scan(None) else { return };
+        let mut pins: HashMap<(usize, u32), u64> = HashMap::new();
+        for slot in self.slots.iter() {
+            if State(slot.state.load(Acquire)).phase() == Phase::Free {
+                continue;
+            }
+            for (kind, pinned) in slot.pinned.iter().enumerate() {
+                if let Some(id) = pinned.load(Relaxed).checked_sub(1) {
+                    let count = pins.entry((kind, id)).or_default();
+                    *count = count.saturating_add(1);
+                }
+            }
+        }
+        let mut loose: Vec<(&Epoch, u64, u64)> = Vec::new();
+        for (at, epoch) in self.epochs.iter().enumerate() {
+            epoch.word.announce();
+            let word = Word(epoch.word.load(Acquire));
+            let Some(id) = word.id_plus_1().checked_sub(1) else { continue };
+            let kind = at.checked_div(EPOCHS_LEN as usize).unwrap_or(0);
+            let counted = pins.get(&(kind, id)).copied().unwrap_or(0);
+            if word.pins() > counted {
+                loose.push((epoch, word.0, word.pins().saturating_sub(counted)));
             }
         }
         fence(Acquire);
-        if loose.is_empty() || !self.scan(None).is_some_and(|(after, _)| after == before) {
+        if loose.is_empty() || self.scan(None).is_none_or(|(after, _)| after != before) {
             return;
         }
-        for (period, word, pins) in loose {
+        for (epoch, word, pins) in loose {
             // Fails if anybody pinned or let go since: then the next recovery looks again.
-            let _ = period.word.compare_exchange(word, word.saturating_sub(pins), Release, Relaxed);
+            let _ = epoch.word.compare_exchange(word, word.saturating_sub(pins), Release, Relaxed);
         }
     }
 }
@@ -369,8 +385,7 @@ fn add_held(slot: &Slot, held: &mut HashMap<u32, Held>) {
     let amounts = read(&slot.amounts);
     for (place, units) in slot.entries() {
         let held = held.entry(place).or_default();
-        held.pins = held.pins.saturating_add(1);
-        for unit in super::period::units_of(units & !(1 << REQUESTS)) {
+        for unit in super::period::units_of(units & UNITS_HELD) {
             if let (Some(sum), Some(amount)) = (held.amounts.get_mut(unit), amounts.get(unit)) {
                 *sum = sum.saturating_add(*amount);
             }
@@ -383,9 +398,12 @@ fn is_doubtful(period: &Period) -> bool {
     any(&period.doubt_free) || any(&period.doubt_used)
 }
 
-/// limit + overdraft - used - free - held, for each unit.
+/// limit + overdraft - used - free - held, for each unit; of requests nothing is ever stranded.
 pub(super) fn stranded(period: &Period, held: Option<&Held>) -> [i64; UNITS] {
     let sum = |unit: usize| {
+        if unit == REQUESTS {
+            return 0;
+        }
         let of = |counts: &super::layout::Counts| cell(counts, unit).map_or(0, |count| count.load(Relaxed));
         let held = held.and_then(|held| held.amounts.get(unit)).copied().unwrap_or(0);
         of(&period.limit)

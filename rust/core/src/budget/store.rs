@@ -33,7 +33,7 @@ pub(super) const RECOVERER: u32 = OWNER_MAX;
 
 /// The lock of one process.
 pub(super) const fn owner_lock(owner: u32) -> u64 {
-    LOCK_OWNERS + owner as u64
+    LOCK_OWNERS.saturating_add(owner as u64)
 }
 
 /// The file behind a ledger.
@@ -46,6 +46,17 @@ pub(super) struct Store {
     pub(super) sizes: Sizes,
     /// Spend is kept across restarts of the host
     pub(super) durable: bool,
+}
+
+impl Store {
+    /// Whether the name still leads to this file. Where nobody can tell, it does.
+    pub(super) fn is_at_its_path(&self) -> bool {
+        let Ok(own) = self.file.metadata() else { return true };
+        match std::fs::metadata(&self.path) {
+            Ok(named) => (named.dev(), named.ino()) == (own.dev(), own.ino()),
+            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+        }
+    }
 }
 
 /// What opening a file found.
@@ -63,9 +74,20 @@ pub(super) fn io_error(path: &Path, action: &'static str, source: std::io::Error
 
 /// Runs `work` while this thread alone, of all processes, holds the ledger's lock.
 pub(super) fn locked<T>(locks: &LockFile, path: &Path, byte: u64, work: impl FnOnce() -> T) -> Result<T, BudgetError> {
-    locks.exclusively(byte, LOCK_TRIES, work).map_err(|error| {
+    locked_within(LOCK_TRIES, locks, path, byte, work)
+}
+
+/// The same, waiting at most so many milliseconds for the lock.
+pub(super) fn locked_within<T>(
+    tries: u32,
+    locks: &LockFile,
+    path: &Path,
+    byte: u64,
+    work: impl FnOnce() -> T,
+) -> Result<T, BudgetError> {
+    locks.exclusively(byte, tries, work).map_err(|error| {
         if error.kind() == std::io::ErrorKind::WouldBlock {
-            BudgetError::Busy { file: path.display().to_string(), waited_ms: u64::from(LOCK_TRIES) }
+            BudgetError::Busy { file: path.display().to_string(), waited_ms: u64::from(tries) }
         } else {
             io_error(path, "lock", error)
         }
@@ -102,13 +124,13 @@ pub(super) fn create(
     sizes: Sizes,
     volatile: bool,
     clock: &dyn Clock,
-    fill: impl FnOnce(&Memory) -> Result<(), BudgetError>,
+    prepare: impl FnOnce(&Memory) -> Result<(), BudgetError>,
 ) -> Result<(), BudgetError> {
     let mut draft = path.as_os_str().to_owned();
     draft.push(format!(".{}.{}.new", std::process::id(), clock.boot_ms()));
     let draft = PathBuf::from(draft);
     let file = map::open_private(&draft).map_err(|error| io_error(&draft, "create", error))?;
-    let made = refuse_volatile(path, &file, volatile).and_then(|()| write_new(&draft, &file, sizes, clock, fill));
+    let made = refuse_volatile(path, &file, volatile).and_then(|()| write_new(&draft, &file, sizes, clock, prepare));
     // The link fails if somebody else was first: then theirs is the ledger.
     let linked = made.and_then(|()| match std::fs::hard_link(&draft, path) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
@@ -130,7 +152,7 @@ fn write_new(
     file: &File,
     sizes: Sizes,
     clock: &dyn Clock,
-    fill: impl FnOnce(&Memory) -> Result<(), BudgetError>,
+    prepare: impl FnOnce(&Memory) -> Result<(), BudgetError>,
 ) -> Result<(), BudgetError> {
     let full = (sizes.bytes() as u64).saturating_add(areas_bytes(sizes));
     map::allocate(file, full).map_err(|error| io_error(path, "allocate", error))?;
@@ -138,7 +160,7 @@ fn write_new(
     let memory = Memory::carve(&mapping, sizes).ok_or_else(|| does_not_fit(path))?;
     let boot = map::boot_id().map_err(|error| io_error(path, "read the boot id", error))?;
     memory.format(boot, clock.wall_ms(), clock.boot_ms());
-    fill(&memory)?;
+    prepare(&memory)?;
     memory.set_ready();
     mapping.flush().map_err(|error| io_error(path, "write", error))?;
     file.sync_all().map_err(|error| io_error(path, "write", error))
@@ -152,6 +174,7 @@ fn does_not_fit(path: &Path) -> BudgetError {
 pub(super) fn open(
     path: &Path,
     file: File,
+    locks: &LockFile,
     volatile: bool,
     clock: &dyn Clock,
 ) -> Result<(Store, Memory, Found), BudgetError> {
@@ -170,6 +193,9 @@ pub(super) fn open(
     let found = if memory.boot() == boot {
         memory.check_nodes(memory.header().nodes.load(Acquire)).map_err(corrupt)?;
         Found::Running
+    } else if memory.any_living(locks).map_err(|error| io_error(path, "ask for locks", error))? {
+        // Not a restart: somebody with another boot id, or a copy of the file under its name.
+        return Err(corrupt("it was made under another boot id, and processes use it".to_owned()));
     } else {
         let image = Image::newest(&file, tables_bytes, sizes);
         memory.rebuild(image.as_ref()).map_err(|message| corrupt(format!("after a restart of the host, {message}")))?;
@@ -177,7 +203,9 @@ pub(super) fn open(
         memory.set_boot(boot);
         Found::Restarted
     };
-    let store = Store { path: path.to_owned(), file, mapping, tables_bytes, sizes, durable: !volatile };
+    // Absolute: the process may go to another folder.
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let store = Store { path, file, mapping, tables_bytes, sizes, durable: !volatile };
     Ok((store, memory, found))
 }
 

@@ -5,9 +5,11 @@
 //! was wrong and is now right is accepted on request, or by the first process that opens the ledger.
 
 use super::clock::Clock;
+use super::layout::{EPOCHS_LEN, Word};
 use super::memory::Memory;
+use super::window::Window;
 use crate::limits::CLOCK_SLACK_MS;
-use crate::sync::Ordering::Relaxed;
+use crate::sync::Ordering::{AcqRel, Acquire, Relaxed};
 
 // Relaxed throughout: a time orders nothing, and every word is read by itself. A reader that sees an old anchor clamps
 // to an older time, which is the safe side.
@@ -36,6 +38,39 @@ impl Memory {
         let header = self.header();
         header.anchor_boot_ms.store(clock.boot_ms(), Relaxed);
         header.anchor_wall_ms.store(clock.wall_ms(), Relaxed);
+    }
+
+    /// Sets the ledger's time back to a clock that was wrong and is right now, and forgets windows that lie after it: they
+    /// were opened by the wrong clock. One in which a hold lives is kept, and ends when its time has come.
+    pub(super) fn forget_later_windows(&self, wall_ms: i64) {
+        if wall_ms >= self.header().last_ms.load(Relaxed) {
+            return;
+        }
+        self.header().last_ms.store(wall_ms, Relaxed);
+        let kinds = || Window::ALL.into_iter().filter(|window| *window != Window::Total);
+        let lies_later = |window: Window, word: Word| word.id_plus_1() > window.id_at(wall_ms).wrapping_add(1);
+        for window in kinds() {
+            for id in 0..EPOCHS_LEN {
+                let Some(epoch) = self.epoch(window, id) else { continue };
+                let word = Word(epoch.word.load(Acquire));
+                if lies_later(window, word) && word.pins() == 0 {
+                    // Fails if a hold is granted there at this moment: then it is kept.
+                    let _ = epoch.word.compare_exchange(word.0, 0, AcqRel, Relaxed);
+                }
+            }
+        }
+        for node in self.nodes.iter().take(self.nodes_len() as usize) {
+            for window in kinds() {
+                for period in self.ring(node, window) {
+                    let word = Word(period.word.load(Acquire));
+                    let id = word.id_plus_1().wrapping_sub(1);
+                    let epoch = self.epoch(window, id).map_or(0, |epoch| epoch.word.load(Acquire));
+                    if lies_later(window, word) && Word(epoch).id_plus_1() != word.id_plus_1() && word.opener() == 0 {
+                        let _ = period.word.compare_exchange(word.0, 0, AcqRel, Relaxed);
+                    }
+                }
+            }
+        }
     }
 
     /// How far the wall clock is ahead of the ledger's time (positive) or behind it.

@@ -70,6 +70,8 @@ pub struct LedgerSpec {
     pub increment_tokens: i64,
     /// The state may lie in memory that a restart empties
     pub volatile: bool,
+    /// An existing ledger keeps its limits, whatever the file says: for who looks at it or operates it
+    pub keep_limits: bool,
     /// How often spend is made durable; within it a power cut may forget what went beyond the chunk that was counted
     pub durable_interval_ms: u64,
     /// After this time a hold is over and counts as what was charged, or in full; `None` for never
@@ -86,6 +88,7 @@ impl Default for LedgerSpec {
             admission: Admission::Safe,
             increment_tokens: 256,
             volatile: false,
+            keep_limits: false,
             durable_interval_ms: 50,
             hold_ttl_ms: None,
         }
@@ -211,7 +214,7 @@ impl Plan {
                         "children_max belongs to a template, a path that ends in /*".into(),
                     ));
                 }
-                plan.add(&budget.path, limits).map_err(|message| refuse(&budget.path, message))?;
+                plan.add(&budget.path, &limits).map_err(|message| refuse(&budget.path, message))?;
             } else {
                 if plan.templates.iter().any(|known| known.prefix == prefix && known.wild == wild) {
                     return Err(refuse(&budget.path, "the template is there twice".into()));
@@ -228,12 +231,12 @@ impl Plan {
         Ok(plan)
     }
 
-    fn add(&mut self, path: &str, limits: Limits) -> Result<(), String> {
+    fn add(&mut self, path: &str, limits: &Limits) -> Result<(), String> {
         self.imply(path);
         match self.exact.iter_mut().find(|(known, _)| known == path) {
             Some((_, known)) if *known != Limits::NONE => Err("the budget is there twice".into()),
             Some((_, known)) => {
-                *known = limits;
+                *known = *limits;
                 Ok(())
             }
             None => Ok(()),
@@ -343,9 +346,6 @@ impl Memory {
         node.limited.iter().for_each(|mask| mask.store(0, Relaxed));
         self.write_limits(index, node, limits)?;
         node.ready.store(1, Relaxed);
-        if let Some(parent) = self.nodes.get(parent as usize) {
-            parent.children.fetch_add(1, Relaxed);
-        }
         // Release: whoever sees the new count sees the budget.
         self.header().nodes.store(index.saturating_add(1), Release);
         Ok(index)

@@ -5,24 +5,40 @@
 //! 2. **tool**: the name is registered, the arguments have the shape its schema declares, its paths stay where they are;
 //! 3. **policy**: principal from the scope, action and resource from the registry, arguments under `context.input`;
 //!    errors, shadow policies and approvals are the gate's own rules on top of Cedar's answer;
-//! 4. **budget** will stand between [`Gate::check`]'s policy step and the return of its decision: claim a slot of the
-//!    audit ring, then reserve. A decision that comes out of step 3 as allowed is where it plugs in;
-//! 5. **audit** will publish the claimed slot with the final verdict, denials of steps 1 to 3 included.
+//! 4. **budget**: what step 3 allowed is reserved at the run's budget and all above it, or denied. It comes last, so a
+//!    denial anywhere leaves nothing behind. What costs is denied in a run that names no budget; a tool without a cost
+//!    costs a run that has one a request;
+//! 5. **audit** will claim a slot of its ring before step 4 and publish it with the final verdict, denials of steps 1 to
+//!    3 included.
+//!
+//! A model call takes the same steps under `Action::"call_model"` on `Model::"NAME"`; a run's list of tools does not
+//! speak of models.
+//!
+//! In shadow mode a budget that refuses lets the action pass and says so; what policies would deny reserves nothing,
+//! because it would not have happened.
 //!
 //! No step waits, takes a lock or does I/O.
 
 use std::sync::Arc;
 
+use bumpalo::Bump;
+use smallvec::SmallVec;
+
 use super::Gate;
+use super::budget_context;
 use super::code::Code;
 use super::decision::{Decision, Detail};
+use super::model_call::{self, ModelCall, ModelRequest, Plan};
+use super::payer::{self, Paid, Payer};
 use super::scope::Scope;
 use super::state::{GateMode, GateState, OnError};
 use super::tools::Tool;
 use crate::arguments::{Argument, ArgumentRef, Arguments, ArgumentsError, Conversion};
+use crate::budget::unit::Amounts;
 use crate::policy::eval::{Fault, Request};
 use crate::policy::set::{self, Outcome};
 use crate::policy::tree::Effect;
+use crate::uid::EntityUid;
 use crate::value::Value;
 
 /// Buffers that are reused from check to check: with them a warm check allocates nothing.
@@ -30,6 +46,8 @@ use crate::value::Value;
 pub struct Scratch {
     policy: set::Scratch,
     conversions: Vec<Conversion>,
+    /// Holds `context.budget`, of a set that reads it
+    budget: Bump,
 }
 
 impl Scratch {
@@ -63,10 +81,46 @@ impl Gate {
             Ok((outcome, verdict)) => {
                 decision.outcome = Some(outcome);
                 verdict.write(&mut decision);
+                if let Some(scope) = scope.filter(|_| decision.goes_ahead()) {
+                    let paid = pay_tool(&decision, scope, now_ms);
+                    decision.pay(paid);
+                }
             }
             Err((code, detail)) => (decision.code, decision.detail) = (code, detail),
         }
         decision
+    }
+
+    /// Decides whether `scope`'s principal may call a model, and what the call holds.
+    ///
+    /// # Concurrency
+    /// As [`Gate::check`].
+    pub fn check_model(
+        &self,
+        scope: Option<&Scope>,
+        request: &ModelRequest<'_>,
+        now_ms: i64,
+        scratch: &mut Scratch,
+    ) -> (Decision, ModelCall) {
+        let state = self.state();
+        let admitted = admit_model(&state, scope, request, now_ms, scratch);
+        let mut decision = self.blank(state);
+        decision.model = Some(request.model.into());
+        let mut plan = None;
+        match admitted {
+            Ok((outcome, verdict)) => {
+                decision.outcome = Some(outcome);
+                verdict.write(&mut decision);
+                if let Some(scope) = scope.filter(|_| decision.goes_ahead()) {
+                    let (paid, planned) = pay_model(&decision, scope, request, now_ms);
+                    decision.pay(paid);
+                    plan = planned;
+                }
+            }
+            Err((code, detail)) => (decision.code, decision.detail) = (code, detail),
+        }
+        let call = ModelCall::new(request, plan.as_ref(), decision.hold().cloned());
+        (decision, call)
     }
 
     /// The decision for arguments of which no snapshot could be taken.
@@ -102,6 +156,8 @@ impl Gate {
             by_shadow_policies: false,
             detail: Detail::None,
             tool: None,
+            model: None,
+            hold: None,
             outcome: None,
         }
     }
@@ -127,7 +183,8 @@ fn admit(
     if narrowed && state.mode() == GateMode::Enforce {
         return Err((Code::PolicyForbidden, Detail::Narrowed));
     }
-    let outcome = evaluate(scope, state, tool, input, now_ms, scratch)?;
+    let asked = Asked { action: tool.action(), resource: tool.resource(), input: Value::RecordArgs(input) };
+    let outcome = evaluate(scope, state, &asked, now_ms, scratch)?;
     let verdict = Verdict::draw(state, &outcome, narrowed);
     Ok((outcome, verdict))
 }
@@ -145,12 +202,95 @@ fn read_input<'a>(tool: &Tool, arguments: &'a mut Arguments, scratch: &mut Scrat
     arguments.root().ok_or_else(|| refuse("the arguments are empty".to_owned()))
 }
 
+fn admit_model(
+    state: &GateState,
+    scope: Option<&Scope>,
+    request: &ModelRequest<'_>,
+    now_ms: i64,
+    scratch: &mut Scratch,
+) -> Result<(Outcome, Verdict), Denial> {
+    let scope = scope.ok_or((Code::ScopeMissing, Detail::None))?;
+    if let Some(fault) = request.fault() {
+        return Err((Code::InputUnrepresentable, Detail::Text(fault.into())));
+    }
+    let resource = EntityUid::new("Model", request.model);
+    let input = [
+        ("max_tokens", Value::Long(request.max_tokens)),
+        ("model", Value::Str(request.model)),
+        ("n", Value::Long(request.n)),
+        ("prompt_tokens", Value::Long(request.prompt_tokens)),
+    ];
+    let asked = Asked { action: state.call_model(), resource: &resource, input: Value::RecordTemp(&input) };
+    let outcome = evaluate(scope, state, &asked, now_ms, scratch)?;
+    let verdict = Verdict::draw(state, &outcome, false);
+    Ok((outcome, verdict))
+}
+
+/// The budget step of a tool call.
+#[inline]
+fn pay_tool(decision: &Decision, scope: &Scope, now_ms: i64) -> Paid {
+    let state = &decision.state;
+    let cost = decision.tool().map_or(Amounts::NONE, |tool| tool.cost(scope.payer().is_some()));
+    if cost.is_none() {
+        return Paid::Free;
+    }
+    if let Some(payer) = scope.payer() {
+        return payer::reserve(state, payer, &cost, now_ms);
+    }
+    let tool = decision.tool().map_or("the tool", Tool::name);
+    Paid::Refused(Box::new(payer::no_payer(state, &format!("tool `{tool}`"))), None)
+}
+
+/// The budget step of a model call, which costs wherever there is a ledger.
+fn pay_model(decision: &Decision, scope: &Scope, request: &ModelRequest<'_>, now_ms: i64) -> (Paid, Option<Plan>) {
+    let state = &decision.state;
+    let Some(payer) = scope.payer() else {
+        let what = format!("model `{}`", super::names::shown(request.model));
+        let denial = state.cells().map(|_| Box::new(payer::no_payer(state, &what)));
+        let paid = denial.map_or(Paid::Free, |denial| Paid::Refused(denial, None));
+        return (paid, None);
+    };
+    let (plan, unpriced) = match plan_model(state, payer, request) {
+        Ok(plan) => (plan, None),
+        // Shadow mode counts what it can.
+        Err(denial) if state.mode() == GateMode::Shadow => (Plan::unpriced(request), Some(denial)),
+        Err(denial) => return (Paid::Refused(denial, None), None),
+    };
+    let paid = match (payer::reserve(state, payer, &plan.amounts, now_ms), unpriced) {
+        (Paid::Held(hold) | Paid::Refused(_, Some(hold)), Some(denial)) => Paid::Refused(denial, Some(hold)),
+        (paid, _) => paid,
+    };
+    let (Paid::Held(hold) | Paid::Refused(_, Some(hold))) = &paid else { return (paid, None) };
+    match model_call::dispatch(hold.hold(), &plan.prompt) {
+        Ok(()) => (paid, Some(plan)),
+        Err(denial) => (Paid::Refused(denial, None), None),
+    }
+}
+
+fn plan_model(
+    state: &GateState,
+    payer: &Payer,
+    request: &ModelRequest<'_>,
+) -> Result<Plan, Box<crate::budget::denial::Denial>> {
+    payer.with(state, |ledger, _| {
+        // Found anew: limits may have changed since the run began, and money is held only where it is limited.
+        let node = ledger.node(payer.path())?;
+        Plan::draw(ledger, &node, request)
+    })
+}
+
+/// What is to be done, on what, with which arguments.
+struct Asked<'a> {
+    action: &'a EntityUid,
+    resource: &'a EntityUid,
+    input: Value<'a>,
+}
+
 /// Maps the call to a Cedar request and evaluates it. Records are sorted by key, as the evaluator expects.
 fn evaluate(
     scope: &Scope,
     state: &GateState,
-    tool: &Tool,
-    input: ArgumentRef<'_>,
+    asked: &Asked<'_>,
     now_ms: i64,
     scratch: &mut Scratch,
 ) -> Result<Outcome, Denial> {
@@ -159,24 +299,23 @@ fn evaluate(
         (Code::ScopeMissing, Detail::Text(reason.into()))
     })?;
     let session = [("id", Value::Str(scope.session())), ("labels", scope.labels().as_value())];
-    let (input, now) = (("input", Value::RecordArgs(input)), ("now", Value::Datetime(now_ms)));
-    let session = ("session", Value::RecordTemp(&session));
-    let alone = [input, now, session];
-    let delegated;
-    let fields: &[(&str, Value<'_>)] = match scope.on_behalf_of() {
-        None => &alone,
-        Some(uid) => {
-            delegated = [input, now, ("on_behalf_of", Value::Entity(uid)), session];
-            &delegated
-        }
-    };
+    let Scratch { policy, budget, .. } = scratch;
+    let mut fields: SmallVec<[(&str, Value<'_>); 5]> = SmallVec::new();
+    if let (true, Some(payer), Some(ledger)) = (state.reads_budget(), scope.payer(), state.cells()) {
+        budget.reset();
+        fields.push(("budget", budget_context::snapshot(ledger, payer.path(), budget)));
+    }
+    fields.push(("input", asked.input));
+    fields.push(("now", Value::Datetime(now_ms)));
+    fields.extend(scope.on_behalf_of().map(|uid| ("on_behalf_of", Value::Entity(uid))));
+    fields.push(("session", Value::RecordTemp(&session)));
     let request = Request {
         principal: scope.principal(),
-        action: tool.action(),
-        resource: tool.resource(),
-        context: Value::RecordTemp(fields),
+        action: asked.action,
+        resource: asked.resource,
+        context: Value::RecordTemp(&fields),
     };
-    Ok(state.set().evaluate(&request, &entities, &mut scratch.policy))
+    Ok(state.set().evaluate(&request, &entities, policy))
 }
 
 struct Verdict {

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::budget::denial::DenialKind;
+
 /// Why a decision came out as it did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -25,6 +27,18 @@ pub enum Code {
     InputUnknownTool,
     /// Nobody said who is acting
     ScopeMissing,
+    /// What is spent leaves too little in a window of the run's budget or of one above it
+    BudgetExhausted,
+    /// What other work holds leaves too little; the only one worth a retry
+    BudgetContended,
+    /// It does not fit even an untouched budget
+    BudgetTooLarge,
+    /// The hold's deadline has passed, or it has ended
+    BudgetExpired,
+    /// The model has no price, and a budget counts money
+    BudgetUnpriced,
+    /// There is a cost and no budget or no ledger that could pay it
+    BudgetUnavailable,
     /// A permit applies only after an approval
     ApprovalRequired,
     /// The gate was opened before a fork
@@ -37,7 +51,7 @@ pub enum Code {
 
 impl Code {
     /// All codes.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 18] = [
         Self::Allow,
         Self::PolicyForbidden,
         Self::PolicyNoPermit,
@@ -46,6 +60,12 @@ impl Code {
         Self::InputTooLarge,
         Self::InputUnknownTool,
         Self::ScopeMissing,
+        Self::BudgetExhausted,
+        Self::BudgetContended,
+        Self::BudgetTooLarge,
+        Self::BudgetExpired,
+        Self::BudgetUnpriced,
+        Self::BudgetUnavailable,
         Self::ApprovalRequired,
         Self::GateForked,
         Self::GateClosed,
@@ -63,6 +83,12 @@ impl Code {
             Self::InputTooLarge => "input.too_large",
             Self::InputUnknownTool => "input.unknown_tool",
             Self::ScopeMissing => "scope.missing",
+            Self::BudgetExhausted => DenialKind::Exhausted.slug(),
+            Self::BudgetContended => DenialKind::Contended.slug(),
+            Self::BudgetTooLarge => DenialKind::TooLarge.slug(),
+            Self::BudgetExpired => DenialKind::Expired.slug(),
+            Self::BudgetUnpriced => DenialKind::Unpriced.slug(),
+            Self::BudgetUnavailable => DenialKind::Unavailable.slug(),
             Self::ApprovalRequired => "approval.required",
             Self::GateForked => "gate.forked",
             Self::GateClosed => "gate.closed",
@@ -83,6 +109,22 @@ impl Code {
             Self::InputTooLarge => "The arguments are larger or nest deeper than the bound.",
             Self::InputUnknownTool => "The tool is not registered; the reason holds the stanza to add.",
             Self::ScopeMissing => "The check ran outside a run, or the run's principal cannot be used.",
+            Self::BudgetExhausted => {
+                "What is spent leaves too little in a window of the run's budget or of one above it; `retry_after` says when it ends."
+            }
+            Self::BudgetContended => {
+                "What other work holds leaves too little at the moment; the only denial worth a retry, after `retry_after` seconds."
+            }
+            Self::BudgetTooLarge => {
+                "The action costs more than an untouched budget allows; it never fits, ask for less."
+            }
+            Self::BudgetExpired => "The hold's deadline has passed or it has ended; ask again.",
+            Self::BudgetUnpriced => {
+                "The model has no price, and a budget that would pay for it counts money; add the price to the budgets."
+            }
+            Self::BudgetUnavailable => {
+                "The action costs something, and the run has no budget, or the ledger cannot answer."
+            }
             Self::ApprovalRequired => "A policy permits the action only after an approval of these exact arguments.",
             Self::GateForked => "The gate was opened in a parent process; open one in this process.",
             Self::GateClosed => "The gate was closed.",
@@ -93,6 +135,33 @@ impl Code {
     /// Whether shadow mode lets the action pass all the same: only what somebody wrote as a rule for this action.
     pub const fn flips_in_shadow(self) -> bool {
         matches!(self, Self::PolicyForbidden | Self::PolicyNoPermit | Self::PolicyError | Self::ApprovalRequired)
+            || self.is_budget()
+    }
+
+    /// Whether the budget step denied.
+    pub const fn is_budget(self) -> bool {
+        matches!(
+            self,
+            Self::BudgetExhausted
+                | Self::BudgetContended
+                | Self::BudgetTooLarge
+                | Self::BudgetExpired
+                | Self::BudgetUnpriced
+                | Self::BudgetUnavailable
+        )
+    }
+}
+
+impl From<DenialKind> for Code {
+    fn from(kind: DenialKind) -> Self {
+        match kind {
+            DenialKind::Exhausted => Self::BudgetExhausted,
+            DenialKind::Contended => Self::BudgetContended,
+            DenialKind::TooLarge => Self::BudgetTooLarge,
+            DenialKind::Expired => Self::BudgetExpired,
+            DenialKind::Unpriced => Self::BudgetUnpriced,
+            DenialKind::Unavailable => Self::BudgetUnavailable,
+        }
     }
 }
 

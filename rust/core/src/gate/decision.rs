@@ -6,8 +6,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::code::Code;
-use super::state::GateState;
+use super::payer::{Handle, Paid, Reservation};
+use super::state::{GateMode, GateState};
 use super::tools::{self, Tool};
+use crate::budget::denial::Denial;
 use crate::policy::set::{Outcome, PolicyFault};
 use crate::policy::tree::Effect;
 
@@ -41,11 +43,14 @@ pub(super) enum Detail {
     Narrowed,
     /// Nobody registered this name
     UnknownTool(Box<str>),
+    /// A budget refused; in shadow mode of an action that is allowed all the same
+    Budget(Box<Denial>),
 }
 
 /// One answer of the gate.
 ///
-/// It keeps the policies it was made with alive, also after a reload.
+/// It keeps the policies it was made with alive, also after a reload. If it carries a hold, that ends with it, by the
+/// unreported rule, unless somebody ended it before.
 #[derive(Debug)]
 pub struct Decision {
     pub(super) state: Arc<GateState>,
@@ -57,6 +62,9 @@ pub struct Decision {
     pub(super) detail: Detail,
     /// Its number in the state's registry
     pub(super) tool: Option<u32>,
+    /// The model, of a model call
+    pub(super) model: Option<Box<str>>,
+    pub(super) hold: Option<Reservation>,
     pub(super) outcome: Option<Outcome>,
 }
 
@@ -89,6 +97,58 @@ impl Decision {
     /// The tool, if it is registered.
     pub fn tool(&self) -> Option<&Tool> {
         self.tool.and_then(|tool| self.state.registry().tool(tool))
+    }
+
+    /// What was reserved for the action.
+    pub fn hold(&self) -> Option<&Handle> {
+        self.hold.as_ref().map(Reservation::hold)
+    }
+
+    /// What was reserved, to be ended by whoever asks: the decision does not end it any more.
+    pub fn hand_over(&self) -> Option<&Handle> {
+        self.hold.as_ref().map(|hold| {
+            hold.hand_over();
+            hold.hold()
+        })
+    }
+
+    /// Why a budget refused: level, unit and window, and when to try again.
+    pub const fn denial(&self) -> Option<&Denial> {
+        match &self.detail {
+            Detail::Budget(denial) => Some(denial),
+            _ => None,
+        }
+    }
+
+    /// When the same action is worth another try; `None` if it is not, or nobody knows.
+    pub fn retry_after_ms(&self) -> Option<i64> {
+        self.denial().and_then(|denial| denial.retry_after_ms)
+    }
+
+    /// Whether the action is allowed, and would be without shadow mode as far as policies go.
+    pub(super) fn goes_ahead(&self) -> bool {
+        let flipped = self.state.mode() == GateMode::Shadow && self.would_deny.is_some() && !self.by_shadow_policies;
+        self.allowed() && !flipped
+    }
+
+    /// What the budget step came to. In shadow mode it denies nothing.
+    pub(super) fn pay(&mut self, paid: Paid) {
+        let (denial, hold) = match paid {
+            Paid::Free => return,
+            Paid::Held(hold) => {
+                self.hold = Some(hold);
+                return;
+            }
+            Paid::Refused(denial, hold) => (denial, hold),
+        };
+        let code = Code::from(denial.kind);
+        self.by_shadow_policies = false;
+        if self.state.mode() == GateMode::Shadow {
+            (self.would_deny, self.hold) = (Some(code), hold);
+        } else {
+            (self.code, self.would_deny) = (code, None);
+        }
+        self.detail = Detail::Budget(denial);
     }
 
     /// Ids of the policies that decided, in the order of their texts.
@@ -180,9 +240,15 @@ impl Decision {
     }
 
     fn sentence(&self, code: Code, with_shadow: bool) -> String {
-        let tool = self.tool().map_or_else(|| "the tool".to_owned(), |tool| format!("tool `{}`", tool.name()));
-        if let Detail::Text(text) = &self.detail {
-            return text.clone().into_string();
+        let tool = match (&self.model, self.tool()) {
+            (Some(model), _) => format!("model `{}`", super::names::shown(model)),
+            (None, Some(tool)) => format!("tool `{}`", tool.name()),
+            (None, None) => "the tool".to_owned(),
+        };
+        match &self.detail {
+            Detail::Text(text) => return text.clone().into_string(),
+            Detail::Budget(denial) if code.is_budget() => return denial.reason(),
+            _ => {}
         }
         match code {
             Code::PolicyForbidden if matches!(self.detail, Detail::Narrowed) => {
@@ -222,7 +288,9 @@ impl Decision {
 
     fn not_permitted(&self, tool: &str) -> String {
         let erring = self.outcome.as_ref().map_or(0, Outcome::errors_len);
-        let hint = if erring == 0 {
+        let hint = if erring == 0 && self.model.is_some() {
+            "use another model or fewer tokens, or ask for a permit".to_owned()
+        } else if erring == 0 {
             "use another tool or other arguments, or ask for a permit".to_owned()
         } else {
             format!("{erring} policies could not be evaluated, see errors")

@@ -3,13 +3,19 @@
 //! [`state`] is everything a check reads, loaded together; [`tools`] says what can be called, [`schema`] what its
 //! arguments are; [`scope`] says who acts; [`check`] is the pipeline and [`decision`] its answer, with a [`code`].
 //!
-//! A gate knows nothing of transports, runtimes or files: it is handed texts and values. What it does not do yet is
-//! listed in [`check`]: budgets and audit have their places in the pipeline and nothing stands in for them.
+//! [`payer`] is who pays and the hold that a decision carries, [`model_call`] what a model call holds and is charged,
+//! `budget_context` what policies see of budgets.
+//!
+//! A gate knows nothing of transports, runtimes or files: it is handed texts, values and an open ledger. What it does not
+//! do yet is listed in [`check`]: audit has its place in the pipeline and nothing stands in for it.
 
+mod budget_context;
 pub mod check;
 pub mod code;
 pub mod decision;
+pub mod model_call;
 pub mod names;
+pub mod payer;
 pub mod schema;
 pub mod scope;
 pub mod state;
@@ -22,7 +28,8 @@ use arc_swap::ArcSwap;
 
 use self::decision::DecisionId;
 use self::state::{GateSources, GateState};
-use self::tools::{Tool, ToolSpec};
+use self::tools::ToolSpec;
+use crate::budget::clock::{Clock as _, SystemClock};
 use crate::policy::error::PolicyErrors;
 
 /// A gate: a state that can be swapped, and a count of decisions.
@@ -48,9 +55,7 @@ impl Gate {
     /// Checks go on with the old state until the new one is in place.
     pub fn reload(&self, sources: &GateSources<'_>) -> Result<Arc<GateState>, PolicyErrors> {
         let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let runtime: Vec<Arc<Tool>> =
-            self.state.load().registry().tools().iter().filter(|tool| tool.by_runtime).map(Arc::clone).collect();
-        let state = Arc::new(GateState::load_with(sources, runtime)?);
+        let state = Arc::new(GateState::load_after(sources, Some(&self.state.load()))?);
         self.state.store(Arc::clone(&state));
         drop(changing);
         Ok(state)
@@ -68,6 +73,12 @@ impl Gate {
     /// The state that checks use now.
     pub fn state(&self) -> Arc<GateState> {
         self.state.load_full()
+    }
+
+    /// Milliseconds since 1970, UTC, by the ledger's clock if there is a ledger: the one reading of the clock per check.
+    #[inline]
+    pub fn now_ms(&self) -> i64 {
+        self.state.load().ledger().map_or_else(|| SystemClock.wall_ms(), |ledger| ledger.clock().wall_ms())
     }
 
     /// The gate's instance number.

@@ -1,7 +1,8 @@
 //! Who is acting, in which session, narrowed to what.
 //!
 //! A scope is made when a run starts and is asked at every check. A scope inside another only narrows: its tools are
-//! among the outer ones, its labels include the outer ones, and principal and session stay. Changing the principal
+//! among the outer ones, its labels include the outer ones, its budget is the outer one or below it, and principal and
+//! session stay. Changing the principal
 //! takes a `delegate` decision, which this room does not have yet.
 
 use std::borrow::Cow;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 
+use super::payer::Payer;
 use super::state::GateState;
 use crate::limits::{SESSION_LABELS_MAX, SESSION_TEXT_BYTES_MAX};
 use crate::policy::entities::{Entities, EntityData};
@@ -29,6 +31,8 @@ pub struct ScopeSpec {
     pub on_behalf_of: Option<EntityUid>,
     /// The only tools this run may call; `None` for no narrowing
     pub tools: Option<Vec<String>>,
+    /// The path of the budget that pays; `None` for a run that nobody pays for
+    pub budget: Option<String>,
 }
 
 /// A run's identity and narrowing.
@@ -43,6 +47,7 @@ pub struct Scope {
     on_behalf_of: Option<Arc<EntityUid>>,
     /// Sorted
     tools: Option<Vec<Box<str>>>,
+    payer: Option<Payer>,
     /// The entities with the principal in them, for the state they were made for
     resolved: ArcSwapOption<Resolved>,
 }
@@ -67,14 +72,21 @@ impl Scope {
             labels,
             on_behalf_of: spec.on_behalf_of.map(Arc::new),
             tools: spec.tools.map(|tools| sorted(&tools)),
+            payer: spec.budget.map(|path| Payer::new(&path, state)).transpose()?,
             resolved: ArcSwapOption::empty(),
         };
         scope.resolve(state)?;
         Ok(scope)
     }
 
-    /// A scope inside this one: only the tools that both allow, this one's labels and more.
-    pub fn narrowed(&self, tools: Option<&[String]>, labels: &[String]) -> Result<Self, PolicyErrors> {
+    /// A scope inside this one: only the tools that both allow, this one's labels and more, its budget or one below it.
+    pub fn narrowed(
+        &self,
+        tools: Option<&[String]>,
+        labels: &[String],
+        budget: Option<&str>,
+        state: &GateState,
+    ) -> Result<Self, PolicyErrors> {
         let own: &[Val] = if let Val::Set(own) = &self.labels { own } else { &[] };
         let tools = match (&self.tools, tools) {
             (None, None) => None,
@@ -89,6 +101,7 @@ impl Scope {
             labels: union(own, labels)?,
             on_behalf_of: self.on_behalf_of.clone(),
             tools,
+            payer: Payer::narrowed(self.payer.as_ref(), budget, state)?,
             resolved: ArcSwapOption::new(self.resolved.load_full()),
         })
     }
@@ -111,6 +124,15 @@ impl Scope {
     /// What the session has seen: a set of texts.
     pub const fn labels(&self) -> &Val {
         &self.labels
+    }
+
+    /// The budget that pays.
+    pub fn budget(&self) -> Option<&str> {
+        self.payer.as_ref().map(Payer::path)
+    }
+
+    pub(super) const fn payer(&self) -> Option<&Payer> {
+        self.payer.as_ref()
     }
 
     /// Whether the run was narrowed to tools that include this one, or not narrowed.

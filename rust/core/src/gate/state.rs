@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::budget_context;
 use super::tools::{CALL_TOOL, Registry, Tool, ToolSpec};
+use crate::budget::ledger::Ledger;
 use crate::policy::entities::{Entities, EntityData};
 use crate::policy::error::{PolicyError, PolicyErrors};
 use crate::policy::guards;
@@ -62,6 +64,8 @@ pub struct GateSources<'a> {
     pub on_error: OnError,
     /// What an unguarded forbid does
     pub unguarded_forbid: UnguardedForbid,
+    /// What pays for actions; without one nothing costs anything
+    pub ledger: Option<Arc<Ledger>>,
 }
 
 /// What the gate reads off a policy's annotations.
@@ -87,9 +91,42 @@ pub struct GateState {
     marks: Arc<[Marks]>,
     any_marks: Marks,
     warnings: Vec<String>,
+    budgets: Budgets,
+    call_model: Arc<EntityUid>,
 }
 
-/// What `context` always has at the gate; what `now` and the session hold is made there.
+/// The ledgers of a state.
+#[derive(Debug, Clone, Default)]
+struct Budgets {
+    ledger: Option<Arc<Ledger>>,
+    /// Of the same budgets, in this process: what shadow mode counts in
+    shadow: Option<Arc<Ledger>>,
+    /// Whether a policy may read `context.budget`
+    read: bool,
+}
+
+impl Budgets {
+    /// Shadow mode goes on counting where the state before it did, if the ledger is the same.
+    fn load(sources: &GateSources<'_>, before: Option<&Self>, read: bool) -> Result<Self, PolicyErrors> {
+        let ledger = sources.ledger.clone();
+        let mut shadow = None;
+        if let Some(ledger) = ledger.as_ref().filter(|_| sources.mode == GateMode::Shadow) {
+            let same = before.filter(|before| before.ledger.as_ref().is_some_and(|other| Arc::ptr_eq(other, ledger)));
+            shadow = same.and_then(|before| before.shadow.clone());
+            if shadow.is_none() {
+                let made = Ledger::anonymous(ledger.spec().clone(), Arc::clone(ledger.clock()));
+                shadow = Some(Arc::new(made.map_err(|error| PolicyError::new(error.code(), error.to_string()))?));
+            }
+        }
+        Ok(Self { ledger, shadow, read })
+    }
+}
+
+/// The action of every model call.
+const CALL_MODEL: &str = "call_model";
+
+/// What `context` always has at the gate; what `now` and the session hold is made there. `budget` is not among them: a
+/// run may have none.
 const SUPPLIED: [&[&str]; 5] = [
     &["context", "input"],
     &["context", "now"],
@@ -104,22 +141,25 @@ impl GateState {
     /// # Errors
     /// [`PolicyErrors`] with file, line and column where there is a text to point at.
     pub fn load(sources: &GateSources<'_>) -> Result<Self, PolicyErrors> {
-        Self::load_with(sources, Vec::new())
+        Self::load_after(sources, None)
     }
 
-    /// The same with tools that were registered before at run time; the configuration's own come first.
-    pub(super) fn load_with(sources: &GateSources<'_>, runtime_tools: Vec<Arc<Tool>>) -> Result<Self, PolicyErrors> {
+    /// The same after another state, of which tools that were registered at run time stay; the configuration's own come
+    /// first.
+    pub(super) fn load_after(sources: &GateSources<'_>, before: Option<&Self>) -> Result<Self, PolicyErrors> {
         let options = LoadOptions { ids: Ids::Annotation, ..LoadOptions::default() };
         let set = PolicySet::load(&sources.policies, sources.schema.as_ref(), options)?;
         let mut warnings = set.warnings().to_vec();
         let marks = read_marks(&set, &mut warnings)?;
+        let reads_budget = set.may_read_context("budget");
         if !set.is_validated() {
-            check_guards(&set, sources.unguarded_forbid, &mut warnings)?;
+            check_guards(&set, sources.unguarded_forbid, reads_budget, &mut warnings)?;
         }
         let plain_entities = load_entities(sources)?;
         let mut tools =
             sources.tools.iter().map(|spec| Tool::new(spec, false).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-        tools.extend(runtime_tools);
+        let known = before.map_or(&[][..], |state| state.registry.tools());
+        tools.extend(known.iter().filter(|tool| tool.by_runtime).map(Arc::clone));
         let registry = Registry::new(tools)?;
         let any_marks = Marks { shadow: marks.iter().any(|m| m.shadow), approval: marks.iter().any(|m| m.approval) };
         Ok(Self {
@@ -133,6 +173,8 @@ impl GateState {
             marks: marks.into(),
             any_marks,
             warnings,
+            budgets: Budgets::load(sources, before.map(|state| &state.budgets), reads_budget)?,
+            call_model: Arc::new(EntityUid::new("Action", CALL_MODEL)),
         })
     }
 
@@ -154,6 +196,8 @@ impl GateState {
             marks: Arc::clone(&self.marks),
             any_marks: self.any_marks,
             warnings: self.warnings.clone(),
+            budgets: self.budgets.clone(),
+            call_model: Arc::clone(&self.call_model),
         })
     }
 
@@ -190,6 +234,31 @@ impl GateState {
     /// What loading had to say without refusing.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// What pays for actions.
+    pub const fn ledger(&self) -> Option<&Arc<Ledger>> {
+        self.budgets.ledger.as_ref()
+    }
+
+    /// The ledger whose cells count: in shadow mode one of its own.
+    #[inline]
+    pub const fn cells(&self) -> Option<&Arc<Ledger>> {
+        match &self.budgets.shadow {
+            Some(shadow) => Some(shadow),
+            None => self.budgets.ledger.as_ref(),
+        }
+    }
+
+    /// Whether a policy may read `context.budget`.
+    #[inline]
+    pub(super) const fn reads_budget(&self) -> bool {
+        self.budgets.read
+    }
+
+    /// `Action::"call_model"`.
+    pub(super) fn call_model(&self) -> &EntityUid {
+        &self.call_model
     }
 
     #[inline]
@@ -248,8 +317,18 @@ fn with_actions(entities: &Entities, registry: &Registry) -> Result<Entities, Po
     Ok(entities.update(actions.collect(), &[])?.compact())
 }
 
-fn check_guards(set: &PolicySet, rule: UnguardedForbid, warnings: &mut Vec<String>) -> Result<(), PolicyErrors> {
-    let found = guards::unguarded(set, &SUPPLIED)?;
+fn check_guards(
+    set: &PolicySet,
+    rule: UnguardedForbid,
+    reads_budget: bool,
+    warnings: &mut Vec<String>,
+) -> Result<(), PolicyErrors> {
+    let mut supplied = SUPPLIED.to_vec();
+    // Whether there is a budget, a unit and a window is to be asked; what a cell holds is known from there on.
+    let cells = if reads_budget { budget_context::supplied() } else { Vec::new() };
+    supplied.extend(cells.iter().map(|path| &path[..]));
+    supplied.extend(cells.iter().filter_map(|path| path.get(..5)));
+    let found = guards::unguarded(set, &supplied)?;
     match rule {
         UnguardedForbid::Warn => warnings.extend(found.iter().map(ToString::to_string)),
         UnguardedForbid::Refuse => {

@@ -11,6 +11,7 @@ use unicode_normalization::is_nfc;
 use super::names;
 use super::schema::ToolSchema;
 use crate::arguments::{Argument, ArgumentRef, Arguments};
+use crate::budget::unit::{Amounts, Unit};
 use crate::limits::TOOLS_MAX;
 use crate::policy::error::{PolicyError, PolicyErrors};
 use crate::uid::{EntityUid, hash_text};
@@ -29,6 +30,8 @@ pub struct ToolSpec {
     pub schema: Option<String>,
     /// Arguments that are file paths
     pub paths: Vec<String>,
+    /// What a call costs; `None` where nobody says, and then a run that has a budget pays for one request
+    pub cost: Option<Amounts>,
 }
 
 /// A registered tool.
@@ -39,6 +42,7 @@ pub struct Tool {
     resource: Arc<EntityUid>,
     schema: Option<ToolSchema>,
     paths: Vec<Box<str>>,
+    cost: Option<Amounts>,
     /// Registered while the gate was open, so a reload of the files keeps it
     pub(super) by_runtime: bool,
 }
@@ -63,14 +67,27 @@ impl Tool {
                 return Err(PolicyError::new("tool.paths", message));
             }
         }
+        if let Some(Err(error)) = spec.cost.map(|cost| cost.check()) {
+            return Err(PolicyError::new("tool.cost", format!("tool `{shown}`: the cost of {error}")));
+        }
         Ok(Self {
             action: Arc::new(EntityUid::new("Action", &spec.name)),
             resource: Arc::clone(&spec.resource),
             name: spec.name.as_str().into(),
             schema,
             paths: spec.paths.iter().map(|path| path.as_str().into()).collect(),
+            cost: spec.cost,
             by_runtime,
         })
+    }
+
+    /// What a call costs a run that has a budget, or one that has none.
+    pub(super) fn cost(&self, has_budget: bool) -> Amounts {
+        match self.cost {
+            Some(cost) => cost,
+            None if has_budget => Amounts::of(Unit::Requests, 1),
+            None => Amounts::NONE,
+        }
     }
 
     /// Its name.
@@ -210,6 +227,7 @@ mod tests {
             resource: Arc::new(EntityUid::new("Mcp", "m")),
             schema: None,
             paths: Vec::new(),
+            cost: None,
         }
     }
 

@@ -334,6 +334,11 @@ impl PolicySet {
         Outcome { permits, forbids, errors: verdict.answer(self, std::mem::take(&mut candidates.erring)) }
     }
 
+    /// Whether any policy may read this attribute of the context.
+    pub fn may_read_context(&self, attribute: &str) -> bool {
+        self.tree.may_read_context(attribute)
+    }
+
     /// Number of policies that can decide: static ones and links.
     pub fn len(&self) -> usize {
         self.bodies.len()

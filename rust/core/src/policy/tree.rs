@@ -255,6 +255,30 @@ impl Tree {
         }
     }
 
+    /// Whether any expression may read this attribute of the context. Where the context is used as a whole it may.
+    pub fn may_read_context(&self, attribute: &str) -> bool {
+        let mut contexts: usize = 0;
+        let mut bases = std::collections::HashSet::new();
+        for node in &self.nodes {
+            let (base, first) = match *node {
+                Node::Var(Var::Context) => {
+                    contexts = contexts.saturating_add(1);
+                    continue;
+                }
+                Node::Attr(base, sym) => (base, Some(sym)),
+                Node::Has(base, syms) => (base, self.kids(syms).first().copied()),
+                _ => continue,
+            };
+            if matches!(self.node(base), Node::Var(Var::Context)) {
+                if first.is_some_and(|sym| self.text(sym) == attribute) {
+                    return true;
+                }
+                bases.insert(base);
+            }
+        }
+        contexts > bases.len()
+    }
+
     /// Approximate heap bytes.
     pub fn memory_bytes(&self) -> usize {
         let per_node = size_of::<Node>().saturating_add(size_of::<Span>());

@@ -155,7 +155,14 @@ impl Both {
             return false;
         }
         let is_child = |other: &&String| other.rsplit_once('/').is_some_and(|(parent, _)| parent == above);
-        let children = self.model.budgets.iter().filter(is_child).count();
+        let listed = |other: &&String| {
+            self.spec.budgets.iter().any(|budget| {
+                let prefix = budget.path.trim_end_matches("/*");
+                prefix == **other || prefix.starts_with(&format!("{other}/"))
+            })
+        };
+        // Only those that were made on demand count.
+        let children = self.model.budgets.iter().filter(is_child).filter(|other| !listed(other)).count();
         // In the ledger of this test there is room for 16.
         if children >= wanted.children_max.unwrap() as usize || self.model.budgets.len() >= 16 {
             return false;
@@ -234,11 +241,12 @@ impl Both {
             windows,
             deadline_ms,
             dispatched,
+            streamed: false,
             forced,
         };
         let options = Options { dispatched, forced, ttl_ms, meter: false };
         let got = self.ledger.reserve(&node, &Amounts(amounts), self.clock.wall_ms(), options);
-        let expected = self.model.reserve(self.next, hold);
+        let expected = self.model.reserve(self.next, &hold, now_ms);
         assert_eq!(got.as_ref().map(drop).map_err(|denial| denial.kind), expected, "{:#?}", self.log);
         if let Ok(id) = got {
             self.ids.push(id);

@@ -50,6 +50,7 @@ pub struct Hold {
     pub windows: [i64; 5],
     pub deadline_ms: Option<i64>,
     pub dispatched: bool,
+    pub streamed: bool,
     pub forced: bool,
 }
 
@@ -70,6 +71,10 @@ pub struct Model {
     pub used: HashMap<(Kind, i64), i64>,
     pub holds: BTreeMap<usize, Hold>,
     pub holds_max: usize,
+    /// The windows that have a place, by budget and kind
+    pub rings: BTreeMap<(Path, usize), Vec<Option<i64>>>,
+    /// Some hold has had a deadline
+    pub deadlines: bool,
     pub last_ms: i64,
     pub anchor: (i64, i64),
     pub believed_ms: i64,
@@ -159,26 +164,47 @@ impl Model {
         refusals.iter().map(|(_, kind)| *kind).max_by_key(|kind| rank(*kind))
     }
 
-    /// Whether holds of other windows keep every place for a window of this budget.
-    fn is_pinned(&self, path: &str, kind: usize, window: i64) -> bool {
-        let places = [usize::MAX, 16, 4, 4, 4][kind];
-        let inside = self.holds.values().filter(|hold| ancestors(&hold.path).any(|above| above == path));
-        let others: BTreeSet<i64> = inside.map(|hold| hold.windows[kind]).filter(|other| *other != window).collect();
-        others.len() >= places
+    /// Gives a window of a budget one of its places, if there is one in whose window no hold lives.
+    fn open(&mut self, path: &str, kind: usize, window: i64) -> bool {
+        let places = [1, 16, 4, 4, 4][kind];
+        // A hold keeps the windows of the kinds that limit it.
+        let limited = |hold: &&Hold| self.cells_above(&hold.path).iter().any(|cell| cell.2 == kind);
+        let live: BTreeSet<i64> = self.holds.values().filter(limited).map(|hold| hold.windows[kind]).collect();
+        let ring = self.rings.entry((path.to_owned(), kind)).or_insert_with(|| vec![None; places]);
+        if kind == 0 || ring.contains(&Some(window)) {
+            return true;
+        }
+        let first = usize::try_from(window).unwrap() % places;
+        let mut order = (first..places).chain(0..first);
+        let free = order.find(|place| ring[*place].is_none_or(|old| !live.contains(&old)));
+        if let Some(place) = free {
+            ring[place] = Some(window);
+        }
+        free.is_some()
     }
 
     pub fn windows_at(now_ms: i64) -> [i64; 5] {
         Window::ALL.map(|window| window_number(window, now_ms))
     }
 
-    /// Grants a hold or says why not.
-    pub fn reserve(&mut self, number: usize, hold: Hold) -> Result<(), DenialKind> {
+    /// Grants a hold or says why not. What is past its deadline holds nothing any more.
+    pub fn reserve(&mut self, number: usize, hold: &Hold, now_ms: i64) -> Result<(), DenialKind> {
+        self.deadlines |= hold.deadline_ms.is_some();
+        loop {
+            match self.grant(number, hold.clone()) {
+                Err(_) if self.deadlines && self.recover(now_ms) > 0 => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    fn grant(&mut self, number: usize, hold: Hold) -> Result<(), DenialKind> {
         if self.holds.len() >= self.holds_max {
             return Err(DenialKind::Contended);
         }
         let cells = self.cells_above(&hold.path);
         for cell in &cells {
-            if self.is_pinned(&cell.0, cell.2, hold.windows[cell.2]) {
+            if !self.open(&cell.0, cell.2, hold.windows[cell.2]) {
                 return Err(DenialKind::Contended);
             }
             if !hold.forced && self.refusal(cell, hold.windows[cell.2], hold.held[cell.1]).is_some() {
@@ -201,10 +227,11 @@ impl Model {
             return None;
         }
         hold.dispatched |= dispatch;
+        hold.streamed |= !dispatch;
         let mut covered = true;
         for unit in 0..UNITS {
             hold.charged[unit] += amounts[unit];
-            covered &= amounts[unit] == 0 || hold.charged[unit] <= hold.held[unit];
+            covered &= hold.charged[unit] <= hold.held[unit];
         }
         Some(covered || hold.forced)
     }
@@ -234,8 +261,8 @@ impl Model {
             actual[unit.index()] = match unit {
                 Unit::InFlight | Unit::KvBlocks => 0,
                 Unit::Requests => held,
-                _ if charged == 0 && dispatched => held,
-                _ => charged,
+                _ if !dispatched || (hold.streamed && charged != 0) => charged,
+                _ => held.max(charged),
             };
         }
         actual
