@@ -167,9 +167,9 @@ impl Model {
     /// Gives a window of a budget one of its places, if there is one in whose window no hold lives.
     fn open(&mut self, path: &str, kind: usize, window: i64) -> bool {
         let places = [1, 16, 4, 4, 4][kind];
-        // A hold keeps the windows of the kinds that limit it.
-        let limited = |hold: &&Hold| self.cells_above(&hold.path).iter().any(|cell| cell.2 == kind);
-        let live: BTreeSet<i64> = self.holds.values().filter(limited).map(|hold| hold.windows[kind]).collect();
+        // A hold keeps its windows of every budget on its way.
+        let inside = |hold: &&Hold| ancestors(&hold.path).any(|above| above == path);
+        let live: BTreeSet<i64> = self.holds.values().filter(inside).map(|hold| hold.windows[kind]).collect();
         let ring = self.rings.entry((path.to_owned(), kind)).or_insert_with(|| vec![None; places]);
         if kind == 0 || ring.contains(&Some(window)) {
             return true;
