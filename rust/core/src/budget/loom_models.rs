@@ -44,7 +44,7 @@ struct World {
 }
 
 fn world(window: Window, levels: u32) -> World {
-    let sizes = Sizes { nodes: levels, periods: levels * window.ring_len(), slots: 2, owners: 1 };
+    let sizes = Sizes { nodes: levels, periods: levels * window.ring_len(), slots: 3, owners: 1 };
     let memory = Memory::in_memory(sizes);
     let mut limits = Limits::NONE;
     limits.limited[window.index()] = 1;
@@ -70,7 +70,8 @@ impl World {
     }
 
     fn settle(&self, me: u32, hold: HoldId, tokens: i64) -> bool {
-        self.hand(me).end(hold, |slot| settled(slot, &[Some(tokens), None, None, None, None]))
+        let (hand, reported) = (self.hand(me), [Some(tokens), None, None, None, None]);
+        hand.end(hold, |slot| settled(slot, &hand.charged(hold.slot, slot), &reported))
     }
 
     fn release(&self, me: u32, hold: HoldId) -> bool {
@@ -297,6 +298,77 @@ fn two_openers_of_one_window() {
         |world, _, one, two| {
             assert!(granted(&one) + granted(&two) <= 1);
             adds_up_in_a_window(world, 5, 6 * granted(&one) + 7 * granted(&two));
+        },
+    );
+}
+
+#[test]
+fn the_end_of_a_window_s_last_hold_against_the_first_reserve_of_the_next() {
+    race(
+        || world(Window::Hour, 1),
+        |world| Some(world.reserve(ONE, 6, 5).unwrap()),
+        |world, hold| world.settle(ONE, hold.unwrap(), 4),
+        |world, _| world.reserve(TWO, 7, 6),
+        |world, _, settled, first| {
+            assert!(settled);
+            if first.is_ok() {
+                adds_up_in_a_window(world, 6, 7);
+            } else {
+                // Either the hold was still there, or the window's place was had and the reserve lost patience.
+                let id = Word(world.period(0).word.load(Acquire)).id_plus_1() - 1;
+                world.adds_up(if id == 5 { 4 } else { 0 }, 0);
+            }
+        },
+    );
+}
+
+/// A hold of the same window at the budget above keeps the window, but not the place of the budget below.
+#[test]
+fn a_window_that_is_kept_elsewhere_against_the_next_one_here() {
+    race(
+        || world(Window::Hour, 2),
+        |world| {
+            let above = World { memory: Memory::in_memory(world.memory.sizes()), steps: world.steps[1..].to_vec() };
+            let amounts = Amounts::of(Unit::Tokens, 1);
+            let (node, steps) = (0, &*above.steps);
+            let wish = Wish { node, steps, amounts: &amounts, ids: [5; 5], now_ms: 0, deadline_ms: 0, flags: 0 };
+            Some(world.hand(DEAD + 3).reserve(&wish, 0).unwrap())
+        },
+        |world, _| world.reserve(ONE, 6, 5),
+        |world, _| world.reserve(TWO, 7, 6),
+        |world, _, last, first| {
+            assert!(first.is_err(), "the budget above has no place");
+            let word = Word(world.period(0).word.load(Acquire));
+            assert!(word.id_plus_1() == 6 || last.is_err(), "{word:?}");
+            let held = 6 * granted(&last);
+            assert!((world.free(0), world.free(1)) == (LIMIT - held, LIMIT - held - 1) || word.id_plus_1() == 0);
+        },
+    );
+}
+
+/// A clock that was wrong is set right: windows that it opened are forgotten, but not from under a hold.
+#[test]
+fn a_window_is_forgotten_against_a_reserve_in_it() {
+    race(
+        || world(Window::Hour, 1),
+        |world| {
+            let hold = world.reserve(ONE, 3, 9).unwrap();
+            assert!(world.settle(ONE, hold, 2));
+            world.memory.header().last_ms.store(9 * 3_600_000, Relaxed);
+            None
+        },
+        |world, _| world.memory.forget_later_windows(5 * 3_600_000),
+        |world, _| world.reserve(TWO, 6, 9),
+        |world, _, (), two| {
+            let word = Word(world.period(0).word.load(Acquire));
+            let pins = Word(world.memory.epoch(Window::Hour, 9).unwrap().word.load(Acquire)).pins();
+            assert_eq!(pins, u64::try_from(granted(&two)).unwrap());
+            if let Ok(hold) = two {
+                assert_eq!(word.id_plus_1(), 10, "the hold has its window");
+                assert_eq!(world.used(0) + world.free(0), LIMIT - 6);
+                assert!(world.settle(TWO, hold, 1));
+                assert_eq!(world.used(0) + world.free(0), LIMIT);
+            }
         },
     );
 }

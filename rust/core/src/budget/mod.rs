@@ -42,7 +42,6 @@ pub mod price;
 mod recover;
 #[cfg(not(loom))]
 mod store;
-#[cfg(not(loom))]
 mod time;
 pub mod tree;
 pub mod unit;

@@ -118,6 +118,7 @@ impl Memory {
         let epoch = self.epoch(window, id).ok_or(NoPeriod::Damaged)?;
         let mut tries = 0_u32;
         loop {
+            epoch.word.announce();
             if Word(epoch.word.load(Relaxed)).is_open_for(id) {
                 // AcqRel: the step that says so is seen before the pin; what the opening wrote is seen after it.
                 if Word(epoch.word.fetch_add(Word::PIN, AcqRel)).is_open_for(id) {
@@ -144,6 +145,7 @@ impl Memory {
     #[cold]
     #[expect(clippy::unused_self, reason = "a method beside those that need the memory")]
     fn begin(&self, epoch: &Epoch, id: u32, tries: u32) -> Result<(), NoPeriod> {
+        epoch.word.announce();
         let word = Word(epoch.word.load(Acquire));
         if word.is_open_for(id) {
             return Ok(());
@@ -165,6 +167,7 @@ impl Memory {
     fn close(&self, window: Window, id: u32) -> Option<bool> {
         let epoch = self.epoch(window, id)?;
         for _ in 0..OPEN_TRIES_MAX {
+            epoch.word.announce();
             let word = Word(epoch.word.load(Acquire));
             let wanted = id.wrapping_add(1);
             if word.id_plus_1() > wanted {

@@ -5,11 +5,12 @@
 //! was wrong and is now right is accepted on request, or by the first process that opens the ledger.
 
 use super::clock::Clock;
-use super::layout::{EPOCHS_LEN, Word};
+use super::layout::{CLOSED, EPOCHS_LEN, Epoch, Word};
 use super::memory::Memory;
 use super::window::Window;
 use crate::limits::CLOCK_SLACK_MS;
 use crate::sync::Ordering::{AcqRel, Acquire, Relaxed};
+use crate::sync::{Announce as _, spin_loop};
 
 // Relaxed throughout: a time orders nothing, and every word is read by itself. A reader that sees an old anchor clamps
 // to an older time, which is the safe side.
@@ -49,14 +50,14 @@ impl Memory {
         self.header().last_ms.store(wall_ms, Relaxed);
         let kinds = || Window::ALL.into_iter().filter(|window| *window != Window::Total);
         let lies_later = |window: Window, word: Word| word.id_plus_1() > window.id_at(wall_ms).wrapping_add(1);
-        for window in kinds() {
-            for id in 0..EPOCHS_LEN {
-                let Some(epoch) = self.epoch(window, id) else { continue };
-                let word = Word(epoch.word.load(Acquire));
-                if lies_later(window, word) && word.pins() == 0 {
-                    // Fails if a hold is granted there at this moment: then it is kept.
-                    let _ = epoch.word.compare_exchange(word.0, 0, AcqRel, Relaxed);
-                }
+        // Closed first: a reserve that still has the wrong time is not let in while its windows are taken away.
+        let mut closed: Vec<&Epoch> = Vec::new();
+        for (window, id) in kinds().flat_map(|window| (0..EPOCHS_LEN).map(move |id| (window, id))) {
+            let Some(epoch) = self.epoch(window, id) else { continue };
+            let leaves = |word: Word| lies_later(window, word) && word.pins() == 0;
+            let over = |word: Word| Word::new(word.id_plus_1().wrapping_sub(1), CLOSED, 0);
+            if change(epoch, |word| leaves(word).then(|| over(word))) {
+                closed.push(epoch);
             }
         }
         for node in self.nodes.iter().take(self.nodes_len() as usize) {
@@ -64,12 +65,19 @@ impl Memory {
                 for period in self.ring(node, window) {
                     let word = Word(period.word.load(Acquire));
                     let id = word.id_plus_1().wrapping_sub(1);
-                    let epoch = self.epoch(window, id).map_or(0, |epoch| epoch.word.load(Acquire));
-                    if lies_later(window, word) && Word(epoch).id_plus_1() != word.id_plus_1() && word.opener() == 0 {
+                    let epoch = self.epoch(window, id);
+                    let holds = |epoch: &Epoch| Word(epoch.word.load(Acquire)).id_plus_1() == word.id_plus_1();
+                    let is_closed = |epoch: &Epoch| closed.iter().any(|other| std::ptr::eq(*other, epoch));
+                    let kept = epoch.is_some_and(|epoch| holds(epoch) && !is_closed(epoch));
+                    if lies_later(window, word) && !kept && word.opener() == 0 {
                         let _ = period.word.compare_exchange(word.0, 0, AcqRel, Relaxed);
                     }
                 }
             }
+        }
+        for epoch in closed {
+            // A pin of somebody with the wrong time stays until they let go of it.
+            change(epoch, |word| Some(Word(word.pins())));
         }
     }
 
@@ -78,5 +86,18 @@ impl Memory {
         let wall_ms = clock.wall_ms();
         let ledger_ms = self.header().last_ms.load(Relaxed).max(wall_ms.min(self.believed_until(clock)));
         wall_ms.saturating_sub(ledger_ms)
+    }
+}
+
+/// Gives an epoch the word that `wanted` says, whoever pins or lets go at this moment; `false` if it wants none.
+fn change(epoch: &Epoch, wanted: impl Fn(Word) -> Option<Word>) -> bool {
+    loop {
+        epoch.word.announce();
+        let word = Word(epoch.word.load(Acquire));
+        let Some(new) = wanted(word) else { return false };
+        if epoch.word.compare_exchange(word.0, new.0, AcqRel, Relaxed).is_ok() {
+            return true;
+        }
+        spin_loop();
     }
 }
