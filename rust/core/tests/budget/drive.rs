@@ -140,7 +140,7 @@ impl Both {
         self.model.budgets.insert(path.to_owned());
         for limit in limits {
             let cell = (path.to_owned(), limit.unit.index(), limit.window.index());
-            self.model.limits.insert(cell, vec![(i64::MIN, limit.limit, limit.overdraft)]);
+            self.model.limits.insert(cell, (limit.limit, limit.overdraft));
         }
     }
 
@@ -228,6 +228,9 @@ impl Both {
         let now_ms = self.now_ms();
         let deadline_ms = ttl_ms.or(self.spec.hold_ttl_ms).map(|ttl| (now_ms + ttl).max(1));
         let windows = Model::windows_at(now_ms);
+        if self.model.deadlines {
+            self.model.recover(now_ms);
+        }
         let explained = self.ledger.explain(&node, &Amounts(amounts));
         let refusals = self.model.refusals(path, &windows, &amounts);
         let told = |denial: &tollkeeper_core::budget::denial::Denial| {
@@ -294,6 +297,8 @@ impl Both {
             for unit in [Unit::Tokens.index(), Unit::NanoUsd.index()] {
                 actual[unit] = reported[unit].unwrap_or(actual[unit]);
             }
+            let requests = Unit::Requests.index();
+            actual[requests] = actual[requests].max(reported[requests].unwrap_or(0));
             actual
         };
         let got = self.ledger.settle(self.ids[number], &reported).unwrap();
@@ -327,7 +332,7 @@ impl Both {
             1 => self.clock.step(-by_ms),
             2 => {
                 self.ledger.accept_clock().unwrap();
-                self.model.anchor = (self.clock.wall_ms(), self.clock.boot_ms());
+                self.model.accept_clock(self.clock.wall_ms(), self.clock.boot_ms());
             }
             _ => self.clock.advance(by_ms),
         }
@@ -382,7 +387,13 @@ impl Both {
                 sums.insert((path.clone(), cell.unit.index(), cell.window.index()), cell.used + cell.held);
             }
         }
+        let windows = Model::windows_at(now_ms);
         for (cell, sum) in &sums {
+            // A budget whose place for the window is another window's by now has forgotten it; nobody is granted there.
+            let open = self.model.open.contains_key(&(cell.0.clone(), cell.2, windows[cell.2]));
+            if self.model.went_back && !open {
+                continue;
+            }
             let children = sums.iter().filter(|(other, _)| {
                 (other.1, other.2) == (cell.1, cell.2)
                     && other.0.rsplit_once('/').is_some_and(|(parent, _)| parent == cell.0)

@@ -3,7 +3,7 @@
 //! It shares no code with the ledger but the names of units, windows and kinds of denial. Windows are found by counting
 //! calendar days. What it refuses to know: processes, memory, and how fast anything is.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use tollkeeper_core::budget::denial::DenialKind;
 use tollkeeper_core::budget::unit::{UNITS, Unit};
@@ -63,21 +63,46 @@ fn rank(kind: DenialKind) -> u32 {
     }
 }
 
+/// What a budget counts in one window, by unit.
+#[derive(Debug, Clone, Default)]
+pub struct Open {
+    pub limit: [i64; UNITS],
+    pub overdraft: [i64; UNITS],
+    pub used: [i64; UNITS],
+}
+
+/// Windows of each kind that a budget has room for at once.
+const PLACES: [usize; 5] = [1, 16, 4, 4, 4];
+/// Windows of each kind that the whole ledger tells apart.
+const EPOCHS: i64 = 4_096;
+
 #[derive(Debug, Default)]
 pub struct Model {
-    /// Limit and overdraft of each cell, with the number of the first window they are for
-    pub limits: BTreeMap<Kind, Vec<(i64, i64, i64)>>,
+    /// Limit and overdraft of each cell, for windows that are not open yet
+    pub limits: BTreeMap<Kind, (i64, i64)>,
     pub budgets: BTreeSet<Path>,
-    pub used: HashMap<(Kind, i64), i64>,
+    /// The windows that have a place, by budget and kind, and what is counted in them
+    pub rings: BTreeMap<(Path, usize), Vec<Option<i64>>>,
+    pub open: BTreeMap<(Path, usize, i64), Open>,
+    /// By kind and place: the last window there, and whether nobody may be granted anything in it any more
+    pub epochs: BTreeMap<(usize, i64), (i64, bool)>,
     pub holds: BTreeMap<usize, Hold>,
     pub holds_max: usize,
-    /// The windows that have a place, by budget and kind
-    pub rings: BTreeMap<(Path, usize), Vec<Option<i64>>>,
     /// Some hold has had a deadline
     pub deadlines: bool,
     pub last_ms: i64,
+    /// The time was once set back: a window may be over that is the one of now
+    pub went_back: bool,
     pub anchor: (i64, i64),
     pub believed_ms: i64,
+}
+
+/// Why nothing was granted: a cell that has too little, or no room for a window.
+enum Refused {
+    Cells,
+    Room,
+    /// The window lies before one that is open: nobody asks again with the same time
+    Old,
 }
 
 fn ancestors(path: &str) -> impl Iterator<Item = &str> {
@@ -115,14 +140,31 @@ impl Model {
         cells
     }
 
-    pub fn limit(&self, cell: &Kind, window: i64) -> (i64, i64) {
-        let known =
-            self.limits[cell].iter().rfind(|(from, ..)| *from <= window).expect("the first is for every window");
-        (known.1, known.2)
+    /// What is counted in a window, or would be if it were opened now.
+    fn opened(&self, path: &str, kind: usize, window: i64) -> Open {
+        let known = self.open.get(&(path.to_owned(), kind, window)).cloned();
+        known.unwrap_or_else(|| {
+            let mut fresh = Open::default();
+            for unit in 0..UNITS {
+                let (limit, overdraft) = self.limits.get(&(path.to_owned(), unit, kind)).copied().unwrap_or_default();
+                (fresh.limit[unit], fresh.overdraft[unit]) = (limit, overdraft);
+            }
+            fresh
+        })
     }
 
-    pub fn used(&self, cell: &Kind, window: i64) -> i64 {
-        self.used.get(&(cell.clone(), window)).copied().unwrap_or(0)
+    pub fn limit(&self, (path, unit, kind): &Kind, window: i64) -> (i64, i64) {
+        let open = self.opened(path, *kind, window);
+        (open.limit[*unit], open.overdraft[*unit])
+    }
+
+    pub fn used(&self, (path, unit, kind): &Kind, window: i64) -> i64 {
+        self.opened(path, *kind, window).used[*unit]
+    }
+
+    fn spend(&mut self, (path, unit, kind): &Kind, window: i64, amount: i64) {
+        let place = self.open.get_mut(&(path.clone(), *kind, window)).expect("a hold keeps its windows");
+        place.used[*unit] += amount;
     }
 
     pub fn held(&self, cell: &Kind, window: i64) -> i64 {
@@ -130,8 +172,19 @@ impl Model {
         if *unit == Unit::Requests.index() {
             return 0;
         }
-        let inside = |hold: &&Hold| ancestors(&hold.path).any(|above| above == path) && hold.windows[*kind] == window;
-        self.holds.values().filter(inside).map(|hold| hold.held[*unit]).sum()
+        self.inside(path, *kind, window).map(|hold| hold.held[*unit]).sum()
+    }
+
+    /// Holds in a window of a budget.
+    fn inside(&self, path: &str, kind: usize, window: i64) -> impl Iterator<Item = &Hold> {
+        let inside = move |hold: &&Hold| ancestors(&hold.path).any(|above| above == path);
+        self.holds.values().filter(inside).filter(move |hold| hold.windows[kind] == window)
+    }
+
+    /// Whether any hold of the ledger is in a window of a kind that limits it.
+    fn is_pinned(&self, kind: usize, window: i64) -> bool {
+        let limited = |hold: &&Hold| self.cells_above(&hold.path).iter().any(|cell| cell.2 == kind);
+        self.holds.values().filter(|hold| hold.windows[kind] == window).any(|hold| limited(&hold))
     }
 
     pub fn available(&self, cell: &Kind, window: i64) -> i64 {
@@ -164,23 +217,55 @@ impl Model {
         refusals.iter().map(|(_, kind)| *kind).max_by_key(|kind| rank(*kind))
     }
 
-    /// Gives a window of a budget one of its places, if there is one in whose window no hold lives.
-    fn open(&mut self, path: &str, kind: usize, window: i64) -> bool {
-        let places = [1, 16, 4, 4, 4][kind];
-        // A hold keeps its windows of every budget on its way.
-        let inside = |hold: &&Hold| ancestors(&hold.path).any(|above| above == path);
-        let live: BTreeSet<i64> = self.holds.values().filter(inside).map(|hold| hold.windows[kind]).collect();
-        let ring = self.rings.entry((path.to_owned(), kind)).or_insert_with(|| vec![None; places]);
-        if kind == 0 || ring.contains(&Some(window)) {
-            return true;
+    /// Enters a window: nobody may while holds of another one have its place, or once it is over.
+    fn enter(&mut self, kind: usize, window: i64) -> Result<(), Refused> {
+        let place = (kind, window % EPOCHS);
+        match self.epochs.get(&place).copied() {
+            Some((known, over)) if known > window || (known == window && over) => Err(Refused::Old),
+            Some((known, _)) if known < window && self.is_pinned(kind, known) => Err(Refused::Room),
+            _ => {
+                self.epochs.insert(place, (window, false));
+                Ok(())
+            }
         }
-        let first = usize::try_from(window).unwrap() % places;
-        let mut order = (first..places).chain(0..first);
-        let free = order.find(|place| ring[*place].is_none_or(|old| !live.contains(&old)));
-        if let Some(place) = free {
-            ring[place] = Some(window);
+    }
+
+    /// Ends a window for good; whether its place in a budget can be had.
+    fn is_over(&mut self, path: &str, kind: usize, window: i64) -> bool {
+        let place = (kind, window % EPOCHS);
+        match self.epochs.get(&place).copied() {
+            Some((known, _)) if known > window => return true,
+            Some((known, _)) if known < window && self.is_pinned(kind, known) => return false,
+            _ => {}
         }
-        free.is_some()
+        self.epochs.insert(place, (window, true));
+        self.inside(path, kind, window).next().is_none()
+    }
+
+    /// Gives a window of a budget one of its places.
+    fn open(&mut self, path: &str, kind: usize, window: i64) -> Result<(), Refused> {
+        let name = (path.to_owned(), kind);
+        let ring = self.rings.entry(name.clone()).or_insert_with(|| vec![None; PLACES[kind]]).clone();
+        let first = usize::try_from(window).unwrap() % ring.len();
+        let mut free = None;
+        for place in (first..ring.len()).chain(0..first) {
+            if ring[place] == Some(window) {
+                return Ok(());
+            }
+            if ring[place].is_some_and(|other| other > window) {
+                return Err(Refused::Old);
+            }
+            if free.is_none() && ring[place].is_none_or(|old| self.is_over(path, kind, old)) {
+                free = Some(place);
+            }
+        }
+        let place = free.ok_or(Refused::Room)?;
+        let fresh = self.opened(path, kind, window);
+        if let Some(old) = self.rings.get_mut(&name).expect("made above")[place].replace(window) {
+            self.open.remove(&(path.to_owned(), kind, old));
+        }
+        self.open.insert((path.to_owned(), kind, window), fresh);
+        Ok(())
     }
 
     pub fn windows_at(now_ms: i64) -> [i64; 5] {
@@ -191,30 +276,38 @@ impl Model {
     pub fn reserve(&mut self, number: usize, hold: &Hold, now_ms: i64) -> Result<(), DenialKind> {
         self.deadlines |= hold.deadline_ms.is_some();
         loop {
-            match self.grant(number, hold.clone()) {
-                Err(_) if self.deadlines && self.recover(now_ms) > 0 => {}
-                answer => return answer,
+            let refused = match self.grant(number, hold.clone()) {
+                Ok(()) => return Ok(()),
+                Err(refused) => refused,
+            };
+            if matches!(refused, Refused::Old) || !self.deadlines || self.recover(now_ms) == 0 {
+                let all = self.refusals(&hold.path, &hold.windows, &hold.held);
+                let worst = matches!(refused, Refused::Cells).then(|| Self::worst(&all).expect("one refused"));
+                return Err(worst.unwrap_or(DenialKind::Contended));
             }
         }
     }
 
-    fn grant(&mut self, number: usize, hold: Hold) -> Result<(), DenialKind> {
+    fn grant(&mut self, number: usize, hold: Hold) -> Result<(), Refused> {
         if self.holds.len() >= self.holds_max {
-            return Err(DenialKind::Contended);
+            return Err(Refused::Room);
         }
         let cells = self.cells_above(&hold.path);
-        for cell in &cells {
-            if !self.open(&cell.0, cell.2, hold.windows[cell.2]) {
-                return Err(DenialKind::Contended);
+        let mut kinds: Vec<usize> = Vec::new();
+        for cell in cells.iter().filter(|cell| cell.2 != 0) {
+            if !kinds.contains(&cell.2) {
+                kinds.push(cell.2);
+                self.enter(cell.2, hold.windows[cell.2])?;
             }
+        }
+        for cell in &cells {
+            self.open(&cell.0, cell.2, hold.windows[cell.2])?;
             if !hold.forced && self.refusal(cell, hold.windows[cell.2], hold.held[cell.1]).is_some() {
-                let all = self.refusals(&hold.path, &hold.windows, &hold.held);
-                return Err(Self::worst(&all).expect("one refused"));
+                return Err(Refused::Cells);
             }
         }
         for cell in cells.into_iter().filter(|cell| cell.1 == Unit::Requests.index()) {
-            let window = hold.windows[cell.2];
-            *self.used.entry((cell, window)).or_default() += hold.held[Unit::Requests.index()];
+            self.spend(&cell, hold.windows[cell.2], hold.held[Unit::Requests.index()]);
         }
         self.holds.insert(number, hold);
         Ok(())
@@ -260,7 +353,7 @@ impl Model {
             let (held, charged) = (hold.held[unit.index()], hold.charged[unit.index()]);
             actual[unit.index()] = match unit {
                 Unit::InFlight | Unit::KvBlocks => 0,
-                Unit::Requests => held,
+                Unit::Requests => held.max(charged),
                 _ if !dispatched || (hold.streamed && charged != 0) => charged,
                 _ => held.max(charged),
             };
@@ -272,9 +365,10 @@ impl Model {
     pub fn end(&mut self, number: usize, actual: impl FnOnce(&Hold) -> [i64; UNITS]) -> bool {
         let Some(hold) = self.holds.remove(&number) else { return false };
         let actual = actual(&hold);
-        for cell in self.cells_above(&hold.path).into_iter().filter(|cell| cell.1 != Unit::Requests.index()) {
-            let (unit, window) = (cell.1, hold.windows[cell.2]);
-            *self.used.entry((cell, window)).or_default() += actual[unit];
+        for cell in self.cells_above(&hold.path) {
+            // Requests were spent when they were granted; more of them is owed.
+            let spent = if cell.1 == Unit::Requests.index() { hold.held[cell.1] } else { 0 };
+            self.spend(&cell, hold.windows[cell.2], actual[cell.1] - spent);
         }
         true
     }
@@ -291,10 +385,44 @@ impl Model {
 
     /// The limit of this window and all later ones; what it was. `None` if there is no such cell.
     pub fn set_limit(&mut self, cell: &Kind, limit: i64, now_ms: i64) -> Option<i64> {
-        let window = window_number(Window::ALL[cell.2], now_ms);
+        let current = window_number(Window::ALL[cell.2], now_ms);
         let known = self.limits.get_mut(cell)?;
-        let (_, before, overdraft) = *known.last().expect("the first is for every window");
-        known.push((window, limit, overdraft));
+        let before = std::mem::replace(&mut known.0, limit);
+        for ((path, kind, window), open) in &mut self.open {
+            if *path == cell.0 && *kind == cell.2 && *window >= current {
+                open.limit[cell.1] = limit;
+            }
+        }
         Some(before)
+    }
+
+    /// Believes the clock as it is. If it is back from a time that never was, windows after it are forgotten unless a hold
+    /// lives there.
+    pub fn accept_clock(&mut self, wall_ms: i64, boot_ms: i64) {
+        (self.anchor, self.believed_ms) = ((wall_ms, boot_ms), i64::MIN);
+        if wall_ms >= self.last_ms {
+            return;
+        }
+        (self.last_ms, self.went_back) = (wall_ms, true);
+        let now = Self::windows_at(wall_ms);
+        let later = |kind: usize, window: i64| kind != 0 && window > now[kind];
+        let known = self.epochs.clone();
+        let forgotten = |place: &(usize, i64)| {
+            let window = known.get(place).map(|(window, _)| *window);
+            window.is_some_and(|window| later(place.0, window) && !self.is_pinned(place.0, window))
+        };
+        let gone: Vec<(usize, i64)> = known.keys().filter(|place| forgotten(place)).copied().collect();
+        gone.iter().for_each(|place| {
+            self.epochs.remove(place);
+        });
+        for ((path, kind), ring) in &mut self.rings {
+            for place in ring {
+                let Some(window) = place.filter(|window| later(*kind, *window)) else { continue };
+                if self.epochs.get(&(*kind, window % EPOCHS)).is_none_or(|(known, _)| *known != window) {
+                    *place = None;
+                    self.open.remove(&(path.clone(), *kind, window));
+                }
+            }
+        }
     }
 }
