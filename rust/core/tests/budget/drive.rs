@@ -229,6 +229,9 @@ impl Both {
         let deadline_ms = ttl_ms.or(self.spec.hold_ttl_ms).map(|ttl| (now_ms + ttl).max(1));
         let windows = Model::windows_at(now_ms);
         let explained = self.ledger.explain(&node, &Amounts(amounts));
+        if self.model.deadlines {
+            self.model.recover(now_ms);
+        }
         let refusals = self.model.refusals(path, &windows, &amounts);
         let told = |denial: &tollkeeper_core::budget::denial::Denial| {
             ((denial.path.clone(), denial.unit.unwrap().index(), denial.window.unwrap().index()), denial.kind)
@@ -294,6 +297,8 @@ impl Both {
             for unit in [Unit::Tokens.index(), Unit::NanoUsd.index()] {
                 actual[unit] = reported[unit].unwrap_or(actual[unit]);
             }
+            let requests = Unit::Requests.index();
+            actual[requests] = actual[requests].max(reported[requests].unwrap_or(0));
             actual
         };
         let got = self.ledger.settle(self.ids[number], &reported).unwrap();
@@ -325,9 +330,11 @@ impl Both {
         match choices.below(8) {
             0 => self.clock.step(by_ms),
             1 => self.clock.step(-by_ms),
-            2 => {
+            // A clock behind the ledger's time also forgets the windows of the wrong one, which has a test of its own.
+            2 if self.clock.wall_ms() >= self.model.last_ms => {
                 self.ledger.accept_clock().unwrap();
                 self.model.anchor = (self.clock.wall_ms(), self.clock.boot_ms());
+                self.model.believed_ms = i64::MIN;
             }
             _ => self.clock.advance(by_ms),
         }

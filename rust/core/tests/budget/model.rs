@@ -203,6 +203,16 @@ impl Model {
             return Err(DenialKind::Contended);
         }
         let cells = self.cells_above(&hold.path);
+        // So many windows after a hold was granted, its epoch has the place of another one: see `EPOCHS_LEN`.
+        let in_the_way = |cell: &Kind| {
+            let limited = |other: &&Hold| self.cells_above(&other.path).iter().any(|theirs| theirs.2 == cell.2);
+            let (kind, window) = (cell.2, hold.windows[cell.2]);
+            let lies = |other: &Hold| other.windows[kind] != window && (other.windows[kind] - window) % 4_096 == 0;
+            kind != 0 && self.holds.values().filter(limited).any(lies)
+        };
+        if cells.iter().any(in_the_way) {
+            return Err(DenialKind::Contended);
+        }
         for cell in &cells {
             if !self.open(&cell.0, cell.2, hold.windows[cell.2]) {
                 return Err(DenialKind::Contended);
@@ -260,7 +270,7 @@ impl Model {
             let (held, charged) = (hold.held[unit.index()], hold.charged[unit.index()]);
             actual[unit.index()] = match unit {
                 Unit::InFlight | Unit::KvBlocks => 0,
-                Unit::Requests => held,
+                Unit::Requests => held.max(charged),
                 _ if !dispatched || (hold.streamed && charged != 0) => charged,
                 _ => held.max(charged),
             };
@@ -272,9 +282,11 @@ impl Model {
     pub fn end(&mut self, number: usize, actual: impl FnOnce(&Hold) -> [i64; UNITS]) -> bool {
         let Some(hold) = self.holds.remove(&number) else { return false };
         let actual = actual(&hold);
-        for cell in self.cells_above(&hold.path).into_iter().filter(|cell| cell.1 != Unit::Requests.index()) {
+        for cell in self.cells_above(&hold.path) {
             let (unit, window) = (cell.1, hold.windows[cell.2]);
-            *self.used.entry((cell, window)).or_default() += actual[unit];
+            // Requests were spent when they were granted; more of them is spent now.
+            let spent = if unit == Unit::Requests.index() { hold.held[unit] } else { 0 };
+            *self.used.entry((cell, window)).or_default() += actual[unit] - spent;
         }
         true
     }
