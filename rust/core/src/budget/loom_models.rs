@@ -13,7 +13,7 @@ use super::layout::{NO_NODE, Period, Phase, State, Word};
 use super::memory::{Memory, Sizes};
 use super::period::{Liveness, Step};
 use super::tree::Limits;
-use super::unit::{Amounts, UNITS, Unit};
+use super::unit::{Amounts, Unit};
 use super::window::Window;
 use crate::sync::Ordering::{Acquire, Relaxed};
 

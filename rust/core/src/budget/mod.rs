@@ -18,7 +18,8 @@ mod attach;
 #[cfg(not(loom))]
 mod background;
 pub mod clock;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod deaths;
 pub mod denial;
 #[cfg(not(loom))]
@@ -30,7 +31,8 @@ mod hold;
 pub(crate) mod layout;
 #[cfg(not(loom))]
 pub mod ledger;
-#[cfg(all(loom, test))]
+#[cfg(test)]
+#[cfg(loom)]
 mod loom_models;
 mod memory;
 #[cfg(not(loom))]
