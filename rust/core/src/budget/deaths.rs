@@ -7,9 +7,6 @@
 //! by nobody, and the ledger can be used in full.
 
 #![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
     clippy::semicolon_if_nothing_returned,
     clippy::similar_names,
