@@ -161,7 +161,7 @@ $(abspath target/tools/bin/cargo-fuzz):
 
 fuzz: $(CARGO_FUZZ)
 	python3 fuzz/seeds.py $(wildcard ../shared/data/cedar)
-	cd fuzz && for target in $(TARGET); do mkdir -p corpus/$$target && \
+	cd fuzz && for target in $(TARGET); do mkdir -p corpus/$$target seeds/$$target && \
 	$(CARGO_FUZZ) fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -len_control=0 || exit 1; done
 
 clean:
