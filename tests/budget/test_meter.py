@@ -5,6 +5,7 @@ import gc
 import os
 import threading
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -394,7 +395,7 @@ STEPS = st.lists(
     st.tuples(
         st.sampled_from(["reserve", "charge", "charge", "charge", "top_up", "settle", "release"]),
         ROWS,
-        st.randoms(use_true_random=False),
+        st.integers(0, 999),
     ),
     max_size=20,
 )
@@ -417,10 +418,12 @@ class Plain:
         self.live[slot][1] = min(held, charged + new)
         return 0 if charged + new < held else 1 + min(charged + new - held, 253)
 
-    def end(self, slot: int, less: int = 0) -> int:
+    def end(self, slot: int, cached: int = 0) -> int:
+        """A discount is on the prompt, whatever the engine says was cached."""
         if slot not in self.live:
             return 0
-        self.used += max(self.live.pop(slot)[1] - less, 0)
+        _, charged, prompt = self.live.pop(slot)
+        self.used += max(charged - min(cached, prompt), 0)
         return 1
 
     def release(self, slot: int) -> int:
@@ -430,13 +433,13 @@ class Plain:
 
 
 @given(STEPS)
-def test_it_equals_a_plain_model(steps: list[tuple[str, list[tuple[int, int]], Any]]) -> None:
+def test_it_equals_a_plain_model(steps: list[tuple[str, list[tuple[int, int]], int]]) -> None:
     ledger, plain, given_out = Ledger.from_toml(BUDGETS), Plain(), [0, 5, U32]
     meter = Meter(ledger)
     node = meter.node("pool")
-    for what, rows, random in steps:
+    for what, rows, seed in steps:
         first, second = (np.array(column, np.uint32) for column in zip(*rows, strict=True))
-        picked = random.sample(given_out, min(len(given_out), len(rows)))
+        picked = Random(seed).sample(given_out, min(len(given_out), len(rows)))
         slots, amounts = np.array(picked, np.uint32), first[: len(picked)]
         if what == "reserve":
             new, status = meter.reserve_many(np.full(len(rows), node, np.uint32), first, second)
