@@ -13,6 +13,8 @@
 #![cfg_attr(loom, expect(dead_code, unused_imports, reason = "under the model checker nothing maps a file"))]
 
 pub mod arguments;
+#[cfg(not(loom))]
+pub mod audit;
 pub mod budget;
 #[cfg(not(loom))]
 pub mod gate;

@@ -1,0 +1,1 @@
+//! Verification of logs, from nothing but their files. Shares no code with what writes them.
