@@ -1,15 +1,26 @@
-//! The snapshot of one call's arguments: filled once by the binding, then read by policy and (later) audit.
+//! The snapshot of one call's arguments: filled once by the binding, then read by policy and audit.
 //!
 //! A flat arena: one text buffer and one node list in preorder, no pointers, reused from call to call so that a warm
 //! snapshot allocates nothing. It knows neither Cedar programs nor audit entries. It holds plain data only: the JSON
 //! escapes `__entity` and `__extn` are ordinary keys here and never become entities or extension values.
 
+use std::io::Write as _;
+
+use smallvec::SmallVec;
 use thiserror::Error;
 
-use crate::limits::{ARGUMENT_BYTES_MAX, ARGUMENT_NESTING_MAX};
+use crate::limits::{ARGUMENT_BYTES_MAX, ARGUMENT_BYTES_WAIT_MAX, ARGUMENT_NESTING_MAX};
 
 /// Bytes of structure charged per node, so that a million empty lists are as bounded as a megabyte of text.
 const NODE_BYTES: usize = 16;
+/// Bytes of one value in [`Arguments::write_structure`].
+pub const ARGUMENT_NODE_BYTES: usize = 24;
+
+/// Appends text as a JSON string.
+pub(crate) fn push_json_str(out: &mut Vec<u8>, text: &str) {
+    // Writing to memory does not fail.
+    let _ = serde_json::to_writer(out, text);
+}
 
 /// Why a snapshot could not be taken. Nothing of the value is in the message.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -241,6 +252,137 @@ impl Arguments {
         {
             node.end = end;
         }
+    }
+
+    /// The text of all keys and strings, one after the other.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Appends the structure, [`ARGUMENT_NODE_BYTES`] for each value, so that [`Arguments::refill`] can make the same
+    /// snapshot of it and of the text: key (start, length), end, kind, value.
+    #[inline]
+    pub fn write_structure(&self, out: &mut Vec<u8>) {
+        for node in &self.nodes {
+            let (kind, value) = match node.kind {
+                Kind::Null => (0_u32, 0),
+                Kind::Bool(value) => (1, u64::from(value)),
+                Kind::Long(value) => (2, value.cast_unsigned()),
+                Kind::Float(value) => (3, value.to_bits()),
+                Kind::Decimal(value) => (4, value.cast_unsigned()),
+                Kind::Str(text) => (5, u64::from(text.start) | (u64::from(text.len) << 32)),
+                Kind::List => (6, 0),
+                Kind::Object { distinct } => (7, u64::from(distinct)),
+                Kind::Unrepresentable => (8, 0),
+            };
+            let mut bytes = [0; ARGUMENT_NODE_BYTES];
+            let words = [node.key.start, node.key.len, node.end, kind];
+            let (head, tail) = bytes.split_at_mut(16);
+            for (to, word) in head.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+                *to = word.to_le_bytes();
+            }
+            tail.copy_from_slice(&value.to_le_bytes());
+            out.extend_from_slice(&bytes);
+        }
+    }
+
+    /// Becomes the snapshot that wrote this structure and text. False, and empty, if they are none: they may come out
+    /// of a file.
+    pub fn refill(&mut self, structure: &[u8], text: &[u8]) -> bool {
+        self.reset(ARGUMENT_BYTES_WAIT_MAX);
+        let filled = self.try_refill(structure, text).is_some();
+        if !filled {
+            self.reset(ARGUMENT_BYTES_MAX);
+        }
+        filled
+    }
+
+    fn try_refill(&mut self, structure: &[u8], text: &[u8]) -> Option<()> {
+        self.text.push_str(std::str::from_utf8(text).ok()?);
+        let (nodes, rest) = structure.as_chunks::<ARGUMENT_NODE_BYTES>();
+        if !rest.is_empty() {
+            return None;
+        }
+        for (index, bytes) in nodes.iter().enumerate() {
+            let (words, value) = bytes.split_at_checked(16)?;
+            let [start, len, end, kind] = words.as_chunks::<4>().0 else { return None };
+            let [start, len, end, kind] = [start, len, end, kind].map(|word| u32::from_le_bytes(*word));
+            let value = u64::from_le_bytes(value.try_into().ok()?);
+            let key = Text { start, len };
+            // A subtree ends behind its own node and within the snapshot.
+            if (end as usize) <= index || (end as usize) > nodes.len() || self.checked(key).is_none() {
+                return None;
+            }
+            let kind = match kind {
+                0 => Kind::Null,
+                1 => Kind::Bool(value != 0),
+                2 => Kind::Long(value.cast_signed()),
+                3 => Kind::Float(f64::from_bits(value)),
+                4 => Kind::Decimal(value.cast_signed()),
+                5 => {
+                    let text =
+                        Text { start: u32::try_from(value & 0xffff_ffff).ok()?, len: u32::try_from(value >> 32).ok()? };
+                    self.checked(text)?;
+                    Kind::Str(text)
+                }
+                6 => Kind::List,
+                7 => Kind::Object { distinct: value != 0 },
+                8 => Kind::Unrepresentable,
+                _ => return None,
+            };
+            self.nodes.push(Node { key, end, kind });
+        }
+        Some(())
+    }
+
+    fn checked(&self, text: Text) -> Option<&str> {
+        let start = text.start as usize;
+        self.text.get(start..start.checked_add(text.len as usize)?)
+    }
+
+    /// Appends the snapshot as compact JSON. What has no JSON form, an integer beyond 64 bits or a float that is no
+    /// number, becomes 2^63: a number that Cedar has no value for either.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        let mut open: SmallVec<[(u32, u8); 16]> = SmallVec::new();
+        let mut first = true;
+        for (index, node) in (0_u32..).zip(&self.nodes) {
+            while let Some((_, bracket)) = open.last().copied().filter(|(end, _)| *end <= index) {
+                open.pop();
+                out.push(bracket);
+                first = false;
+            }
+            if !first {
+                out.push(b',');
+            }
+            first = false;
+            if open.last().is_some_and(|(_, bracket)| *bracket == b'}') {
+                push_json_str(out, self.str_of(node.key));
+                out.push(b':');
+            }
+            match node.kind {
+                Kind::Null => out.extend_from_slice(b"null"),
+                Kind::Bool(value) => out.extend_from_slice(if value { b"true" } else { b"false" }),
+                Kind::Long(value) => out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes()),
+                Kind::Float(value) if value.is_finite() => {
+                    // Writing to memory does not fail.
+                    let _ = serde_json::to_writer(&mut *out, &value);
+                }
+                Kind::Decimal(units) => {
+                    let sign = if units < 0 { "-" } else { "" };
+                    let (whole, part) = (units.unsigned_abs() / 10_000, units.unsigned_abs() % 10_000);
+                    let _ = write!(out, "{sign}{whole}.{part:04}");
+                }
+                Kind::Str(text) => push_json_str(out, self.str_of(text)),
+                Kind::List | Kind::Object { .. } => {
+                    let list = matches!(node.kind, Kind::List);
+                    out.push(if list { b'[' } else { b'{' });
+                    open.push((node.end, if list { b']' } else { b'}' }));
+                    first = true;
+                }
+                Kind::Float(_) | Kind::Unrepresentable => out.extend_from_slice(b"9223372036854775808"),
+            }
+        }
+        out.extend(open.iter().rev().map(|(_, bracket)| *bracket));
     }
 
     /// The root value; `None` before anything was pushed.

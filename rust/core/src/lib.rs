@@ -13,7 +13,6 @@
 #![cfg_attr(loom, expect(dead_code, unused_imports, reason = "under the model checker nothing maps a file"))]
 
 pub mod arguments;
-#[cfg(not(loom))]
 pub mod audit;
 pub mod budget;
 #[cfg(not(loom))]

@@ -156,3 +156,30 @@ pub const LEDGER_EVENTS_MAX: usize = 256;
 pub const PRICES_MAX: usize = 1_024;
 /// The highest price, in nano-USD per million tokens: a thousand US dollars a token.
 pub const PRICE_MAX: u64 = 1_000_000_000_000_000_000;
+
+/// Bytes of one entry of the audit log: what the length in an entry bundle can say.
+pub const ENTRY_BYTES_MAX: usize = 65_535;
+/// Bytes of a log's origin; it is part of every checkpoint and of the start entry.
+pub const ORIGIN_BYTES_MAX: usize = 255;
+/// Bytes of the ring where nobody says: 20,000 decisions of 800 bytes, which is what a writer that waits 20 ms for the
+/// disk lets pile up at a million a second.
+pub const RING_BYTES_DEFAULT: usize = 16 << 20;
+/// Bytes of the smallest and the largest ring. The smallest takes the arguments of any `check` (see
+/// [`ARGUMENT_BYTES_MAX`]: at worst half as much again) in half of it.
+pub const RING_BYTES_MIN: usize = 512 << 10;
+/// See [`RING_BYTES_MIN`]; lines are counted in 24 bits.
+pub const RING_BYTES_MAX: usize = 512 << 20;
+/// Bytes of one write-ahead segment where nobody says: preallocated, so that a full disk is noticed early.
+pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
+/// The smallest segment: it takes one batch with the largest record.
+pub const SEGMENT_BYTES_MIN: u64 = 16 << 20;
+/// Bytes of entries and payloads in one batch, after which the writer brings it to the disk: a disk that writes 300
+/// MB/s takes 7 ms for it.
+pub const BATCH_BYTES_MAX: usize = 2 << 20;
+/// Entries of one batch.
+pub const BATCH_ENTRIES_MAX: usize = 32_768;
+/// Process slots of one audit directory.
+pub const AUDIT_SLOTS_MAX: usize = 512;
+/// Outcomes that wait for room in the ring, beside which no more are kept than there are decisions open: a hundred
+/// thousand at once are a mistake.
+pub const OUTCOMES_WAITING_MAX: usize = 100_000;

@@ -23,6 +23,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 #[cfg(not(loom))]
 use memmap2::MmapRaw;
 
+use crate::audit::ring::{RingHeader, Tag, Word};
 use crate::budget::layout::{Durable, Epoch, EventEntry, Header, NodeEntry, Owner, Period, Slot, Tally};
 
 /// Types that a mapping can be carved into.
@@ -37,12 +38,13 @@ macro_rules! atoms {
     ($($type:ty),*) => {
         $(
             #[expect(unsafe_code, reason = "see the trait")]
-            // SAFETY: `budget/layout.rs` builds this type of `AtomicU32`, `AtomicU64` and `AtomicI64` only, `repr(C)`.
+            // SAFETY: `budget/layout.rs` and `audit/ring.rs` build this type of `AtomicU32`, `AtomicU64` and `AtomicI64`
+            // only, `repr(C)` or transparent.
             unsafe impl Atoms for $type {}
         )*
     };
 }
-atoms!(Durable, Epoch, EventEntry, Header, NodeEntry, Owner, Period, Slot, Tally);
+atoms!(Durable, Epoch, EventEntry, Header, NodeEntry, Owner, Period, RingHeader, Slot, Tag, Tally, Word);
 
 /// A region of memory, shared or not, that lives as long as a table of it.
 #[cfg(not(loom))]
@@ -253,7 +255,7 @@ impl LockFile {
             }
         }
         close(descriptor);
-        Err(io::Error::other(format!("{LOCK_FILES_MAX} ledgers are open in this process already")))
+        Err(io::Error::other(format!("{LOCK_FILES_MAX} ledgers and logs are open in this process already")))
     }
 
     fn descriptor(&self) -> io::Result<i32> {

@@ -1,0 +1,510 @@
+//! The ring between those who decide and the one thread that writes: bounded, lock-free, in a mapped file.
+//!
+//! A producer claims a run of lines with one compare-exchange on the tail, fills it, and publishes it with one store of
+//! its tag. The consumer takes published records in the order of their claims and lets go of their lines when they are
+//! on disk. Producers allocate nothing, take no lock and make no system call; a full ring is an answer, not a wait.
+//!
+//! Whoever is killed leaves the memory as it was: the next owner finds every record whose tag was stored, and knows by
+//! the sequence numbers which were claimed and never published. Tags lie apart from the lines, so nothing that an
+//! argument holds can look like one.
+//!
+//! It knows nothing of what a record means, and never drops one. The scheme is the bounded queue of D. Vyukov (a stamp
+//! for each cell) with runs of cells instead of single ones.
+
+use crate::map::Table;
+use crate::sync::{Announce, AtomicU64, Ordering, fence};
+
+/// Words of a line: one cache line.
+pub const LINE_WORDS: u32 = 8;
+/// Bytes of a line.
+pub const LINE_BYTES: usize = 64;
+/// Words that come before a record's pieces: see [`Claim::publish`].
+const PREFIX_WORDS: usize = 4;
+/// Pieces of one record.
+pub const PIECES: usize = 5;
+
+/// What all who map a ring share. Each word is written by whom its comment names.
+#[repr(C, align(128))]
+#[derive(Debug, Default)]
+pub struct RingHeader {
+    /// Layout, written once when the file is made
+    pub(super) magic: AtomicU64,
+    /// Lines of the ring, a power of two, written once
+    pub(super) lines: AtomicU64,
+    /// Instance of the process that owns the ring; written by each owner
+    pub(super) producer: AtomicU64,
+    /// Process id of the owner in its own namespace, to be shown
+    pub(super) pid: AtomicU64,
+    /// The kernel's run in which the owner lives
+    pub(super) boot: [AtomicU64; 2],
+    /// Sequence number of the next record to be let go, in full; the consumer's
+    base: AtomicU64,
+    /// A count that the owner's gate keeps for itself
+    pub(super) cursor: AtomicU64,
+    spare: [AtomicU64; 8],
+    /// Packed [`Place`] of the next claim; producers'
+    tail: AtomicU64,
+    tail_spare: [AtomicU64; 15],
+    /// Packed [`Place`] of the oldest record that is still needed; the consumer's
+    head: AtomicU64,
+    head_spare: [AtomicU64; 15],
+    /// What could not be written: denials, and actions that were let through all the same; producers'
+    unlogged: [Unlogged; 2],
+    unlogged_spare: [AtomicU64; 10],
+}
+
+/// A count of what found no room.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct Unlogged {
+    count: AtomicU64,
+    from_ms: AtomicU64,
+    to_ms: AtomicU64,
+}
+
+/// The tag of a line: the place of the record that begins there, once that is published.
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct Tag(AtomicU64);
+
+/// Eight bytes of records.
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct Word(AtomicU64);
+
+/// Where a record is: its first line and its sequence number, both modulo 2^32. Packed into one word they are unique
+/// among all that a stalled thread can still remember.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    line: u32,
+    seq: u32,
+}
+
+impl Place {
+    const FIRST: Self = Self { line: 0, seq: 1 };
+
+    const fn pack(self) -> u64 {
+        ((self.seq as u64) << 32) | self.line as u64
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "two halves of a word")]
+    const fn unpack(word: u64) -> Self {
+        Self { line: word as u32, seq: (word >> 32) as u32 }
+    }
+
+    const fn after(self, lines: u32) -> Self {
+        Self { line: self.line.wrapping_add(lines), seq: self.seq.wrapping_add(1) }
+    }
+}
+
+/// There is no room, or what was asked for never fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// Not now
+    Now,
+    /// Never: the record is larger than the bound
+    Never,
+}
+
+/// A record to be: what is in it and what it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Pieces<'a> {
+    /// A small number that the reader gets back
+    pub kind: u8,
+    /// Milliseconds since 1970
+    pub time_ms: i64,
+    /// Bytes, in pieces that the reader gets back apart
+    pub pieces: [&'a [u8]; PIECES],
+}
+
+/// The ring.
+#[derive(Debug)]
+pub struct Ring {
+    header: Table<RingHeader>,
+    tags: Table<Tag>,
+    words: Table<Word>,
+    /// Lines less one
+    mask: u32,
+}
+
+impl Ring {
+    /// A ring over memory that was carved up before: one header, a tag for each line and eight words for each line.
+    /// `None` if the numbers do not fit together.
+    pub fn new(header: Table<RingHeader>, tags: Table<Tag>, words: Table<Word>) -> Option<Self> {
+        let lines = u32::try_from(tags.len()).ok()?;
+        let fits = lines.is_power_of_two() && words.len() == tags.len().checked_mul(LINE_WORDS as usize)?;
+        let mask = lines.checked_sub(1)?;
+        (fits && header.len() == 1).then_some(Self { header, tags, words, mask })
+    }
+
+    /// What is shared beside the records.
+    #[expect(clippy::indexing_slicing, reason = "`new` has seen that there is one")]
+    pub(super) fn header(&self) -> &RingHeader {
+        &self.header[0]
+    }
+
+    /// The most bytes that one record may ask for: half of the ring.
+    pub fn record_bytes_max(&self) -> usize {
+        (self.lines() as usize).saturating_mul(LINE_BYTES) / 2
+    }
+
+    const fn lines(&self) -> u32 {
+        self.mask.saturating_add(1)
+    }
+
+    /// Bytes to ask for, for pieces of so many bytes in all.
+    #[inline]
+    pub const fn bytes_for(bytes: usize) -> usize {
+        bytes.saturating_add((PREFIX_WORDS + PIECES) * 8)
+    }
+
+    /// Begins anew with nothing in it and sequence number 1. Only its one owner may, before others see it.
+    pub(super) fn reset(&self, producer: u64, pid: u32, boot: [u64; 2]) {
+        self.disown();
+        let header = self.header();
+        for tag in &*self.tags {
+            tag.0.store(0, Ordering::Relaxed);
+        }
+        header.pid.store(pid.into(), Ordering::Relaxed);
+        for (word, value) in header.boot.iter().zip(boot) {
+            word.store(value, Ordering::Relaxed);
+        }
+        header.base.store(Place::FIRST.seq.into(), Ordering::Relaxed);
+        header.tail.store(Place::FIRST.pack(), Ordering::Relaxed);
+        header.head.store(Place::FIRST.pack(), Ordering::Relaxed);
+        // Release: whoever finds an owner finds its ring. A reset that was killed half way has none.
+        header.producer.store(producer, Ordering::Release);
+    }
+
+    /// Says that nobody owns it and nothing in it is needed.
+    pub(super) fn disown(&self) {
+        self.header().producer.store(0, Ordering::Relaxed);
+        // Release: no store that follows is seen before that one.
+        fence(Ordering::Release);
+    }
+
+    /// Claims room for a record of at most `bytes` (see [`Ring::bytes_for`]).
+    ///
+    /// # Concurrency
+    /// Any number of threads. Lock-free: a claim fails to advance only where another one did.
+    #[inline]
+    pub fn claim(&self, bytes: usize) -> Result<Claim<'_>, Full> {
+        if bytes > self.record_bytes_max() {
+            return Err(Full::Never);
+        }
+        let lines = u32::try_from(bytes.div_ceil(LINE_BYTES)).map_err(|_| Full::Never)?.max(1);
+        let header = self.header();
+        header.tail.announce();
+        // Relaxed: the exchange below fails if it was not the newest.
+        let mut seen = header.tail.load(Ordering::Relaxed);
+        loop {
+            let place = Place::unpack(seen);
+            // Acquire: pairs with `release`, so that the consumer has read what these lines held.
+            let head = Place::unpack(header.head.load(Ordering::Acquire));
+            let used = place.line.wrapping_sub(head.line);
+            // A head that is ahead of the tail read before is a newer one: the exchange would fail.
+            if used <= self.lines() && lines > self.lines().wrapping_sub(used) {
+                return Err(Full::Now);
+            }
+            // The claim gives nothing to anybody; the tag does. Sequentially consistent for the log's closing: see there.
+            match header.tail.compare_exchange_weak(
+                seen,
+                place.after(lines).pack(),
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Ok(Claim { ring: self, place, lines, open: true }),
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// Counts what found no room: a denial, or an action that was let through all the same.
+    #[cold]
+    pub fn count_unlogged(&self, let_through: bool, now_ms: i64) {
+        let [denied, passed] = &self.header().unlogged;
+        let unlogged = if let_through { passed } else { denied };
+        let now = u64::try_from(now_ms).unwrap_or(0).max(1);
+        // Relaxed: counts and times that are read for a report; nothing else hangs on them.
+        let _ = unlogged.from_ms.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        unlogged.to_ms.fetch_max(now, Ordering::Relaxed);
+        unlogged.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes what [`Ring::count_unlogged`] has counted: how many, from when to when. `None` if nothing.
+    pub(super) fn take_unlogged(&self, let_through: bool) -> Option<(u64, i64, i64)> {
+        let [denied, passed] = &self.header().unlogged;
+        let unlogged = if let_through { passed } else { denied };
+        let count = unlogged.count.load(Ordering::Relaxed);
+        if count == 0 {
+            return None;
+        }
+        let time = |word: &AtomicU64| i64::try_from(word.swap(0, Ordering::Relaxed)).unwrap_or(0);
+        let (from, to) = (time(&unlogged.from_ms), time(&unlogged.to_ms));
+        // What is counted meanwhile stays; its times may be those of the report before.
+        unlogged.count.fetch_sub(count, Ordering::Relaxed);
+        Some((count, if from == 0 { to } else { from }, to))
+    }
+
+    /// The reader of this ring's records, at the oldest one that was not let go. There is one.
+    pub(super) fn reader(&self) -> Reader {
+        let head = Place::unpack(self.header().head.load(Ordering::Acquire));
+        Reader { place: head, seq: self.full(head.seq) }
+    }
+
+    /// A sequence number in full.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a distance below 2^31 either way")]
+    fn full(&self, seq: u32) -> u64 {
+        let base = self.header().base.load(Ordering::Relaxed);
+        let distance = seq.wrapping_sub(base as u32) as i32;
+        base.wrapping_add_signed(distance.into())
+    }
+
+    /// The sequence number that the next claim gets.
+    pub fn next_seq(&self) -> u64 {
+        self.full(Place::unpack(self.header().tail.load(Ordering::SeqCst)).seq)
+    }
+
+    /// How much of the ring is in use, in bytes.
+    pub fn used_bytes(&self) -> usize {
+        let head = Place::unpack(self.header().head.load(Ordering::Relaxed));
+        let tail = Place::unpack(self.header().tail.load(Ordering::Relaxed));
+        (tail.line.wrapping_sub(head.line).min(self.lines()) as usize).saturating_mul(LINE_BYTES)
+    }
+
+    /// Bytes of the whole ring.
+    pub fn bytes(&self) -> usize {
+        (self.lines() as usize).saturating_mul(LINE_BYTES)
+    }
+
+    /// Copies the record at the reader out, if it is published, and moves the reader on.
+    pub(super) fn take(&self, reader: &mut Reader, record: &mut Taken) -> bool {
+        let Some(tag) = self.tags.get((reader.place.line & self.mask) as usize) else { return false };
+        // Acquire: pairs with the store of the tag, so the words are those of its record.
+        if tag.0.load(Ordering::Acquire) != reader.place.pack() {
+            return false;
+        }
+        let lines = self.copy_out(reader.place.line, record);
+        record.seq = reader.seq;
+        reader.place = reader.place.after(lines);
+        reader.seq = reader.seq.wrapping_add(1);
+        true
+    }
+
+    /// Of a ring whose owner is dead: moves the reader to the next published record, over what was only claimed. The
+    /// numbers that it skips were claimed and never published. False: there is none any more.
+    pub(super) fn skip_to_published(&self, reader: &mut Reader) -> bool {
+        let tail = Place::unpack(self.header().tail.load(Ordering::Acquire));
+        let mut line = reader.place.line;
+        // A file that is no ring of ours may say anything: never further than once around.
+        for _ in 0..self.lines() {
+            if line == tail.line {
+                break;
+            }
+            let tag = self.tags.get((line & self.mask) as usize).map_or(0, |tag| tag.0.load(Ordering::Acquire));
+            let found = Place::unpack(tag);
+            let ahead = found.seq.wrapping_sub(reader.place.seq);
+            if found.line == line && ahead < tail.seq.wrapping_sub(reader.place.seq) {
+                *reader = Reader { place: found, seq: reader.seq.wrapping_add(ahead.into()) };
+                return true;
+            }
+            line = line.wrapping_add(1);
+        }
+        let ahead = tail.seq.wrapping_sub(reader.place.seq);
+        *reader = Reader { place: tail, seq: reader.seq.wrapping_add(ahead.into()) };
+        false
+    }
+
+    /// Lets go of all records before the reader: producers may use their lines.
+    pub(super) fn release(&self, reader: &Reader) {
+        let header = self.header();
+        // The base first: whoever sees the head has a base that is at most one round behind.
+        header.base.store(reader.seq, Ordering::Relaxed);
+        // Release: the copies were made before these lines are given away.
+        header.head.store(reader.place.pack(), Ordering::Release);
+    }
+
+    fn word(&self, line: u32, at: usize) -> u64 {
+        let first = (line & self.mask) as usize;
+        let index = first.saturating_mul(LINE_WORDS as usize).saturating_add(at) & self.word_mask();
+        self.words.get(index).map_or(0, |word| word.0.load(Ordering::Relaxed))
+    }
+
+    const fn word_mask(&self) -> usize {
+        (self.lines() as usize).saturating_mul(LINE_WORDS as usize).saturating_sub(1)
+    }
+
+    /// Copies a record and returns how many lines it has. What a dead process left is read as carefully as a file.
+    #[expect(clippy::cast_possible_truncation, reason = "halves of words")]
+    fn copy_out(&self, line: u32, record: &mut Taken) -> u32 {
+        let [first, time, one, two] = [0, 1, 2, 3].map(|at| self.word(line, at));
+        let lines = (first as u32 & 0x00ff_ffff).clamp(1, self.lines());
+        record.kind = (first >> 24) as u8;
+        record.abandoned = (first >> 32) & 1 == 1;
+        record.time_ms = time.cast_signed();
+        record.bytes.clear();
+        record.ends = [0; PIECES];
+        if record.abandoned {
+            return lines;
+        }
+        // The lengths of the pieces: two in a word, the last in the first word.
+        let lens = [one as u32, (one >> 32) as u32, two as u32, (two >> 32) as u32, (first >> 33) as u32];
+        let room = (lines as usize).saturating_mul(LINE_WORDS as usize);
+        let mut at = PREFIX_WORDS;
+        for (len, end) in lens.into_iter().zip(&mut record.ends) {
+            let words = (len as usize).div_ceil(8).min(room.saturating_sub(at));
+            let start = record.bytes.len();
+            for word in 0..words {
+                record.bytes.extend_from_slice(&self.word(line, at.saturating_add(word)).to_le_bytes());
+            }
+            record.bytes.truncate(start.saturating_add(len as usize));
+            at = at.saturating_add(words);
+            *end = record.bytes.len();
+        }
+        lines
+    }
+}
+
+/// Where the consumer is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reader {
+    place: Place,
+    /// The sequence number of the next record, in full
+    pub(super) seq: u64,
+}
+
+/// A record that was copied out.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    pub(super) seq: u64,
+    pub(super) kind: u8,
+    pub(super) time_ms: i64,
+    /// Claimed, and given up before it was published
+    pub(super) abandoned: bool,
+    bytes: Vec<u8>,
+    ends: [usize; PIECES],
+}
+
+impl Taken {
+    /// The record as it was published.
+    pub(super) fn as_pieces(&self) -> Pieces<'_> {
+        Pieces { kind: self.kind, time_ms: self.time_ms, pieces: self.pieces() }
+    }
+
+    fn pieces(&self) -> [&[u8]; PIECES] {
+        let mut start = 0;
+        self.ends.map(|end| {
+            let piece = self.bytes.get(start..end).unwrap_or_default();
+            start = end;
+            piece
+        })
+    }
+}
+
+/// Room for one record. Dropped without [`Claim::publish`] it is given up, so that nobody waits for it.
+#[derive(Debug)]
+#[must_use = "a claim that is dropped is an abandoned record"]
+pub struct Claim<'r> {
+    ring: &'r Ring,
+    place: Place,
+    lines: u32,
+    open: bool,
+}
+
+impl Claim<'_> {
+    /// The record's sequence number.
+    #[inline]
+    pub fn seq(&self) -> u64 {
+        self.ring.full(self.place.seq)
+    }
+
+    /// Fills the record and hands it to the consumer. False if it does not fit what was claimed: then it is given up.
+    ///
+    /// Layout: a word of lines (24 bits), kind (8), abandoned (1) and the length of the last piece (31); a word of
+    /// time; two words of the other lengths (32 bits each); then the pieces, each from a word on.
+    #[inline]
+    pub fn publish(mut self, record: &Pieces<'_>) -> bool {
+        // What was claimed is below 2^31 bytes, and what fits it too.
+        let [first, second, third, fourth, last] = record.pieces.map(|piece| piece.len() as u64);
+        let words = record.pieces.iter().fold(PREFIX_WORDS, |sum, piece| sum.saturating_add(piece.len().div_ceil(8)));
+        let fits = words <= (self.lines as usize).saturating_mul(LINE_WORDS as usize);
+        if !fits {
+            return false;
+        }
+        let mut at = self.first_word();
+        at = self.put(at, self.lines_word() | (u64::from(record.kind) << 24) | (last << 33));
+        at = self.put(at, record.time_ms.cast_unsigned());
+        at = self.put(at, first | (second << 32));
+        at = self.put(at, third | (fourth << 32));
+        for piece in record.pieces {
+            at = self.put_bytes(at, piece);
+        }
+        self.open = false;
+        self.store_tag();
+        true
+    }
+
+    const fn lines_word(&self) -> u64 {
+        self.lines as u64
+    }
+
+    fn first_word(&self) -> usize {
+        ((self.place.line & self.ring.mask) as usize).saturating_mul(LINE_WORDS as usize)
+    }
+
+    #[inline]
+    fn put(&self, at: usize, value: u64) -> usize {
+        if let Some(word) = self.ring.words.get(at & self.ring.word_mask()) {
+            // Relaxed, as every word: the store of the tag publishes them.
+            word.0.store(value, Ordering::Relaxed);
+        }
+        at.saturating_add(1)
+    }
+
+    #[inline]
+    fn put_bytes(&self, at: usize, bytes: &[u8]) -> usize {
+        let len = bytes.len().div_ceil(8);
+        let start = at & self.ring.word_mask();
+        let words = &*self.ring.words;
+        // Up to the end of the ring, and on from its beginning.
+        let before = words.get(start..).unwrap_or_default();
+        let (now, later) = bytes.split_at_checked(before.len().saturating_mul(8)).unwrap_or((bytes, &[]));
+        copy_in(before, now);
+        copy_in(words, later);
+        at.saturating_add(len)
+    }
+
+    fn store_tag(&self) {
+        if let Some(tag) = self.ring.tags.get((self.place.line & self.ring.mask) as usize) {
+            // Release: whoever sees the tag sees the words.
+            tag.0.store(self.place.pack(), Ordering::Release);
+        }
+    }
+}
+
+#[inline]
+fn copy_in(words: &[Word], bytes: &[u8]) {
+    let (whole, rest) = bytes.as_chunks::<8>();
+    for (word, chunk) in words.iter().zip(whole) {
+        word.0.store(u64::from_le_bytes(*chunk), Ordering::Relaxed);
+    }
+    if !rest.is_empty()
+        && let Some(word) = words.get(whole.len())
+    {
+        let mut last = [0; 8];
+        for (to, from) in last.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        word.0.store(u64::from_le_bytes(last), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            self.put(self.first_word(), self.lines_word() | (1 << 32));
+            self.store_tag();
+        }
+    }
+}

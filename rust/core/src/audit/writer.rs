@@ -1,0 +1,507 @@
+//! The two threads of a log: one writes, one cuts tiles and signs.
+//!
+//! The writer takes what is published, makes entries of it, writes them as one frame, brings that to the disk with one
+//! call, and only then lets go of the ring's lines. If the disk refuses it keeps the batch and tries again; meanwhile the
+//! ring fills and checks are denied. The cutter reads what is durable, and after its tiles are on the disk it signs a
+//! checkpoint: at most one in an interval, unless somebody waits for it.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use super::entry::{Encoder, Kind, Private, Record, push_name, push_number, push_text, push_time};
+use super::error::AuditError;
+use super::log::{Request, Shared, lock};
+use super::note::{checkpoint, verifier_key};
+use super::open::{archive, epoch_members, now_ms, reader_of};
+use super::ring::{Pieces, Reader, Taken};
+use super::tiles::Cutter;
+use super::tree::{Frontier, commitment};
+use super::wal::{Found, Frame, Scan, Segment, Wal, erase, segments};
+use crate::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
+use crate::map;
+
+/// How long the writer waits before it tries a disk again that has refused.
+const RETRY: Duration = Duration::from_millis(50);
+/// How often it looks whether its files are still there, and for requests in the folder.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The thread that writes.
+#[derive(Debug)]
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    wal: Wal,
+    frame: Frame,
+    encoder: Encoder,
+    reader: Reader,
+    taken: Taken,
+    ring_file: File,
+    looked: Instant,
+}
+
+impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, wal: Wal, frame: Frame, encoder: Encoder, ring_file: File) -> Self {
+        let reader = reader_of(&shared.ring);
+        let (taken, looked) = (Taken::default(), Instant::now());
+        Self { shared, wal, frame, encoder, reader, taken, ring_file, looked }
+    }
+
+    pub(super) fn run(mut self) {
+        while self.step() {}
+        let mut state = self.shared.state();
+        state.writer_over = true;
+        drop(state);
+        self.shared.work.notify_all();
+        self.shared.done.notify_all();
+        self.shared.tell_watchers();
+    }
+
+    /// One batch; false when it was the last one.
+    fn step(&mut self) -> bool {
+        let stopping = self.shared.state().stopping;
+        let more = self.collect();
+        if self.frame.count() > 0 && !self.write() {
+            if stopping && self.gave_up_closing() {
+                return false;
+            }
+            self.pause(RETRY);
+            return true;
+        }
+        if more {
+            return true;
+        }
+        self.look();
+        if self.answer_requests() {
+            return true;
+        }
+        if stopping {
+            return self.finish();
+        }
+        let interval = Duration::from_millis(self.shared.options.interval_ms);
+        self.pause(interval);
+        true
+    }
+
+    /// Sleeps until the time is over or somebody is in a hurry.
+    fn pause(&self, time: Duration) {
+        let mut state = self.shared.state();
+        if !state.hurry_write && !state.stopping && state.requests.is_empty() {
+            state = self.shared.work.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0;
+        } else if state.write_failure.is_some() {
+            // In a hurry or not, a disk that refuses is not asked without a pause.
+            drop(state);
+            std::thread::sleep(time);
+            return;
+        }
+        state.hurry_write = false;
+    }
+
+    /// Fills the frame from the ring; true if there is more than one frame takes.
+    fn collect(&mut self) -> bool {
+        self.say_unlogged();
+        while (self.frame.count() as usize) < BATCH_ENTRIES_MAX && self.frame.len_bytes() < BATCH_BYTES_MAX {
+            if !self.shared.ring.take(&mut self.reader, &mut self.taken) {
+                return false;
+            }
+            let added = if self.taken.abandoned {
+                let why = "claimed and given up";
+                self.encoder.add_unreadable(self.taken.seq, now_ms(), why, &mut self.frame)
+            } else {
+                self.encoder.add_pieces(self.taken.seq, &self.taken.as_pieces(), &mut self.frame)
+            };
+            if let Err(error) = added {
+                // No random numbers: the record was taken and cannot be written, so nothing may follow it.
+                self.shared.give_up(&error.to_string());
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Says what found no room, now that there is some.
+    fn say_unlogged(&mut self) {
+        for (let_through, kind) in [(false, Kind::DeniedUnlogged), (true, Kind::Gap)] {
+            let Some((count, from, to)) = self.shared.ring.take_unlogged(let_through) else { continue };
+            let mut members = Vec::new();
+            push_number(&mut members, "count", i64::try_from(count).unwrap_or(i64::MAX));
+            for (name, time) in [("from", from), ("to", to)] {
+                push_name(&mut members, name);
+                members.push(b'"');
+                push_time(&mut members, time);
+                members.push(b'"');
+            }
+            push_name(&mut members, "producers");
+            members.extend_from_slice(format!("[\"{:016x}\"]", self.shared.options.instance).as_bytes());
+            self.say(kind, &members);
+        }
+    }
+
+    /// Adds an entry of the writer's own.
+    fn say(&mut self, kind: Kind, members: &[u8]) {
+        let record = Record { kind, time_ms: now_ms(), head: members, tail: &[], private: Private::None };
+        if let Err(error) = self.encoder.add(&record, None, &mut self.frame) {
+            self.shared.give_up(&error.to_string());
+        }
+    }
+
+    /// Brings the frame to the disk and tells everybody.
+    fn write(&mut self) -> bool {
+        if self.shared.broken().is_some() {
+            return false;
+        }
+        let begun = Instant::now();
+        let last_seq = self.reader.seq.saturating_sub(1);
+        let instance = self.shared.options.instance;
+        if let Err(error) = self.wal.append(&mut self.frame, instance, last_seq, now_ms()) {
+            let mut state = self.shared.state();
+            state.write_failure = Some(error.to_string());
+            drop(state);
+            self.shared.done.notify_all();
+            return false;
+        }
+        self.frame.restart();
+        self.shared.ring.release(&self.reader);
+        self.shared.durable_seq.store(last_seq, Ordering::Release);
+        let mut state = self.shared.state();
+        state.durable_seq = last_seq;
+        state.durable_size = self.frame.frontier().size();
+        state.write_failure = None;
+        state.sync_max_us = state.sync_max_us.max(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+        drop(state);
+        self.shared.done.notify_all();
+        self.shared.tell_watchers();
+        self.publish_outcomes();
+        true
+    }
+
+    /// What stood in line for room in the ring, now that there is some.
+    fn publish_outcomes(&self) {
+        let mut outcomes = lock(&self.shared.outcomes);
+        while let Some(first) = outcomes.front() {
+            let members: &[u8] = &first.members;
+            let pieces =
+                Pieces { kind: first.kind as u8, time_ms: first.time_ms, pieces: [members, &[], &[], &[], &[]] };
+            let bytes = super::ring::Ring::bytes_for(members.len());
+            let Ok(claim) = self.shared.ring.claim(bytes) else { return };
+            claim.publish(&pieces);
+            outcomes.pop_front();
+        }
+    }
+
+    /// Notices files that are no longer there, and requests that others have left.
+    fn look(&mut self) {
+        if self.looked.elapsed() < LOOK {
+            return;
+        }
+        self.looked = Instant::now();
+        let ring = self.shared.folder.join("ring");
+        let own = self.ring_file.metadata().ok().map(|meta| (meta.dev(), meta.ino()));
+        let named = std::fs::symlink_metadata(&ring).ok().map(|meta| (meta.dev(), meta.ino()));
+        let why = match named {
+            None => Some(format!("{} is gone", ring.display())),
+            _ if own != named => Some(format!("{} was replaced by another file", ring.display())),
+            _ => self.wal.replaced(),
+        };
+        if let Some(why) = why {
+            self.shared.give_up(&format!("{why} while the log was open; nothing is recorded until it is opened anew"));
+        }
+        self.take_erase_requests();
+    }
+
+    /// Requests of the command line: files whose names are indexes.
+    fn take_erase_requests(&self) {
+        let Ok(listed) = std::fs::read_dir(self.shared.folder.join("erase")) else { return };
+        let mut state = self.shared.state();
+        for entry in listed.flatten().take(1_000) {
+            if let Some(index) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+                state.requests.push_back((0, Request::Erase(index)));
+            }
+        }
+    }
+
+    /// Does what was asked for; true if it did anything.
+    fn answer_requests(&mut self) -> bool {
+        let Some((number, request)) = self.shared.state().requests.pop_front() else { return false };
+        let answer = match request {
+            Request::Erase(index) => self.erase(index),
+            Request::Rotate => self.rotate(),
+        };
+        if let Request::Erase(index) = request
+            && number == 0
+        {
+            // Whatever came of it: a request that cannot be met is not tried for ever.
+            let _ = std::fs::remove_file(self.shared.folder.join("erase").join(index.to_string()));
+        }
+        if number != 0 {
+            let answer = answer.map_err(|error| error.to_string());
+            self.shared.state().answers.push_back((number, answer));
+            self.shared.done.notify_all();
+        }
+        true
+    }
+
+    fn erase(&mut self, index: u64) -> Result<(), AuditError> {
+        let size = self.frame.frontier().size();
+        if index >= size {
+            return Err(AuditError::invalid(format!("there is no entry {index}; the log has {size}")));
+        }
+        let folder = self.shared.folder.join("wal");
+        let commitment = erase_payload(&self.shared.options.disk, &folder, index)?;
+        let mut members = Vec::new();
+        push_number(&mut members, "index", i64::try_from(index).unwrap_or(i64::MAX));
+        push_text(&mut members, "commitment", &BASE64.encode(commitment));
+        self.say(Kind::Erasure, &members);
+        self.write_now()
+    }
+
+    /// Writes what is in the frame, or says why not.
+    fn write_now(&mut self) -> Result<(), AuditError> {
+        if self.write() {
+            return Ok(());
+        }
+        let why = self.shared.broken().or_else(|| self.shared.state().write_failure.clone());
+        Err(AuditError::unavailable(why.unwrap_or_default()))
+    }
+
+    /// Ends the epoch: everything is cut and signed, its files are set aside, and a new tree begins.
+    fn rotate(&mut self) -> Result<(), AuditError> {
+        let shared = Arc::clone(&self.shared);
+        let mut cutting = lock(&shared.cutting);
+        cutting.cut(&shared)?;
+        let disk = shared.options.disk.clone();
+        let epoch = shared.state().epoch;
+        archive(&disk, &shared.folder, epoch)?;
+        let next = epoch.saturating_add(1);
+        let origin = shared.options.origin_of(next);
+        let wal = shared.folder.join("wal");
+        disk.create_folder(&wal, 0o700).map_err(AuditError::io("cannot make", wal.clone()))?;
+        let key = format!("{}\n", verifier_key(&origin, &*shared.signer));
+        let path = shared.folder.join("verifier.pub");
+        disk.write_whole(&path, key.as_bytes(), 0o644).map_err(AuditError::io("cannot write", path.clone()))?;
+        self.wal = Wal::new(disk.clone(), wal, shared.options.segment_bytes, &origin);
+        self.frame = Frame::new(Frontier::default());
+        *cutting = Cutting::new(Cutter::new(disk, shared.folder.clone()), &shared.folder);
+        let mut state = shared.state();
+        (state.origin, state.epoch) = (origin, next);
+        (state.durable_size, state.checkpoint_size) = (0, 0);
+        drop(state);
+        drop(cutting);
+        self.say(Kind::Epoch, &epoch_members(&shared.folder.join("epochs").join(epoch.to_string())));
+        self.write_now()?;
+        shared.state().hurry_checkpoint = true;
+        shared.work.notify_all();
+        Ok(())
+    }
+
+    /// The last entry and the end; true if there is still something to do before.
+    fn finish(&mut self) -> bool {
+        // Whoever had a claim when the log was closed has a moment to publish it.
+        for _ in 0..100 {
+            if self.shared.ring.next_seq() == self.reader.seq {
+                break;
+            }
+            if self.collect() || self.frame.count() > 0 {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if !lock(&self.shared.outcomes).is_empty() {
+            self.publish_outcomes();
+            return true;
+        }
+        let mut members = Vec::new();
+        push_name(&mut members, "clean");
+        members.extend_from_slice(b"true");
+        self.say(Kind::Stop, &members);
+        if self.write() && self.shared.ring.next_seq() == self.reader.seq {
+            self.shared.ring.disown();
+        }
+        false
+    }
+
+    /// Whether a disk that refuses has had its time.
+    fn gave_up_closing(&mut self) -> bool {
+        let deadline = Duration::from_millis(self.shared.options.close_timeout_ms);
+        let mut state = self.shared.state();
+        let since = *state.closing_since.get_or_insert_with(Instant::now);
+        since.elapsed() >= deadline || self.shared.broken().is_some()
+    }
+}
+
+/// Finds the payload of an entry and erases it. Returns the commitment that the entry has to it.
+pub(super) fn erase_payload(disk: &super::disk::Disk, folder: &Path, index: u64) -> Result<[u8; 32], AuditError> {
+    let all = segments(folder)?;
+    let found = all.iter().rev().find(|segment| segment.first_index <= index);
+    let none = || AuditError::invalid(format!("entry {index} has no payload here"));
+    let segment = found.ok_or_else(none)?;
+    let mut scan = Scan::open(segment, false)?.ok_or_else(none)?;
+    while let Some(header) = scan.peek()? {
+        if header.first_index.saturating_add(header.count.into()) <= index {
+            scan.skip(&header);
+            continue;
+        }
+        let Found::Frame(frame) = scan.next()? else { break };
+        let payload = frame.payloads().find(|p| header.first_index.saturating_add(p.index.into()) == index);
+        let payload = payload.ok_or_else(none)?;
+        if payload.erased {
+            return Err(AuditError::invalid(format!("the payload of entry {index} is erased already")));
+        }
+        let commitment = commitment(payload.salt, payload.bytes);
+        erase(disk, &segment.path, payload.offset, payload.bytes.len())
+            .map_err(AuditError::io("cannot erase in", segment.path.clone()))?;
+        return Ok(commitment);
+    }
+    Err(none())
+}
+
+/// Reads durable frames in order, and makes tiles of them.
+#[derive(Debug)]
+pub(super) struct Cutting {
+    cutter: Cutter,
+    folder: PathBuf,
+    /// The segment it is in
+    scan: Option<(u64, Scan)>,
+}
+
+impl Cutting {
+    pub(super) fn new(cutter: Cutter, folder: &Path) -> Self {
+        Self { cutter, folder: folder.to_owned(), scan: None }
+    }
+
+    /// Cuts everything that is durable and signs a checkpoint for it, if there is anything new.
+    pub(super) fn cut(&mut self, shared: &Shared) -> Result<(), AuditError> {
+        let state = shared.state();
+        let (size, seq, origin) = (state.durable_size, state.durable_seq, state.origin.clone());
+        let signed = state.checkpoint_size;
+        drop(state);
+        let mut done = self.read_to(size);
+        if done.is_ok() && (signed < size || size == 0) {
+            done = self.cutter.commit_with_partials().and_then(|()| self.sign(shared, &origin, size));
+        }
+        if let Err(error) = done {
+            // What is on the disk is what counts: begin where the last checkpoint ends.
+            self.start_over(shared, &origin);
+            return Err(error);
+        }
+        shared.checkpoint_seq.store(seq, Ordering::Release);
+        let mut state = shared.state();
+        (state.checkpoint_size, state.checkpoint_seq) = (size, seq);
+        state.cut_failure = None;
+        Ok(())
+    }
+
+    fn start_over(&mut self, shared: &Shared, origin: &str) {
+        let signed = super::open::Signed::read(&self.folder).filter(|signed| signed.origin == origin);
+        let disk = || shared.options.disk.clone();
+        let loaded = signed.and_then(|s| Cutter::load(disk(), self.folder.clone(), s.size, &s.root));
+        self.cutter = loaded.unwrap_or_else(|| Cutter::new(disk(), self.folder.clone()));
+        self.scan = None;
+    }
+
+    /// Feeds the cutter all entries up to a size.
+    fn read_to(&mut self, size: u64) -> Result<(), AuditError> {
+        while self.cutter.size() < size {
+            let next = self.cutter.size();
+            let folder = self.folder.join("wal");
+            if self.scan.is_none() {
+                let all = segments(&folder)?;
+                let segment = all.iter().rev().find(|segment| segment.first_index <= next).cloned();
+                self.scan = segment.and_then(|s: Segment| Some((s.first_index, Scan::open(&s, false).ok()??)));
+            }
+            let gone = || AuditError::format(&folder, format!("entry {next} is not there any more"));
+            let (first, scan) = self.scan.as_mut().ok_or_else(gone)?;
+            let Found::Frame(frame) = scan.next()? else {
+                // The end of a segment: the next one begins with this entry.
+                if *first == next || !segments(&folder)?.iter().any(|segment| segment.first_index == next) {
+                    return Err(gone());
+                }
+                self.scan = None;
+                continue;
+            };
+            let from = frame.header.first_index;
+            if from > next || from.saturating_add(frame.header.count.into()) <= next {
+                if from > next {
+                    return Err(gone());
+                }
+                continue;
+            }
+            for entry in frame.entries().skip(usize::try_from(next.saturating_sub(from)).unwrap_or(usize::MAX)) {
+                self.cutter.push(entry)?;
+            }
+            if self.cutter.wants_commit() {
+                self.cutter.commit()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Signs the tree as it is on the disk, and makes that the checkpoint.
+    fn sign(&self, shared: &Shared, origin: &str, size: u64) -> Result<(), AuditError> {
+        let root = self.cutter.frontier().root();
+        if self.cutter.size() != size {
+            return Err(AuditError::unavailable("the tiles are not those of the size to be signed"));
+        }
+        let text = checkpoint(origin, size, &root, &*shared.signer)?;
+        let disk = &shared.options.disk;
+        append_checkpoint(&self.folder.join("checkpoints.log"), &text)?;
+        let path = self.folder.join("checkpoint");
+        disk.write_whole(&path, text.as_bytes(), 0o644).map_err(AuditError::io("cannot write", path))
+    }
+}
+
+/// Keeps every checkpoint, one after the other.
+fn append_checkpoint(path: &Path, text: &str) -> Result<(), AuditError> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let append = || -> std::io::Result<()> {
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).mode(0o644).open(path)?;
+        file.write_all(format!("{text}---\n").as_bytes())
+    };
+    append().map_err(AuditError::io("cannot write", path))
+}
+
+/// The thread that cuts.
+pub(super) fn run_cutter(shared: &Arc<Shared>) {
+    let interval = Duration::from_millis(shared.options.checkpoint_interval_ms.max(1));
+    let mut last: Option<Instant> = None;
+    loop {
+        let mut state = shared.state();
+        let over = state.writer_over;
+        let fresh = state.durable_size.saturating_sub(state.checkpoint_size);
+        let due = last.is_none_or(|last| last.elapsed() >= interval) || fresh >= shared.options.checkpoint_entries;
+        if !over && !(fresh > 0 && (due || state.hurry_checkpoint)) {
+            state.hurry_checkpoint &= fresh > 0;
+            let wait = last.map_or(interval, |last| interval.saturating_sub(last.elapsed()));
+            let wait = if fresh > 0 { wait } else { interval }.max(Duration::from_millis(1));
+            drop(shared.work.wait_timeout(state, wait));
+            continue;
+        }
+        state.hurry_checkpoint = false;
+        drop(state);
+        last = Some(Instant::now());
+        let cut = if shared.broken().is_some() { Ok(()) } else { lock(&shared.cutting).cut(shared) };
+        let failed = cut.is_err();
+        if let Err(error) = cut {
+            shared.state().cut_failure = Some(error.to_string());
+        }
+        shared.done.notify_all();
+        shared.tell_watchers();
+        if over {
+            break;
+        }
+        if failed {
+            std::thread::sleep(RETRY);
+        }
+    }
+    shared.state().cutter_over = true;
+    shared.done.notify_all();
+    shared.tell_watchers();
+    // A child of a fork has no such thread; the parent's goes on.
+    debug_assert_eq!(shared.forks, map::fork_generation());
+}
