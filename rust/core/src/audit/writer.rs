@@ -440,7 +440,7 @@ impl Cutting {
         let (signed, root) = (state.checkpoint_size, state.durable_root);
         drop(state);
         let mut done = self.read_to(size);
-        if done.is_ok() && (signed < size || size == 0) {
+        if done.is_ok() && signed < size {
             done = self.cutter.commit_with_partials().and_then(|()| self.sign(shared, &origin, size, &root));
         }
         if let Err(error) = done {
@@ -476,8 +476,10 @@ impl Cutting {
             let gone = || AuditError::format(&folder, format!("entry {next} is not there any more"));
             let (first, scan) = self.scan.as_mut().ok_or_else(gone)?;
             let Found::Frame(frame) = scan.next()? else {
-                // The end of a segment: the next one begins with this entry.
-                if *first == next || !segments(&folder)?.iter().any(|segment| segment.first_index == next) {
+                // The end of a segment. One that a failed write has ended may have entries that are in the next one too.
+                let all = segments(&folder)?;
+                let newest = all.iter().rev().find(|segment| segment.first_index <= next);
+                if newest.is_none_or(|newest| newest.first_index == *first) {
                     return Err(gone());
                 }
                 self.scan = None;
