@@ -297,7 +297,10 @@ fn a_torn_end_is_cut_and_said() {
     let entries = reopen(&folder, 2);
     expect(&entries, 10, 5);
     let recovery = of_kind(&entries, "recovery")[0];
-    assert_eq!((recovery["cut_bytes"].as_u64(), recovery["cut_from_size"].as_u64()), (Some(garbage.len() as u64), Some(11)));
+    assert_eq!(
+        (recovery["cut_bytes"].as_u64(), recovery["cut_from_size"].as_u64()),
+        (Some(garbage.len() as u64), Some(11))
+    );
 }
 
 /// Whatever is damaged below what was signed: nothing is signed twice, and nothing that is there is destroyed.
@@ -724,8 +727,10 @@ fn checkpoints_that_were_cut_short_are_overwritten() {
     let folder = died("kept-torn", 5, 0);
     let path = folder.join("checkpoints.log");
     let whole = std::fs::read(&path).unwrap();
-    for cut in [1, 5, 40, whole.len() - 1] {
-        std::fs::write(&path, [&whole[..], &whole[..cut]].concat()).unwrap();
+    let text = String::from_utf8(whole.clone()).unwrap();
+    let last = text.split_inclusive("---\n").next_back().unwrap();
+    for cut in [1, 5, 40, last.len() - 1] {
+        std::fs::write(&path, [&whole[..], &last.as_bytes()[..cut]].concat()).unwrap();
         let copied = Folder::new("kept-torn-copy");
         copy(&folder, &copied);
         reopen(&copied, 2);
