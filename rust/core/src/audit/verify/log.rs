@@ -119,6 +119,7 @@ impl Table {
 
     /// Takes up frames that were written since; headers are believed here, and checked when a frame is read.
     fn extend(&mut self) -> Result<(), VerifyError> {
+        self.reader.measure()?;
         while let Some(header) = self.reader.peek()? {
             let expected = self.frames.last().and_then(|(last, _)| last.end());
             if expected.is_some_and(|expected| expected != header.first_index) {

@@ -276,6 +276,12 @@ impl SegmentReader {
         Ok(reader)
     }
 
+    /// Looks again how long the file is.
+    pub fn measure(&mut self) -> Result<(), VerifyError> {
+        self.length = self.file.metadata().map_err(|error| VerifyError::io(&self.path, error))?.len();
+        Ok(())
+    }
+
     /// The digest of the origin that the header names, 24 bytes.
     pub fn origin_digest(&self) -> Result<Vec<u8>, VerifyError> {
         let mut digest = vec![0; 24];
