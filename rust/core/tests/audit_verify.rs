@@ -33,6 +33,7 @@ use tollkeeper_core::audit::verify::proof::{Tiles, check_proof, prove, prove_con
 use tollkeeper_core::audit::verify::report::{FaultKind, KeySource, Report, Verdict};
 use tollkeeper_core::audit::verify::tiles::{self, Kind};
 
+#[expect(unreachable_pub, reason = "the fuzz target includes it too")]
 mod audit_model;
 
 use audit_model::{Folder, Model, files, key, leaf, tree, vkey};

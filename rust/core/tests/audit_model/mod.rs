@@ -64,7 +64,7 @@ fn key_id(name: &str, key: &SigningKey) -> [u8; 4] {
 }
 
 pub fn vkey(name: &str, key: &SigningKey) -> String {
-    let id: String = key_id(name, key).iter().map(|byte| format!("{byte:02x}")).collect();
+    let id = format!("{:08x}", u32::from_be_bytes(key_id(name, key)));
     let public = [&[1][..], key.verifying_key().as_bytes()].concat();
     format!("{name}+{id}+{}", STANDARD.encode(public))
 }
