@@ -4,8 +4,8 @@
     python verify_log.py [DIR] --proof FILE --entry FILE [--key VKEY_OR_FILE]...
 
 DIR is a copy of one log, or of an audit directory with a log per process slot (0, 1, ..); the private folder ``wal``
-may be left out. A log is an RFC 6962 tree in C2SP tlog-tiles with signed checkpoints. This file shares no code with what
-writes it and trusts nothing in it: every root is computed again from the entries. It needs Python and, for Ed25519
+may be left out. A log is an RFC 6962 tree in C2SP tlog-tiles with signed checkpoints. This file shares no code with
+what writes it and trusts nothing in it: every root is computed again from the entries. It needs Python and, for Ed25519
 only, the package `cryptography`. It writes nothing, and does not look at ``ring``: what is there is in no log yet.
 
 For each log (an epoch of a slot is one) three verdicts, then what was found, each with its place:
@@ -35,7 +35,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 OK, INCOMPLETE, UNUSABLE, BROKEN = range(4)
 GRADES: Final = {OK: "remark", INCOMPLETE: "incomplete", BROKEN: "broken"}
@@ -281,7 +281,7 @@ def tile_path(kind: str, number: int, width: int) -> str:
 
 def parse_bundle(data: bytes, count: int) -> list[bytes]:
     """So many entries, each behind its length in two bytes, and nothing after them."""
-    entries, offset = [], 0
+    entries, offset = list[bytes](), 0
     for number in range(count):
         end = offset + 2 + int.from_bytes(data[offset : offset + 2], "big")
         demand(offset + 2 <= len(data) and end <= len(data), f"it ends inside entry {number} of its {count}")
@@ -358,6 +358,14 @@ class Frame:
 # --- entries and who wrote them ---------------------------------------------------------------------------------------
 
 
+def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+def _is_list(value: object) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     demand(len(dict(pairs)) == len(pairs), "a member of the entry stands twice")
     return dict(pairs)
@@ -366,10 +374,11 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def parse_entry(data: bytes) -> dict[str, Any]:
     """An entry of version 1: its envelope checked, the members of its kind as they are."""
     try:
-        entry = json.loads(data.decode(), object_pairs_hook=_members)
+        entry: object = json.loads(data.decode(), object_pairs_hook=_members)
     except (ValueError, RecursionError):
         raise MalformedError("the entry is not JSON") from None
-    begins = isinstance(entry, dict) and tuple(entry)[: len(ENVELOPE)] == ENVELOPE
+    entry = entry if _is_object(entry) else {}
+    begins = tuple(entry)[: len(ENVELOPE)] == ENVELOPE
     demand(
         begins and entry["v"] == 1, f"the entry is not an object that begins with {', '.join(ENVELOPE)}, of version 1"
     )
@@ -378,7 +387,7 @@ def parse_entry(data: bytes) -> dict[str, Any]:
     demand(re.fullmatch(r"[0-9a-f]{16}(\.w)?", str(entry["producer"])), "producer of the entry is not one")
     time = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z"
     demand(re.fullmatch(time, str(entry["time"])), "time of the entry is not one")
-    return dict(entry)
+    return entry
 
 
 @dataclass
@@ -427,14 +436,14 @@ class Census:
             report(grade, place, f"the log itself says that {entry.get('count')} actions were {what} unlogged")
         elif kind == "recovery":
             for pair in self._list(entry, "lost"):
-                numbers = isinstance(pair, list) and [type(number) for number in pair] == [int, int]
+                numbers = _is_list(pair) and [type(number) for number in pair] == [int, int]
                 demand(numbers, "lost of the entry is not pairs of numbers")
                 self.lost.append((of, pair[0], pair[1], self.entries))
                 report(OK, place, f"numbers {pair[0]}..{pair[1]} of producer {of} were lost, it says")
         elif kind in ("start", "epoch"):
             logs = self._list(entry, "siblings") if kind == "start" else [entry]
             what = "a log beside it" if kind == "start" else "the epoch before"
-            for log in (item if isinstance(item, dict) else {} for item in logs):
+            for log in (item if _is_object(item) else dict[str, Any]() for item in logs):
                 origin, size, root = (log.get(name) for name in ("origin", "size", "root"))
                 demand(type(size) is int and 0 <= size <= INDEX_MAX, f"what it says of {what} has no size")
                 self.seen.append((place, what, str(origin), int(size or 0), unbase64(str(root), HASH_BYTES)))
@@ -442,7 +451,7 @@ class Census:
     @staticmethod
     def _list(entry: dict[str, Any], name: str) -> list[Any]:
         value = entry.get(name, [])
-        demand(isinstance(value, list), f"{name} of the entry is not a list")
+        demand(_is_list(value), f"{name} of the entry is not a list")
         return list(value)
 
     def unexplained(self) -> Iterable[tuple[str, int, int, str]]:
@@ -466,7 +475,8 @@ class Log:
         self.folder, self.label, self.keys, self.census = folder, label, keys, census
         self.tree = Tree()
         self.origin = ""
-        self.findings: list[tuple[int, str, str]] = []
+        self.findings: list[tuple[int, str]] = []
+        self.grades: Counter[int] = Counter()
         self.signed: list[Checkpoint] = []
         self.sound_size = 0
         self.anchors: dict[str, int] = {}
@@ -475,8 +485,10 @@ class Log:
         self.first_kind = ""
 
     def report(self, grade: int, place: str, text: str) -> None:
-        """Remembers a finding."""
-        self.findings.append((grade, f"{self.label}{place}", text))
+        """Counts a finding, and remembers it unless there are many."""
+        self.grades[grade] += 1
+        if self.grades[grade] <= FINDINGS_SHOWN_MAX:
+            self.findings.append((grade, f"{self.label}{place}: {text}"))
 
     def verify(self) -> None:
         """Everything that can be said from this folder alone."""
@@ -715,7 +727,9 @@ class Log:
             demand(self.holds(checkpoint), self._why(checkpoint))
             self.anchors[checkpoint.place] = checkpoint.size
         except MalformedError as error:
-            self.findings.append((BROKEN, checkpoint.place, f"{error}; the log was changed, or the key, or this file"))
+            self.report(
+                BROKEN, f"against {checkpoint.place}", f"{error}; the log was changed, or the key, or this file"
+            )
 
 
 # --- all logs of a directory ------------------------------------------------------------------------------------------
@@ -737,8 +751,7 @@ def read_directory(folder: Path, keys: list[Key]) -> list[Log]:
     slots = [folder] if is_log(folder) else [path for path in numbered(folder) if is_log(path)]
     if not slots:
         raise UnusableError(f"{folder}: no log is here, nor in its numbered subfolders")
-    newest = []
-    logs: list[Log] = []
+    newest, logs = list[Log](), list[Log]()
     for slot in slots:
         census, label = Census(), "" if slot == folder else f"{slot.name}/"
         epochs = numbered(slot / "epochs")
@@ -788,18 +801,19 @@ def parse_proof(path: Path) -> tuple[int, list[bytes], Checkpoint]:
 def verdict(log: Log) -> tuple[int, list[str]]:
     """The exit code of one log, and its verdicts as lines."""
     size, sound, anchored = log.tree.size, log.sound_size, max(log.anchors.values(), default=0)
-    grades = Counter(grade for grade, _, _ in log.findings)
+    grades = log.grades
     signed = (
         f"entries 0..{sound - 1} give the signed root of size {sound}" if sound else "no entry is under a signed root"
     )
     broken = f"BROKEN ({grades[BROKEN]} findings); what still holds"
     integrity = f"{broken if grades[BROKEN] else 'holds'}: {signed}"
     complete = f"INCOMPLETE ({grades[INCOMPLETE]} findings)" if grades[INCOMPLETE] else "holds"
+    waiting = len(log.census.awaiting)
     by = ", ".join(f"{name} (size {count})" for name, count in sorted(log.anchors.items()))
     lines = [
         f"{log.label or './'} {log.origin}: {size} entries",
         f"  integrity     {integrity}",
-        f"  completeness  {complete}; {len(log.census.last)} producers; {len(log.census.awaiting)} actions await an outcome",
+        f"  completeness  {complete}; {len(log.census.last)} producers; {waiting} actions await an outcome",
         f"  anchored      0..{anchored - 1} by {by}"
         if anchored
         else "  anchored      nothing: no --since, no cosignature",
@@ -811,16 +825,15 @@ def verdict(log: Log) -> tuple[int, list[str]]:
     if size > sound:
         lines.append(f"  unsigned      {sound}..{size - 1}: under no signed root that holds")
     code = BROKEN if grades[BROKEN] else INCOMPLETE if grades[INCOMPLETE] or size > sound else OK
-    shown = sorted(log.findings, key=lambda finding: -finding[0])[:FINDINGS_SHOWN_MAX]
-    lines += [f"  {GRADES[grade]}: {place}: {text}" for grade, place, text in shown]
-    if len(shown) < len(log.findings):
-        lines.append(f"  and {len(log.findings) - len(shown)} more findings")
+    lines += [f"  {GRADES[grade]}: {text}" for grade, text in sorted(log.findings, key=lambda finding: -finding[0])]
+    if len(log.findings) < grades.total():
+        lines.append(f"  and {grades.total() - len(log.findings)} more findings")
     return code, lines
 
 
 def given_keys(texts: list[str]) -> list[Key]:
     """From the command line: keys as they are, or files with one in each line."""
-    keys = []
+    keys = list[Key]()
     for text in texts:
         try:
             is_key = re.fullmatch(r"[^\s+]+\+[0-9a-f]{8}\+\S+", text)
