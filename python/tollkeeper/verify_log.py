@@ -233,9 +233,7 @@ class Checkpoint:
         found = re.fullmatch(form, note.decode(errors="replace"))
         demand(found, "it is not a checkpoint: origin, size, root, an empty line and signature lines")
         assert found  # noqa: S101 - said to the type checker; `demand` has just made sure
-        demand(
-            found[1].isprintable() and int(found[2]) <= INDEX_MAX, "the origin or the size of the checkpoint is not one"
-        )
+        demand(found[1].isprintable() and int(found[2]) <= INDEX_MAX, "origin or size of the checkpoint is not one")
         lines = [line.split(" ") for line in found[4].splitlines()]
         signatures = tuple((name, unbase64(value)) for _, name, value in lines)
         text = note[: note.index(b"\n\n") + 1]
@@ -346,9 +344,8 @@ class Frame:
             number, length, erased, checksum, salt = PAYLOAD_HEADER.unpack_from(data, offset)
             body = salt + data[offset + PAYLOAD_HEADER.size :][:length]
             offset += PAYLOAD_HEADER.size + length
-            demand(
-                number < count and offset <= len(data) and erased <= 1, "a payload is cut, or of no entry of the frame"
-            )
+            fits = number < count and offset <= len(data) and erased <= 1
+            demand(fits, "a payload is cut, or of no entry of the frame")
             whole = not (checksum or any(body)) if erased else crc32c(body) == checksum
             demand(whole, f"the payload of entry {number} of the frame is damaged or half erased")
             items.append((number, None if erased else body))
@@ -378,10 +375,8 @@ def parse_entry(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise MalformedError("the entry is not JSON") from None
     entry = entry if _is_object(entry) else {}
-    begins = tuple(entry)[: len(ENVELOPE)] == ENVELOPE
-    demand(
-        begins and entry["v"] == 1, f"the entry is not an object that begins with {', '.join(ENVELOPE)}, of version 1"
-    )
+    begins = tuple(entry)[: len(ENVELOPE)] == ENVELOPE and type(entry["v"]) is int and entry["v"] == 1
+    demand(begins, f"the entry is not an object of version 1 that begins with {', '.join(ENVELOPE)}")
     demand(type(entry["seq"]) is int and 0 < entry["seq"] <= INDEX_MAX, "seq of the entry is not one")
     demand(isinstance(entry["kind"], str), "kind of the entry is not one")
     demand(re.fullmatch(r"[0-9a-f]{16}(\.w)?", str(entry["producer"])), "producer of the entry is not one")
@@ -395,7 +390,6 @@ class Census:
     """Who wrote what in one slot, through all its epochs, in order."""
 
     entries: int = 0
-    foreign: int = 0
     last: dict[str, int] = field(default_factory=dict)
     missing: list[tuple[str, int, int, int, str]] = field(default_factory=list)
     lost: list[tuple[str, int, int, int]] = field(default_factory=list)
@@ -420,7 +414,6 @@ class Census:
             self.last[producer] = max(last, number)
             self._by_kind(entry, place, report)
         except MalformedError as error:
-            self.foreign += 1
             report(INCOMPLETE, place, str(error))
 
     def _by_kind(self, entry: dict[str, Any], place: str, report: Report) -> None:
@@ -498,7 +491,8 @@ class Log:
         self._bundles()
         self._segments()
         self._compare_tiles()
-        self._files_of(published.size if published else 0)
+        # No more than there can be: who signs may have signed any number.
+        self._files_of(min(published.size, self.tree.size) if published else 0)
         # One earlier signed state that fails says from where on; the others fail with it.
         failing = [item for item in sorted(self.signed, key=lambda item: item.size) if not self.holds(item)]
         for checkpoint in {item.place: item for item in (*failing[:1], *failing[-1:])}.values():

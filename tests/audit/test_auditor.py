@@ -443,6 +443,14 @@ def test_a_fork_is_seen(small: ModelLog, copy: Callable[[], Path], check: Check)
     assert "checkpoints.log block 1: the entries do not give the root that was signed for size 300" in text
 
 
+def test_a_giant_size_costs_nothing(copy: Callable[[], Path], small: ModelLog, check: Check) -> None:
+    folder = copy()
+    (folder / "checkpoint").write_text(small.signer.checkpoint(ORIGIN, (1 << 63) - 1, bytes(32)))
+    code, text = check(folder)
+    assert code == BROKEN
+    assert "checkpoint: size 9223372036854775807 was signed, but 700 entries can be read" in text
+
+
 # --- the write-ahead file ---------------------------------------------------------------------------------------------
 
 
@@ -582,8 +590,12 @@ def test_a_gap_is_incomplete_and_an_earlier_recovery_explains_nothing(tmp_path: 
         (b"\xff", "not JSON"),
         (b"[" * 5_000, "not JSON"),
         (b'{"v":1,"kind":"note","producer":"00000000000000a1","seq":1' + b"0" * 5_000 + b',"time":"x"}', "not JSON"),
-        (b'{"v":1}', "not an object that begins with"),
-        (b"[1]", "not an object that begins with"),
+        (b'{"v":1}', "not an object of version 1 that begins with"),
+        (
+            b'{"v":true,"kind":"note","producer":"00000000000000a1","seq":2,"time":"2026-11-21T00:00:00.000Z"}',
+            "not an object of version 1",
+        ),
+        (b"[1]", "not an object of version 1 that begins with"),
         (b'{"v":1,"kind":"note","producer":"00000000000000a1","seq":NaN,"time":"x"}', "seq of the entry"),
         (b'{"v":1,"kind":"note","producer":"00000000000000a1","seq":true,"time":"x"}', "seq of the entry"),
         (b'{"v":1,"kind":"note","kind":"note","producer":"00000000000000a1","seq":1,"time":"x"}', "stands twice"),
