@@ -1,13 +1,7 @@
 //! The verifier of audit logs: vectors of others, a log that Tessera made, and logs of a plain model, whole and mutated.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "tests"
-)]
-#![expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::missing_panics_doc, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests")]
+#![expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "tests")]
 
 use std::collections::BTreeSet;
 use std::fs;
