@@ -7,6 +7,7 @@ import asyncio
 import gc
 import importlib.util
 import os
+import shutil
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -41,8 +42,11 @@ def loops(request: pytest.FixtureRequest) -> Loops:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[AuditLog]:
-    with AuditLog.open(tmp_path / "log", origin="example.com/gate", checkpoint_interval_ms=60_000) as log:
+    # Small, for the room that a log takes in advance.
+    sizes = {"ring_bytes": 512 << 10, "segment_bytes": 16 << 20}
+    with AuditLog.open(tmp_path / "log", origin="example.com/gate", checkpoint_interval_ms=60_000, **sizes) as log:
         yield log
+    shutil.rmtree(tmp_path)
 
 
 def run(loops: Loops, main: Coroutine[Any, Any, None]) -> None:

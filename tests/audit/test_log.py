@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,13 +68,18 @@ def root(leaves: list[bytes]) -> bytes:
     return hashlib.sha256(b"\1" + root(leaves[:cut]) + root(leaves[cut:])).digest()
 
 
+# The room that a log takes in advance, which dozens of them on one disk add up.
+SMALL = {"ring_bytes": RING_BYTES_MIN, "segment_bytes": 16 << 20}
+
+
 def opened(folder: Path, **options: Any) -> AuditLog:
-    return AuditLog.open(folder, origin=ORIGIN, **options)
+    return AuditLog.open(folder, origin=ORIGIN, **(SMALL | options))
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "log"
+def folder(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "log"
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture
@@ -89,7 +95,7 @@ import os, signal, sys, threading, time
 from tollkeeper import AuditError, AuditLog, HandleError
 folder = sys.argv[1]
 def opened(**options):
-    return AuditLog.open(folder, origin={ORIGIN!r}, **options)
+    return AuditLog.open(folder, origin={ORIGIN!r}, **({SMALL!r} | options))
 """
     command = [sys.executable, "-c", head + code, str(folder), *more]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - our own
@@ -164,7 +170,7 @@ def test_sizes_and_health(folder: Path, log: AuditLog) -> None:
     health = log.health()
     assert (health["durable_size"], health["checkpoint_size"], health["pending"]) == (11, 11, 0)
     assert (health["origin"], health["epoch"], health["failure"], health["exported"]) == (ORIGIN, 1, None, False)
-    assert health["ring_bytes"] == 16 << 20
+    assert health["ring_bytes"] == RING_BYTES_MIN
     assert health["ring_used_bytes"] == 0
     assert health["sync_max_us"] > 0
     assert (log.origin, log.folder, log.closed) == (ORIGIN, folder, False)
@@ -201,8 +207,10 @@ NAMES = st.text().filter(lambda name: name not in {"v", "kind", "producer", "seq
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditLog]:
-    with opened(tmp_path_factory.mktemp("shared") / "log") as log:
+    folder = tmp_path_factory.mktemp("shared")
+    with opened(folder / "log") as log:
         yield log
+    shutil.rmtree(folder)
 
 
 @given(st.lists(st.dictionaries(NAMES, TREES, max_size=5), min_size=1, max_size=30))
@@ -371,7 +379,7 @@ def test_too_much_for_an_entry_goes_outside(folder: Path, log: AuditLog) -> None
 
 
 def test_too_much_for_the_ring_is_refused(folder: Path) -> None:
-    with opened(folder, ring_bytes=RING_BYTES_MIN) as log:
+    with opened(folder) as log:
         with pytest.raises(
             AuditError, match="larger than half of the log's ring of 512 KiB; make the ring larger"
         ) as e:
@@ -483,7 +491,7 @@ def accept(): resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,
 
 def test_a_full_ring_is_said_with_its_reason(folder: Path) -> None:
     code = f"""{FULL_DISK}
-log = opened(ring_bytes={RING_BYTES_MIN})
+log = opened()
 refuse()
 count = 0
 try:
@@ -521,7 +529,7 @@ print(count)
 )
 def test_a_wait_ends_with_an_interrupt(folder: Path, wait: str) -> None:
     code = f"""{FULL_DISK}
-log = opened(ring_bytes={RING_BYTES_MIN})
+log = opened()
 refuse()
 large = {{"text": "x" * 120_000}}
 log.append(large), log.append(large), log.append(large), log.append(large)
