@@ -418,6 +418,57 @@ def test_rotation_begins_a_new_epoch(folder: Path, log: AuditLog) -> None:
     assert note["text"] == "new"
 
 
+def test_checkpoints_and_waits_while_epochs_change(folder: Path, log: AuditLog) -> None:
+    over = threading.Event()
+    seqs: list[int] = []
+
+    def work() -> None:
+        while not over.is_set():
+            seq = log.append({"text": "x"})
+            log.wait(seq, "checkpointed")
+            assert log.checkpoint().startswith(ORIGIN)
+            seqs.append(seq)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(10):
+        log.rotate()
+    over.set()
+    for thread in threads:
+        thread.join()
+    log.checkpoint()
+    folders = [*(folder / "epochs" / str(epoch) for epoch in range(1, 11)), folder]
+    found = [note["seq"] for place in folders for note in entries(place, "note")]
+    assert found == list(range(1, len(found) + 1))
+    assert set(seqs) == set(found)
+
+
+def test_a_file_that_is_gone_is_noticed(folder: Path) -> None:
+    log = opened(folder)
+    log.append({"text": "before"})
+    log.flush()
+    (folder / "ring").unlink()
+
+    def until_it_is_noticed() -> None:
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            log.append({"text": "maybe"})
+            time.sleep(0.05)
+
+    with pytest.raises(AuditError, match=r"ring is gone while the log was open; nothing is recorded until") as caught:
+        until_it_is_noticed()
+    assert caught.value.code == "audit.unavailable"
+    assert "is gone" in log.health()["failure"]
+    began = time.monotonic()
+    with pytest.raises(AuditError, match=r"ring is gone"):
+        log.close()
+    assert time.monotonic() - began < 5
+    log.close()
+    opened(folder).close()
+    assert entries(folder)[1]["text"] == "before"
+
+
 # --- many, and others ---------------------------------------------------------------------------------------------
 
 
