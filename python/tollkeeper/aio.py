@@ -21,12 +21,12 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from tollkeeper.errors import HandleError
 
 if TYPE_CHECKING:
-    from tollkeeper._native import AuditWatch
+    from tollkeeper._native import AuditLog, AuditWatch
     from tollkeeper.budget import Denial, Ledger
 
 __all__ = ["Durable", "Line"]
@@ -257,14 +257,6 @@ def _slice_ms(due: float) -> int:
     return max(1, min(NAP_MS_MAX, int((due - time.monotonic()) * 1000) + 1))
 
 
-class Recorder(Protocol):
-    """Whatever has an audit log."""
-
-    def _is_durable(self, seq: int, durability: str, /) -> bool: ...
-    def _request(self, durability: str, /) -> None: ...
-    def _watch(self) -> "AuditWatch": ...
-
-
 # Those who were cancelled stay in the heap until there are this many more of them than of those who wait.
 CANCELLED_MAX: Final = 64
 
@@ -277,7 +269,7 @@ class Watch:
         loop: The loop.
     """
 
-    def __init__(self, log: Recorder, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, log: "AuditLog", loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.waiting = 0
         """How many wait; the watch ends with the last."""
@@ -356,7 +348,7 @@ class Durable:
         self._lock = threading.RLock()
         self._watches: dict[asyncio.AbstractEventLoop, Watch] = {}
 
-    async def wait(self, log: Recorder, seq: int, durability: str) -> None:
+    async def wait(self, log: "AuditLog", seq: int, durability: str) -> None:
         """Waits until a record is as certain as that; see `AuditLog.durable`."""
         if log._is_durable(seq, durability):  # noqa: SLF001 - this is the log's own waiting
             return

@@ -78,7 +78,9 @@ exported = true
 """
     read = config.load(text, tmp_path)
     assert (read.audit_dir, read.audit_origin) == (tmp_path / "evidence", "example.com/gate")
-    assert read.audit == config.AuditSection("evidence", "example.com/gate", "sync", 20, 5000, 512, "allow", exported=True)
+    assert read.audit == config.AuditSection(
+        "evidence", "example.com/gate", "sync", 20, 5000, 512, "allow", exported=True
+    )
 
 
 def test_without_an_audit_section_nothing_is_recorded(tmp_path: Path) -> None:

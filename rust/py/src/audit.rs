@@ -308,10 +308,10 @@ impl PyAuditLog {
             let text = sliced(py, timeout_ms, |slice_ms| {
                 let now = log.health();
                 if now.epoch != target.epoch {
-                    // The old epoch's last checkpoint covers what was meant; this one's says so.
+                    // The old epoch's last checkpoint covers what was meant; this one's first entry has it.
                     target = now;
                 }
-                if log.wait_signed(target.durable_size, slice_ms)? { read_checkpoint(log).map(Some) } else { Ok(None) }
+                if log.wait_signed(target.durable_size.max(1), slice_ms)? { read_checkpoint(log) } else { Ok(None) }
             })?;
             text.ok_or_else(|| Self::late(log, "there is no checkpoint", timeout_ms))
         })
@@ -461,7 +461,7 @@ impl PyAuditLog {
     /// Closing twice is the same as once; of an inherited log nothing is touched.
     ///
     /// Raises:
-    ///     AuditError: The disk refuses; what is in the ring is recovered by the next opening.
+    ///     AuditError: The disk refuses, or a file is gone; what is in the ring is recovered by the next opening.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         guard(|| {
             if !self.born.is_here() || self.closed.swap(true, Ordering::Relaxed) {
@@ -533,8 +533,15 @@ fn publish(py: Python<'_>, log: &Log, record: &Record<'_>, timeout_ms: u64) -> P
     published.ok_or_else(|| Error::from(log.error(Refused::Full)).into())
 }
 
-/// The text of the current checkpoint.
-fn read_checkpoint(log: &Log) -> Result<String, AuditError> {
+/// The text of the current checkpoint; `None` while a rotation has moved it away.
+fn read_checkpoint(log: &Log) -> Result<Option<String>, AuditError> {
     let path = log.folder().join("checkpoint");
-    std::fs::read_to_string(&path).map_err(|source| AuditError::Io { what: "cannot read", path, source })
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            std::thread::sleep(Duration::from_millis(1));
+            Ok(None)
+        }
+        Err(source) => Err(AuditError::Io { what: "cannot read", path, source }),
+    }
 }

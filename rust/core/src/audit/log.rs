@@ -715,7 +715,7 @@ impl Log {
     /// Takes no more records, brings everything to the disk, signs the last checkpoint and lets go of the folder.
     ///
     /// # Errors
-    /// The disk refuses: what is in the ring is recovered by the next opening.
+    /// The disk refuses, or the log has given up: what is in the ring is recovered by the next opening.
     pub fn close(&self) -> Result<(), AuditError> {
         if self.shared.forks != map::fork_generation() {
             return Ok(());
@@ -731,6 +731,9 @@ impl Log {
             }
         }
         drop(lock(&self.shared.lock).take());
+        if let Some(why) = self.shared.broken() {
+            return Err(AuditError::unavailable(why));
+        }
         let state = self.shared.state();
         match state.write_failure.as_ref().or(state.cut_failure.as_ref()) {
             Some(why) => Err(AuditError::unavailable(format!("closed with records that are not on the disk: {why}"))),
