@@ -159,7 +159,7 @@ impl Ring {
     }
 
     /// Begins anew with nothing in it and sequence number 1. Only its one owner may, before others see it.
-    pub(super) fn reset(&self, producer: u64, pid: u32, boot: [u64; 2]) {
+    pub fn reset(&self, producer: u64, pid: u32, boot: [u64; 2]) {
         self.disown();
         let header = self.header();
         for tag in &*self.tags {
@@ -247,7 +247,7 @@ impl Ring {
     }
 
     /// The reader of this ring's records, at the oldest one that was not let go. There is one.
-    pub(super) fn reader(&self) -> Reader {
+    pub fn reader(&self) -> Reader {
         let head = Place::unpack(self.header().head.load(Ordering::Acquire));
         Reader { place: head, seq: self.full(head.seq) }
     }
@@ -279,7 +279,7 @@ impl Ring {
     }
 
     /// Copies the record at the reader out, if it is published, and moves the reader on.
-    pub(super) fn take(&self, reader: &mut Reader, record: &mut Taken) -> bool {
+    pub fn take(&self, reader: &mut Reader, record: &mut Taken) -> bool {
         let Some(tag) = self.tags.get((reader.place.line & self.mask) as usize) else { return false };
         // Acquire: pairs with the store of the tag, so the words are those of its record.
         if tag.0.load(Ordering::Acquire) != reader.place.pack() {
@@ -317,7 +317,7 @@ impl Ring {
     }
 
     /// Lets go of all records before the reader: producers may use their lines.
-    pub(super) fn release(&self, reader: &Reader) {
+    pub fn release(&self, reader: &Reader) {
         let header = self.header();
         // The base first: whoever sees the head has a base that is at most one round behind.
         header.base.store(reader.seq, Ordering::Relaxed);
@@ -368,7 +368,7 @@ impl Ring {
 
 /// Where the consumer is.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Reader {
+pub struct Reader {
     place: Place,
     /// The sequence number of the next record, in full
     pub(super) seq: u64,
@@ -376,7 +376,7 @@ pub(super) struct Reader {
 
 /// A record that was copied out.
 #[derive(Debug, Default)]
-pub(super) struct Taken {
+pub struct Taken {
     pub(super) seq: u64,
     pub(super) kind: u8,
     pub(super) time_ms: i64,
@@ -388,7 +388,7 @@ pub(super) struct Taken {
 
 impl Taken {
     /// The record as it was published.
-    pub(super) fn as_pieces(&self) -> Pieces<'_> {
+    pub fn as_pieces(&self) -> Pieces<'_> {
         Pieces { kind: self.kind, time_ms: self.time_ms, pieces: self.pieces() }
     }
 
