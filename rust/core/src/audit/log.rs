@@ -185,6 +185,8 @@ pub(super) struct State {
     pub(super) origin: String,
     pub(super) epoch: u64,
     pub(super) sync_max_us: u64,
+    /// First index of the segment that was begun last
+    pub(super) segment_from: u64,
     pub(super) requests: VecDeque<(u64, Request)>,
     pub(super) answers: VecDeque<(u64, Result<(), String>)>,
     /// When closing first met a disk that refuses
@@ -192,8 +194,10 @@ pub(super) struct State {
     asked: u64,
 }
 
+/// Something that is done once a second; false when it is not to be done again.
+pub type Follow = Box<dyn FnMut() -> bool + Send>;
+
 /// What the threads and the handle share.
-#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) ring: Ring,
     pub(super) folder: PathBuf,
@@ -215,6 +219,7 @@ pub(super) struct Shared {
     /// Records that found no room and must not be dropped
     pub(super) outcomes: Mutex<VecDeque<Waiting>>,
     pub(super) cutting: Mutex<Cutting>,
+    pub(super) followed: Mutex<Vec<Follow>>,
     watchers: Mutex<Vec<Weak<OwnedFd>>>,
     pub(super) forks: u64,
     /// Who owns the folder; let go of when the log is closed
@@ -256,6 +261,12 @@ impl Shared {
             let _ = rustix::io::write(&watcher, &1_u64.to_ne_bytes());
             true
         });
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("folder", &self.folder).finish_non_exhaustive()
     }
 }
 
@@ -306,6 +317,7 @@ impl Log {
             is_broken: AtomicBool::new(false),
             outcomes: Mutex::new(VecDeque::new()),
             cutting: Mutex::new(cutting),
+            followed: Mutex::new(Vec::new()),
             watchers: Mutex::new(Vec::new()),
             forks: map::fork_generation(),
             lock: Mutex::new(Some(lock)),
@@ -636,6 +648,27 @@ impl Log {
     /// Which of the directory's logs it is.
     pub const fn slot(&self) -> Option<usize> {
         self.slot
+    }
+
+    /// Keeps a document beside the logs of the directory, under its digest, for whoever has to read an entry that names
+    /// it. One that is there is kept as it is.
+    pub fn keep(&self, document: &[u8]) -> Result<super::tree::Hash, AuditError> {
+        use base64::Engine as _;
+        let hash = super::tree::digest(document);
+        let folder = self.directory.join("bundle");
+        let path = folder.join(format!("{}.json", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(hash)));
+        if std::fs::read(&path).is_ok_and(|known| known == document) {
+            return Ok(hash);
+        }
+        let disk = &self.shared.options.disk;
+        disk.create_folder(&folder, 0o700).map_err(AuditError::io("cannot make", folder))?;
+        disk.write_whole(&path, document, 0o600).map_err(AuditError::io("cannot write", path))?;
+        Ok(hash)
+    }
+
+    /// Has something done once a second by the log's own thread, until it says false.
+    pub fn follow(&self, work: Follow) {
+        lock(&self.shared.followed).push(work);
     }
 
     /// A number that the log keeps for its owner, also after its death.
