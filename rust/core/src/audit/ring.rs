@@ -343,26 +343,35 @@ impl Ring {
         record.kind = (first >> 24) as u8;
         record.abandoned = (first >> 32) & 1 == 1;
         record.time_ms = time.cast_signed();
-        record.bytes.clear();
-        record.ends = [0; PIECES];
+        record.ranges = [(0, 0); PIECES];
         if record.abandoned {
             return lines;
         }
         // The lengths of the pieces: two in a word, the last in the first word.
         let lens = [one as u32, (one >> 32) as u32, two as u32, (two >> 32) as u32, (first >> 33) as u32];
         let room = (lines as usize).saturating_mul(LINE_WORDS as usize);
-        let mut at = PREFIX_WORDS;
-        for (len, end) in lens.into_iter().zip(&mut record.ends) {
-            let words = (len as usize).div_ceil(8).min(room.saturating_sub(at));
-            let start = record.bytes.len();
-            for word in 0..words {
-                record.bytes.extend_from_slice(&self.word(line, at.saturating_add(word)).to_le_bytes());
-            }
-            record.bytes.truncate(start.saturating_add(len as usize));
-            at = at.saturating_add(words);
-            *end = record.bytes.len();
+        let mut words = 0_usize;
+        for (len, range) in lens.into_iter().zip(&mut record.ranges) {
+            let fit = (len as usize).div_ceil(8).min(room.saturating_sub(PREFIX_WORDS).saturating_sub(words));
+            let start = words.saturating_mul(8);
+            *range = (start, start.saturating_add((len as usize).min(fit.saturating_mul(8))));
+            words = words.saturating_add(fit);
         }
+        self.copy_words(line, words, &mut record.bytes);
         lines
+    }
+
+    /// Copies so many words behind a record's prefix, up to the end of the ring and on from its beginning.
+    fn copy_words(&self, line: u32, words: usize, into: &mut Vec<u8>) {
+        let first = ((line & self.mask) as usize).saturating_mul(LINE_WORDS as usize).saturating_add(PREFIX_WORDS);
+        let before = self.words.get(first..).unwrap_or_default();
+        into.resize(words.saturating_mul(8), 0);
+        let (now, later) = into.split_at_mut(words.min(before.len()).saturating_mul(8));
+        for (from, into) in [(before, now), (&*self.words, later)] {
+            for (word, to) in from.iter().zip(into.as_chunks_mut::<8>().0) {
+                *to = word.0.load(Ordering::Relaxed).to_le_bytes();
+            }
+        }
     }
 }
 
@@ -383,7 +392,8 @@ pub struct Taken {
     /// Claimed, and given up before it was published
     pub(super) abandoned: bool,
     bytes: Vec<u8>,
-    ends: [usize; PIECES],
+    /// Where each piece begins and ends
+    ranges: [(usize, usize); PIECES],
 }
 
 impl Taken {
@@ -393,12 +403,7 @@ impl Taken {
     }
 
     fn pieces(&self) -> [&[u8]; PIECES] {
-        let mut start = 0;
-        self.ends.map(|end| {
-            let piece = self.bytes.get(start..end).unwrap_or_default();
-            start = end;
-            piece
-        })
+        self.ranges.map(|(start, end)| self.bytes.get(start..end).unwrap_or_default())
     }
 }
 
