@@ -202,14 +202,12 @@ impl Counted {
     fn produce(&self, samples: &[Sample], count: usize) {
         for number in 0..count {
             let record = samples[number % samples.len()].record(START_MS + (number / 1_000) as i64);
-            let claim = loop {
+            loop {
                 match self.log.claim(LogClaim::bytes_for(&record)) {
-                    Ok(claim) => break claim,
                     Err(Refused::Full) => std::thread::sleep(Duration::from_micros(200)),
-                    Err(refused) => panic!("{}", self.log.reason(refused)),
+                    claimed => break assert!(claimed.expect("the log takes records").publish(&record)),
                 }
-            };
-            assert!(claim.publish(&record));
+            }
         }
     }
 
@@ -262,17 +260,33 @@ impl NamedRing {
         Self { name, ring: Self::over(&mapping), file: Some(file), folder: Some(folder) }
     }
 
+    /// Lines of such a record.
+    fn lines_of(&self, sample: &Sample) -> usize {
+        let before = self.ring.used_bytes();
+        let mut reader = self.ring.reader();
+        let pieces = sample.pieces();
+        assert!(self.ring.claim(Self::bytes_of(sample)).expect("room").publish(&pieces));
+        let lines = (self.ring.used_bytes() - before) / LINE_BYTES;
+        assert!(self.ring.take(&mut reader, &mut Taken::default()));
+        self.ring.release(&reader);
+        lines
+    }
+
+    /// Bytes to claim for it: each piece begins at a word.
+    fn bytes_of(sample: &Sample) -> usize {
+        Ring::bytes_for(sample.bytes())
+    }
+
     /// Publishes `count` records in batches between two clock readings; nanoseconds per record. Then takes them out
     /// again and compares them.
     fn round(&self, sample: &Sample, count: usize, batch: usize, clock: f64, into: &mut Vec<f64>) {
         let pieces = sample.pieces();
-        let bytes = Ring::bytes_for(sample.bytes()) + 4 * 8;
+        let bytes = Self::bytes_of(sample);
         let mut reader = self.ring.reader();
         for _ in 0..count / batch {
             let start = Instant::now();
             for _ in 0..batch {
-                let claim = self.ring.claim(black_box(bytes)).expect("the ring is empty");
-                assert!(claim.publish(black_box(&pieces)));
+                assert!(self.ring.claim(black_box(bytes)).expect("the ring is empty").publish(black_box(&pieces)));
             }
             into.push((start.elapsed().as_nanos() as f64 - clock).max(0.0) / batch as f64);
         }
@@ -296,15 +310,14 @@ impl Drop for NamedRing {
 
 fn producer() {
     let clock = clock_ns();
-    println!("producer: claim + publish, ns per record; two readings of the clock cost {clock:.0} ns and are taken off");
+    println!(
+        "producer: claim + publish, ns per record; two readings of the clock cost {clock:.0} ns and are taken off"
+    );
     let sample = Sample::decision(123_456);
     let (head, tail, rest) = (sample.head.len(), sample.tail.len(), sample.structure.len() + sample.text.len());
     println!("  a decision: head {head} B, tail {tail} B, arguments {rest} B");
-    let rings = [
-        NamedRing::anonymous(),
-        NamedRing::mapped("mapped file", false),
-        NamedRing::mapped("mapped, /dev/shm", true),
-    ];
+    let rings =
+        [NamedRing::anonymous(), NamedRing::mapped("mapped file", false), NamedRing::mapped("mapped, /dev/shm", true)];
     // Around the ring once, so that all of it is there.
     for ring in &rings {
         for _ in 0..20 {
@@ -347,7 +360,11 @@ fn per_byte(rings: &[NamedRing], clock: f64) {
         }
         let p50 = quantile(&sort(times), 0.5);
         let (more_ns, more_bytes) = (p50 - last.0, sample.bytes() as f64 - last.1);
-        println!("  arguments of {:>6} B {p50:>6.0} ns   {:.3} ns per further byte", sample.bytes(), more_ns / more_bytes);
+        println!(
+            "  arguments of {:>6} B {p50:>6.0} ns   {:.3} ns per further byte",
+            sample.bytes(),
+            more_ns / more_bytes
+        );
         last = (p50, sample.bytes() as f64);
     }
 }
@@ -357,10 +374,13 @@ fn per_byte(rings: &[NamedRing], clock: f64) {
 fn written_back(ring: &NamedRing, sample: &Sample, clock: f64) {
     let file = ring.file.as_ref().expect("a mapped one");
     let (mut times, mut warm) = (Vec::new(), Vec::new());
+    // Half of the ring at a time: the second time around meets the pages that the first has touched.
+    let half = RING_BYTES / 2 / ring.lines_of(sample) / LINE_BYTES;
     for _ in 0..8 {
         file.sync_all().expect("a disk");
-        ring.round(sample, 8_192, 1, clock, &mut times);
-        ring.round(sample, 8_192, 1, clock, &mut warm);
+        for into in [&mut times, &mut times, &mut warm, &mut warm] {
+            ring.round(sample, half, 1, clock, into);
+        }
     }
     let (times, warm) = (sort(times), sort(warm));
     println!(
@@ -384,8 +404,8 @@ fn live(clock: f64) {
                 for sample in &samples {
                     let record = sample.record(START_MS);
                     let start = Instant::now();
-                    let claim = counted.log.claim(LogClaim::bytes_for(black_box(&record))).expect("room");
-                    assert!(claim.publish(black_box(&record)));
+                    let claimed = counted.log.claim(LogClaim::bytes_for(black_box(&record)));
+                    assert!(claimed.expect("room").publish(black_box(&record)));
                     times.push((start.elapsed().as_nanos() as f64 - clock).max(0.0));
                 }
                 std::thread::sleep(Duration::from_millis(1));
@@ -467,7 +487,8 @@ fn wal_bytes(folder: &Path) -> f64 {
         let file = File::open(segment.path()).expect("a segment");
         let (mut at, mut header) = (64_u64, [0_u8; 32]);
         while file.read_exact_at(&mut header, at).is_ok() && header.starts_with(b"TKF1") {
-            let word = |at: usize| u64::from(u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));
+            let word =
+                |at: usize| u64::from(u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));
             let len = 136 + word(20) + word(24);
             sum += len;
             at = (at + len).next_multiple_of(8);
@@ -560,7 +581,11 @@ fn parts() {
     entry.extend_from_slice(&sample.tail);
     entry.resize(entry.len() + 110 + 93, b'x');
     let salt = [7; 32];
-    println!("parts, ns per entry of {} B with a payload of {} B; the least of 31 interleaved rounds", entry.len(), payload.len());
+    println!(
+        "parts, ns per entry of {} B with a payload of {} B; the least of 31 interleaved rounds",
+        entry.len(),
+        payload.len()
+    );
     let mut frontier = Frontier::default();
     let mut arguments = Arguments::new();
     let (mut out, mut sink) = (Vec::with_capacity(4_096), 0_u64);
