@@ -13,9 +13,11 @@ from tollkeeper._native import (
     build_info,
     decision_codes,
 )
+from tollkeeper.audit import AuditLog
 from tollkeeper.budget import Denial, Hold, Ledger, Meter, Usage
 from tollkeeper.errors import (
     ArgumentsError,
+    AuditError,
     BudgetError,
     ConfigError,
     ContextError,
@@ -32,6 +34,8 @@ from tollkeeper.gate import Gate, ModelCall, Principal, Run, Scope
 __all__ = [
     "Answer",
     "ArgumentsError",
+    "AuditError",
+    "AuditLog",
     "BatchAnswer",
     "BudgetError",
     "ConfigError",

@@ -9,6 +9,8 @@
 //! | `policy`, `batch`, `entities` | the policy room: sets, contexts, answers; many at once; the entity store |
 //! | `gate`, `model_call` | the gate: checks, scopes, decisions; calls of models |
 //! | `budget`, `hold`, `meter` | the budget room: ledgers and clocks; holds and denials; the meter of an engine |
+//! | `verify` | the audit room's reading side: logs, entries, verification, proofs |
+//! | `audit`, `json` | the audit room: a log that is written; values as JSON text |
 //! | `uid` | `EntityUid`, and arguments that are a uid or its text |
 //! | `probe` | private functions the tests look through |
 //!
@@ -21,6 +23,7 @@
     reason = "the documentation of what is exported becomes Python docstrings"
 )]
 
+mod audit;
 mod batch;
 mod budget;
 mod convert;
@@ -30,11 +33,13 @@ mod fork;
 mod gate;
 mod guard;
 mod hold;
+mod json;
 mod meter;
 mod model_call;
 mod policy;
 mod probe;
 mod uid;
+mod verify;
 
 /// The native half of the package. Import from `tollkeeper`, not from here.
 #[pyo3::pymodule]
@@ -61,10 +66,19 @@ mod _native {
     use super::meter::PyMeter;
 
     #[pymodule_export]
+    use super::audit::{PyAuditLog, PyAuditWatch};
+
+    #[pymodule_export]
     use super::batch::PyBatchAnswer;
 
     #[pymodule_export]
     use super::policy::{PyAnswer, PyContext, PyEvaluationError, PyPolicySet};
+
+    #[pymodule_export]
+    use super::verify::{
+        PyAuditEntries, PyAuditReader, audit_check_consistency, audit_check_inclusion, audit_check_proof, audit_logs,
+        audit_prove, audit_verify,
+    };
 
     #[pymodule_export]
     use super::probe::{build_info, echo_arguments, echo_uid, fork_generation, measure_arguments, panic_on_purpose};

@@ -140,6 +140,8 @@ pub struct Health {
     pub durable_size: u64,
     /// Entries that a checkpoint covers
     pub checkpoint_size: u64,
+    /// The last record on the disk
+    pub durable_seq: u64,
     /// Sequence number of the next record
     pub next_seq: u64,
     /// Bytes of the ring in use, and of the ring
@@ -202,6 +204,8 @@ pub(super) struct State {
     pub(super) origin: String,
     pub(super) epoch: u64,
     pub(super) sync_max_us: u64,
+    /// First index of the segment that was begun last
+    pub(super) segment_from: u64,
     pub(super) requests: VecDeque<(u64, Request)>,
     pub(super) answers: VecDeque<(u64, Result<(), String>)>,
     /// When closing first met a disk that refuses
@@ -209,8 +213,16 @@ pub(super) struct State {
     asked: u64,
 }
 
+/// Something that is done once a second; false when it is not to be done again.
+pub type Follow = Box<dyn FnMut() -> bool + Send>;
+impl State {
+    /// Whether nothing becomes that certain any more: the last checkpoint is signed after the last write.
+    fn is_over(&self, class: Durability) -> bool {
+        if class == Durability::Checkpointed { self.cutter_over } else { self.writer_over }
+    }
+}
+
 /// What the threads and the handle share.
-#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) ring: Ring,
     pub(super) folder: PathBuf,
@@ -232,6 +244,7 @@ pub(super) struct Shared {
     /// Records that found no room and must not be dropped
     pub(super) outcomes: Mutex<VecDeque<Waiting>>,
     pub(super) cutting: Mutex<Cutting>,
+    pub(super) followed: Mutex<Vec<Follow>>,
     watchers: Mutex<Vec<Weak<OwnedFd>>>,
     pub(super) forks: u64,
     /// Who owns the folder; let go of when the log is closed
@@ -273,6 +286,12 @@ impl Shared {
             let _ = rustix::io::write(&watcher, &1_u64.to_ne_bytes());
             true
         });
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("folder", &self.folder).finish_non_exhaustive()
     }
 }
 
@@ -324,6 +343,7 @@ impl Log {
             is_broken: AtomicBool::new(false),
             outcomes: Mutex::new(VecDeque::new()),
             cutting: Mutex::new(cutting),
+            followed: Mutex::new(Vec::new()),
             watchers: Mutex::new(Vec::new()),
             forks: map::fork_generation(),
             lock: Mutex::new(Some(lock)),
@@ -490,31 +510,26 @@ impl Log {
     /// # Errors
     /// The log has given up, so it never will be.
     pub fn is_durable(&self, seq: u64, class: Durability) -> Result<bool, AuditError> {
-        let reached = match class {
+        let reached = || match class {
             Durability::Group => true,
             Durability::Sync => self.durable_seq() >= seq,
             Durability::Checkpointed => self.checkpoint_seq() >= seq,
         };
-        if !reached {
-            if self.shared.forks != map::fork_generation() {
-                return Err(AuditError::Forked);
-            }
-            if let Some(why) = self.shared.broken() {
-                return Err(AuditError::unavailable(why));
-            }
-            let state = self.shared.state();
-            let over = if class == Durability::Checkpointed { state.cutter_over } else { state.writer_over };
-            drop(state);
-            if over {
-                // It may have got there since it was looked at.
-                let reached = match class {
-                    Durability::Checkpointed => self.checkpoint_seq() >= seq,
-                    _ => self.durable_seq() >= seq,
-                };
-                return if reached { Ok(true) } else { Err(AuditError::Closed) };
-            }
+        if reached() {
+            return Ok(true);
         }
-        Ok(reached)
+        if self.shared.forks != map::fork_generation() {
+            return Err(AuditError::Forked);
+        }
+        if let Some(why) = self.shared.broken() {
+            return Err(AuditError::unavailable(why));
+        }
+        let over = self.shared.state().is_over(class);
+        // The last write, or the last checkpoint, may have come in between.
+        match reached() {
+            false if over => Err(AuditError::Closed),
+            reached => Ok(reached),
+        }
     }
 
     /// Asks for a record to become that certain soon, without waiting.
@@ -540,8 +555,7 @@ impl Log {
                 Durability::Sync => state.durable_seq >= seq,
                 Durability::Checkpointed => state.checkpoint_seq >= seq,
             };
-            let over = if class == Durability::Checkpointed { state.cutter_over } else { state.writer_over };
-            if reached || over {
+            if reached || state.is_over(class) {
                 continue;
             }
             let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
@@ -586,21 +600,38 @@ impl Log {
     pub fn checkpoint(&self, timeout_ms: u64) -> Result<u64, AuditError> {
         let end = Instant::now().checked_add(Duration::from_millis(timeout_ms));
         let (epoch, size) = self.flush_epoch(timeout_ms)?;
+        let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+        let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        if self.shared.state().epoch != epoch || self.wait_signed(size, left_ms)? {
+            return Ok(self.shared.state().checkpoint_size);
+        }
+        let why = self.shared.state().cut_failure.clone().unwrap_or_else(|| "the disk is slow".to_owned());
+        Err(AuditError::unavailable(format!("no checkpoint after {timeout_ms} ms: {why}")))
+    }
+
+    /// Waits until a checkpoint covers so many entries of this epoch; false if none does when the time is over.
+    pub fn wait_signed(&self, size: u64, timeout_ms: u64) -> Result<bool, AuditError> {
+        let end = Instant::now().checked_add(Duration::from_millis(timeout_ms));
         let mut state = self.shared.state();
+        let epoch = state.epoch;
         // An epoch that is over was signed as a whole.
         while state.epoch == epoch && state.checkpoint_size < size {
+            if let Some(why) = self.shared.broken() {
+                return Err(AuditError::unavailable(why));
+            }
+            if state.cutter_over {
+                return Err(AuditError::Closed);
+            }
             let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
-            if left.is_zero() || state.cutter_over || self.shared.broken().is_some() {
-                let why = state.cut_failure.clone().unwrap_or_else(|| "the disk is slow".to_owned());
-                let why = self.shared.broken().unwrap_or(why);
-                return Err(AuditError::unavailable(format!("no checkpoint after {timeout_ms} ms: {why}")));
+            if left.is_zero() {
+                return Ok(false);
             }
             state.hurry_checkpoint = true;
             self.shared.work.notify_all();
             let wait = left.min(Duration::from_millis(100));
             state = self.shared.done.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
-        Ok(state.checkpoint_size)
+        Ok(true)
     }
 
     /// Erases the payload and the salt of an entry and records that. The entry stays, and every proof of it.
@@ -662,6 +693,7 @@ impl Log {
             origin: state.origin.clone(),
             epoch: state.epoch,
             durable_size: state.durable_size,
+            durable_seq: state.durable_seq,
             checkpoint_size: state.checkpoint_size,
             next_seq: ring.next_seq(),
             ring_bytes: (ring.used_bytes(), ring.bytes()),
@@ -716,6 +748,27 @@ impl Log {
         self.slot
     }
 
+    /// Keeps a document beside the logs of the directory, under its digest, for whoever has to read an entry that names
+    /// it. One that is there is kept as it is.
+    pub fn keep(&self, document: &[u8]) -> Result<super::tree::Hash, AuditError> {
+        use base64::Engine as _;
+        let hash = super::tree::digest(document);
+        let folder = self.directory.join("bundle");
+        let path = folder.join(format!("{}.json", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(hash)));
+        if std::fs::read(&path).is_ok_and(|known| known == document) {
+            return Ok(hash);
+        }
+        let disk = &self.shared.options.disk;
+        disk.create_folder(&folder, 0o700).map_err(AuditError::io("cannot make", folder))?;
+        disk.write_whole(&path, document, 0o600).map_err(AuditError::io("cannot write", path))?;
+        Ok(hash)
+    }
+
+    /// Has something done once a second by the log's own thread, until it says false.
+    pub fn follow(&self, work: Follow) {
+        lock(&self.shared.followed).push(work);
+    }
+
     /// A number that the log keeps for its owner, also after its death.
     pub fn cursor(&self) -> u64 {
         self.shared.ring.header().cursor.load(crate::sync::Ordering::Relaxed)
@@ -736,7 +789,7 @@ impl Log {
     /// Takes no more records, brings everything to the disk, signs the last checkpoint and lets go of the folder.
     ///
     /// # Errors
-    /// The disk refuses: what is in the ring is recovered by the next opening.
+    /// The disk refuses, or the log has given up: what is in the ring is recovered by the next opening.
     pub fn close(&self) -> Result<(), AuditError> {
         if self.shared.forks != map::fork_generation() {
             return Ok(());

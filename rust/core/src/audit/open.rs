@@ -24,6 +24,7 @@ use super::ring::{LINE_BYTES, LINE_WORDS, Reader, Ring, RingHeader, Tag, Taken, 
 use super::tiles::Cutter;
 use super::tree::{Frontier, Hash};
 use super::wal::{Found, Frame, Scan, Wal, extends, segments};
+use crate::arguments::push_json_str;
 use crate::limits::{
     AUDIT_SLOTS_MAX, BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, RING_BYTES_MAX, RING_BYTES_MIN, SEGMENT_BYTES_MIN,
 };
@@ -419,7 +420,7 @@ impl Opening<'_> {
                 found.astray = self.end_of_log(&scan, &ended, missing, found.frontier.size())?;
                 if found.astray.is_none() {
                     let io = AuditError::io("cannot use", &segment.path);
-                    found.wal.go_on(scan, ended.last_frame).map_err(io)?;
+                    found.wal.go_on(scan, segment.first_index, ended.last_frame).map_err(io)?;
                 }
             }
         }
@@ -458,7 +459,6 @@ impl Opening<'_> {
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         push_number(&mut self.cut, "cut_bytes", number(bytes));
         push_number(&mut self.cut, "cut_from_size", number(size));
-        push_number(&mut self.cut, "cut_offset", number(scan.offset()));
         Ok(None)
     }
 
@@ -516,11 +516,10 @@ impl Opening<'_> {
             if place > 0 {
                 members.push(b',');
             }
-            members.extend_from_slice(b"{\"slot\":");
-            members.extend_from_slice(sibling.0.to_string().as_bytes());
-            push_text(&mut members, "origin", &sibling.1.origin);
-            push_number(&mut members, "size", i64::try_from(sibling.1.size).unwrap_or(i64::MAX));
-            push_text(&mut members, "root", &BASE64.encode(sibling.1.root));
+            members.extend_from_slice(b"{\"origin\":");
+            push_json_str(&mut members, &sibling.origin);
+            push_number(&mut members, "size", i64::try_from(sibling.size).unwrap_or(i64::MAX));
+            push_text(&mut members, "root", &BASE64.encode(sibling.root));
             members.push(b'}');
         }
         members.push(b']');
@@ -530,10 +529,10 @@ impl Opening<'_> {
     }
 
     /// What the other logs of the directory have signed, so that one that is missing later shows.
-    fn siblings(&self) -> Vec<(usize, Signed)> {
+    fn siblings(&self) -> Vec<Signed> {
         let Some(folder) = &self.options.siblings else { return Vec::new() };
         let others = (0..AUDIT_SLOTS_MAX).filter(|slot| Some(*slot) != self.options.slot);
-        others.filter_map(|slot| Some((slot, Signed::read(&folder.join(slot.to_string()))?))).collect()
+        others.filter_map(|slot| Signed::read(&folder.join(slot.to_string()))).collect()
     }
 }
 

@@ -162,7 +162,7 @@ impl Ring {
     }
 
     /// Begins anew with nothing in it and sequence number 1. Only its one owner may, before others see it.
-    pub(super) fn reset(&self, producer: u64, pid: u32, boot: [u64; 2]) {
+    pub fn reset(&self, producer: u64, pid: u32, boot: [u64; 2]) {
         self.disown();
         let header = self.header();
         for tag in &*self.tags {
@@ -256,7 +256,7 @@ impl Ring {
     }
 
     /// The reader of this ring's records, at the oldest one that was not let go. There is one.
-    pub(super) fn reader(&self) -> Reader {
+    pub fn reader(&self) -> Reader {
         let head = Place::unpack(self.header().head.load(Ordering::Acquire));
         Reader { place: head, seq: self.full(head.seq) }
     }
@@ -300,7 +300,7 @@ impl Ring {
     }
 
     /// Copies the record at the reader out, if it is published, and moves the reader on.
-    pub(super) fn take(&self, reader: &mut Reader, record: &mut Taken) -> bool {
+    pub fn take(&self, reader: &mut Reader, record: &mut Taken) -> bool {
         let Some(tag) = self.tags.get((reader.place.line & self.mask) as usize) else { return false };
         // Acquire: pairs with the store of the tag, so the words are those of its record.
         if tag.0.load(Ordering::Acquire) != reader.place.pack() {
@@ -338,7 +338,7 @@ impl Ring {
     }
 
     /// Lets go of all records before the reader: producers may use their lines.
-    pub(super) fn release(&self, reader: &Reader) {
+    pub fn release(&self, reader: &Reader) {
         let header = self.header();
         // The base first: whoever sees the head has a base that is at most one round behind.
         header.base.store(reader.seq, Ordering::Relaxed);
@@ -364,32 +364,41 @@ impl Ring {
         record.kind = (first >> 24) as u8;
         record.abandoned = (first >> 32) & 1 == 1;
         record.time_ms = time.cast_signed();
-        record.bytes.clear();
-        record.ends = [0; PIECES];
+        record.ranges = [(0, 0); PIECES];
         if record.abandoned {
             return lines;
         }
         // The lengths of the pieces: two in a word, the last in the first word.
         let lens = [one as u32, (one >> 32) as u32, two as u32, (two >> 32) as u32, (first >> 33) as u32];
         let room = (lines as usize).saturating_mul(LINE_WORDS as usize);
-        let mut at = PREFIX_WORDS;
-        for (len, end) in lens.into_iter().zip(&mut record.ends) {
-            let words = (len as usize).div_ceil(8).min(room.saturating_sub(at));
-            let start = record.bytes.len();
-            for word in 0..words {
-                record.bytes.extend_from_slice(&self.word(line, at.saturating_add(word)).to_le_bytes());
-            }
-            record.bytes.truncate(start.saturating_add(len as usize));
-            at = at.saturating_add(words);
-            *end = record.bytes.len();
+        let mut words = 0_usize;
+        for (len, range) in lens.into_iter().zip(&mut record.ranges) {
+            let fit = (len as usize).div_ceil(8).min(room.saturating_sub(PREFIX_WORDS).saturating_sub(words));
+            let start = words.saturating_mul(8);
+            *range = (start, start.saturating_add((len as usize).min(fit.saturating_mul(8))));
+            words = words.saturating_add(fit);
         }
+        self.copy_words(line, words, &mut record.bytes);
         lines
+    }
+
+    /// Copies so many words behind a record's prefix, up to the end of the ring and on from its beginning.
+    fn copy_words(&self, line: u32, words: usize, into: &mut Vec<u8>) {
+        let first = ((line & self.mask) as usize).saturating_mul(LINE_WORDS as usize).saturating_add(PREFIX_WORDS);
+        let before = self.words.get(first..).unwrap_or_default();
+        into.resize(words.saturating_mul(8), 0);
+        let (now, later) = into.split_at_mut(words.min(before.len()).saturating_mul(8));
+        for (from, into) in [(before, now), (&*self.words, later)] {
+            for (word, to) in from.iter().zip(into.as_chunks_mut::<8>().0) {
+                *to = word.0.load(Ordering::Relaxed).to_le_bytes();
+            }
+        }
     }
 }
 
 /// Where the consumer is.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Reader {
+pub struct Reader {
     place: Place,
     /// The sequence number of the next record, in full
     pub(super) seq: u64,
@@ -397,29 +406,25 @@ pub(super) struct Reader {
 
 /// A record that was copied out.
 #[derive(Debug, Default)]
-pub(super) struct Taken {
+pub struct Taken {
     pub(super) seq: u64,
     pub(super) kind: u8,
     pub(super) time_ms: i64,
     /// Claimed, and given up before it was published
     pub(super) abandoned: bool,
     bytes: Vec<u8>,
-    ends: [usize; PIECES],
+    /// Where each piece begins and ends
+    ranges: [(usize, usize); PIECES],
 }
 
 impl Taken {
     /// The record as it was published.
-    pub(super) fn as_pieces(&self) -> Pieces<'_> {
+    pub fn as_pieces(&self) -> Pieces<'_> {
         Pieces { kind: self.kind, time_ms: self.time_ms, pieces: self.pieces() }
     }
 
     fn pieces(&self) -> [&[u8]; PIECES] {
-        let mut start = 0;
-        self.ends.map(|end| {
-            let piece = self.bytes.get(start..end).unwrap_or_default();
-            start = end;
-            piece
-        })
+        self.ranges.map(|(start, end)| self.bytes.get(start..end).unwrap_or_default())
     }
 }
 

@@ -222,6 +222,7 @@ pub(super) struct Wal {
 struct Open {
     file: File,
     path: PathBuf,
+    first_index: u64,
     /// Where the next frame goes
     offset: u64,
     len_bytes: u64,
@@ -242,7 +243,7 @@ impl Wal {
     /// That frame is written once more. Whoever wrote it may have died before it was brought to the disk, or have been
     /// told that it could not be; then it is in memory only, nothing would write it again, and what is built upon it
     /// would be lost with it.
-    pub(super) fn go_on(&mut self, scan: Scan, last_frame: Option<u64>) -> io::Result<()> {
+    pub(super) fn go_on(&mut self, scan: Scan, first_index: u64, last_frame: Option<u64>) -> io::Result<()> {
         let (file, path, offset) = scan.into_file();
         let len_bytes = file.metadata()?.len();
         if let Some(from) = last_frame {
@@ -253,7 +254,7 @@ impl Wal {
             self.disk.write_at(&file, &path, &bytes, from)?;
             self.disk.sync(&file, &path)?;
         }
-        self.open = Some(Open { file, path, offset, len_bytes });
+        self.open = Some(Open { file, path, first_index, offset, len_bytes });
         Ok(())
     }
 
@@ -307,7 +308,12 @@ impl Wal {
             self.disk.sync_folder(&self.folder)
         };
         begun().map_err(AuditError::io("cannot begin", path.clone()))?;
-        Ok(Open { file, path, offset: SEGMENT_HEADER_BYTES, len_bytes })
+        Ok(Open { file, path, first_index, offset: SEGMENT_HEADER_BYTES, len_bytes })
+    }
+
+    /// First index of the segment that is written to.
+    pub(super) fn segment_from(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.first_index)
     }
 
     /// Why the segment is no longer the file of its name, if it is not: then what is written would be lost with it.
