@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArgumentsError",
+    "AuditError",
     "BudgetError",
     "ConfigError",
     "ContextError",
@@ -148,6 +149,10 @@ class BudgetError(TollkeeperError, ValueError):
 
     A reserve that does not fit is no error: it returns a `Denial`.
     """
+
+
+class AuditError(TollkeeperError, ValueError):
+    """An audit log cannot be read, or a proof does not hold; ``code`` begins with ``audit.``."""
 
 
 class Denied(TollkeeperError):  # noqa: N818 - a denial is no error

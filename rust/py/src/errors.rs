@@ -5,6 +5,7 @@
 
 use pyo3::types::PyTuple;
 use pyo3::{Py, PyErr};
+use tollkeeper_core::audit::verify::error::VerifyError;
 use tollkeeper_core::budget::error::BudgetError;
 use tollkeeper_core::budget::price::Unpriced;
 use tollkeeper_core::limits::AMOUNT_MAX;
@@ -16,6 +17,7 @@ use crate::convert::ConvertError;
 mod python {
     //! The classes of `tollkeeper/errors.py`.
     pyo3::import_exception!(tollkeeper.errors, ArgumentsError);
+    pyo3::import_exception!(tollkeeper.errors, AuditError);
     pyo3::import_exception!(tollkeeper.errors, BudgetError);
     pyo3::import_exception!(tollkeeper.errors, ContextError);
     pyo3::import_exception!(tollkeeper.errors, Denied);
@@ -36,6 +38,8 @@ pub(crate) enum Error {
     Uid(UidError),
     /// A ledger cannot be used, or not like that.
     Budget(BudgetError),
+    /// An audit log cannot be read, or a proof does not hold.
+    Verify(VerifyError),
     /// A model or a component has no price.
     Unpriced(Unpriced),
     /// A whole number that is out of its range: of what, the number as text, and the least it may be.
@@ -78,6 +82,12 @@ impl From<BudgetError> for Error {
     }
 }
 
+impl From<VerifyError> for Error {
+    fn from(error: VerifyError) -> Self {
+        Self::Verify(error)
+    }
+}
+
 impl From<Unpriced> for Error {
     fn from(error: Unpriced) -> Self {
         Self::Unpriced(error)
@@ -92,6 +102,7 @@ impl From<Error> for PyErr {
             Error::Text(errors) => text_error(&errors),
             Error::Uid(e) => python::EntityError::new_err((e.to_string(), e.code(), e.help())),
             Error::Budget(e) => budget_error(&e),
+            Error::Verify(e) => python::AuditError::new_err((e.to_string(), e.code(), e.help())),
             Error::Unpriced(e) => python::BudgetError::new_err((
                 e.to_string(),
                 "budget.unpriced",
