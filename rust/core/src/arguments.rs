@@ -17,7 +17,7 @@ const NODE_BYTES: usize = 16;
 pub const ARGUMENT_NODE_BYTES: usize = 24;
 
 /// Appends text as a JSON string.
-pub(crate) fn push_json_str(out: &mut Vec<u8>, text: &str) {
+pub fn push_json_str(out: &mut Vec<u8>, text: &str) {
     // Writing to memory does not fail.
     let _ = serde_json::to_writer(out, text);
 }

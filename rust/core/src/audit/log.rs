@@ -139,6 +139,8 @@ pub struct Health {
     pub durable_size: u64,
     /// Entries that a checkpoint covers
     pub checkpoint_size: u64,
+    /// The last record on the disk
+    pub durable_seq: u64,
     /// Sequence number of the next record
     pub next_seq: u64,
     /// Bytes of the ring in use, and of the ring
@@ -190,6 +192,13 @@ pub(super) struct State {
     /// When closing first met a disk that refuses
     pub(super) closing_since: Option<Instant>,
     asked: u64,
+}
+
+impl State {
+    /// Whether nothing becomes that certain any more: the last checkpoint is signed after the last write.
+    fn is_over(&self, class: Durability) -> bool {
+        if class == Durability::Checkpointed { self.cutter_over } else { self.writer_over }
+    }
 }
 
 /// What the threads and the handle share.
@@ -458,23 +467,26 @@ impl Log {
     /// # Errors
     /// The log has given up, so it never will be.
     pub fn is_durable(&self, seq: u64, class: Durability) -> Result<bool, AuditError> {
-        let reached = match class {
+        let reached = || match class {
             Durability::Group => true,
             Durability::Sync => self.durable_seq() >= seq,
             Durability::Checkpointed => self.checkpoint_seq() >= seq,
         };
-        if !reached {
-            if self.shared.forks != map::fork_generation() {
-                return Err(AuditError::Forked);
-            }
-            if let Some(why) = self.shared.broken() {
-                return Err(AuditError::unavailable(why));
-            }
-            if self.shared.state().writer_over {
-                return Err(AuditError::Closed);
-            }
+        if reached() {
+            return Ok(true);
         }
-        Ok(reached)
+        if self.shared.forks != map::fork_generation() {
+            return Err(AuditError::Forked);
+        }
+        if let Some(why) = self.shared.broken() {
+            return Err(AuditError::unavailable(why));
+        }
+        let over = self.shared.state().is_over(class);
+        // The last write, or the last checkpoint, may have come in between.
+        match reached() {
+            false if over => Err(AuditError::Closed),
+            reached => Ok(reached),
+        }
     }
 
     /// Asks for a record to become that certain soon, without waiting.
@@ -497,7 +509,7 @@ impl Log {
                 Durability::Sync => state.durable_seq >= seq,
                 Durability::Checkpointed => state.checkpoint_seq >= seq,
             };
-            if reached || state.writer_over {
+            if reached || state.is_over(class) {
                 continue;
             }
             let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
@@ -530,20 +542,34 @@ impl Log {
     /// Waits until a checkpoint covers everything that was published before. Returns its size.
     pub fn checkpoint(&self, timeout_ms: u64) -> Result<u64, AuditError> {
         let size = self.flush(timeout_ms)?;
+        if self.wait_signed(size, timeout_ms)? {
+            return Ok(self.shared.state().checkpoint_size);
+        }
+        let why = self.shared.state().cut_failure.clone().unwrap_or_else(|| "the disk is slow".to_owned());
+        Err(AuditError::unavailable(format!("no checkpoint after {timeout_ms} ms: {why}")))
+    }
+
+    /// Waits until a checkpoint covers so many entries of this epoch; false if none does when the time is over.
+    pub fn wait_signed(&self, size: u64, timeout_ms: u64) -> Result<bool, AuditError> {
         let end = Instant::now().checked_add(Duration::from_millis(timeout_ms));
         let mut state = self.shared.state();
-        while state.checkpoint_size < size && !state.cutter_over {
+        while state.checkpoint_size < size {
+            if state.cutter_over {
+                return Err(AuditError::Closed);
+            }
             state.hurry_checkpoint = true;
             self.shared.work.notify_all();
             let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
             if left.is_zero() {
-                let why = state.cut_failure.clone().unwrap_or_else(|| "the disk is slow".to_owned());
-                return Err(AuditError::unavailable(format!("no checkpoint after {timeout_ms} ms: {why}")));
+                return Ok(false);
             }
             let wait = left.min(Duration::from_millis(100));
             state = self.shared.done.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            if let Some(why) = self.shared.broken() {
+                return Err(AuditError::unavailable(why));
+            }
         }
-        Ok(state.checkpoint_size)
+        Ok(true)
     }
 
     /// Erases the payload and the salt of an entry and records that. The entry stays, and every proof of it.
@@ -605,6 +631,7 @@ impl Log {
             epoch: state.epoch,
             durable_size: state.durable_size,
             checkpoint_size: state.checkpoint_size,
+            durable_seq: state.durable_seq,
             next_seq: ring.next_seq(),
             ring_bytes: (ring.used_bytes(), ring.bytes()),
             sync_max_us: state.sync_max_us,
