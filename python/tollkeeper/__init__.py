@@ -16,6 +16,7 @@ from tollkeeper._native import (
 from tollkeeper.budget import Denial, Hold, Ledger, Meter, Usage
 from tollkeeper.errors import (
     ArgumentsError,
+    AuditError,
     BudgetError,
     ConfigError,
     ContextError,
@@ -32,6 +33,7 @@ from tollkeeper.gate import Gate, ModelCall, Principal, Run, Scope
 __all__ = [
     "Answer",
     "ArgumentsError",
+    "AuditError",
     "BatchAnswer",
     "BudgetError",
     "ConfigError",

@@ -7,7 +7,13 @@
     clippy::arithmetic_side_effects,
     reason = "tests"
 )]
-#![expect(clippy::cast_possible_truncation, missing_docs, clippy::missing_panics_doc, reason = "tests")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    missing_docs,
+    clippy::missing_panics_doc,
+    reason = "tests"
+)]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,6 +33,7 @@ use tollkeeper_core::audit::verify::proof::{Tiles, check_proof, prove, prove_con
 use tollkeeper_core::audit::verify::report::{FaultKind, KeySource, Report, Verdict};
 use tollkeeper_core::audit::verify::tiles::{self, Kind};
 
+#[expect(unreachable_pub, reason = "the fuzz target includes it too")]
 mod audit_model;
 
 use audit_model::{Folder, Model, files, key, leaf, tree, vkey};
@@ -700,6 +707,36 @@ fn a_caller_may_stop_a_verification() {
     assert!(matches!(stopped, Err(VerifyError::Cancelled)));
     assert_eq!(calls, [(65_536, 66_000)]);
     assert_eq!(verify(&folder.0, &options, &mut |_, _| true).unwrap().verdict(), Verdict::Ok);
+}
+
+/// `cargo test --release --test audit_verify -- --ignored --nocapture speed`
+#[test]
+#[ignore = "a measurement: half a gigabyte of log"]
+fn speed() {
+    let folder = Folder::new("speed");
+    let mut model = Model::new(ORIGIN);
+    model.batch = 600;
+    model.segment_frames = 200;
+    model.control("start", r#""origin":"x""#);
+    let count = 400_000;
+    for number in 1..count {
+        model.decision(number, number % 8 != 0, "what is a toll?");
+        model.entries.last_mut().unwrap().payload = None;
+    }
+    model.signed = vec![count as usize];
+    model.write(&folder.0);
+    let size: usize = model.entries.iter().map(|entry| entry.bytes.len()).sum();
+    for round in 0..4 {
+        if round == 3 {
+            fs::remove_dir_all(folder.0.join("wal")).unwrap();
+        }
+        let begun = std::time::Instant::now();
+        let report = check(&folder.0, &model);
+        let seconds = begun.elapsed().as_secs_f64();
+        assert_eq!((report.verdict(), report.logs().next().unwrap().verified_size), (Verdict::Ok, count));
+        let rate = count as f64 / seconds / 1e6;
+        eprintln!("{} bytes an entry, segments: {}: {rate:.2} M entries/s", size / count as usize, round < 3);
+    }
 }
 
 /// JSON texts that are near to right ones.

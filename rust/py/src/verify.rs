@@ -26,7 +26,7 @@ fn detached<T: Send>(py: Python<'_>, call: impl FnOnce() -> Result<T, VerifyErro
 #[pyfunction]
 #[pyo3(signature = (path, /) -> "list[dict[str, typing.Any]]")]
 pub(crate) fn audit_logs(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyList>> {
-    let found = detached(py, || {
+    let found = detached(py, move || {
         let mut found = Vec::new();
         for log in LogDir::discover(&path)?.logs {
             for epoch in log.epochs {
@@ -84,7 +84,7 @@ impl PyAuditReader {
     #[new]
     #[pyo3(signature = (path))]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let reader = detached(py, || Reader::open(&path))?;
+        let reader = detached(py, move || Reader::open(&path))?;
         Ok(Self { reader: Mutex::new(reader) })
     }
 
@@ -175,7 +175,6 @@ impl PyAuditEntries {
         slf
     }
 
-    #[pyo3(signature = () -> "tuple[int, bytes]")]
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<(u64, Bound<'py, PyBytes>)>> {
         let reader = self.reader.get();
         let taken = detached(py, || {
@@ -350,10 +349,11 @@ pub(crate) fn audit_verify<'py>(
     path: PathBuf,
     key: Option<&str>,
     since: Option<String>,
-    progress: Option<Py<PyAny>>,
+    progress: Option<&Bound<'py, PyAny>>,
     trust_directory: bool,
     foreign: bool,
 ) -> PyResult<Bound<'py, PyDict>> {
+    let progress = progress.map(|call| call.clone().unbind());
     let options = Options { keys: key_lines(key), since, foreign, trust_directory };
     let mut raised = None;
     let mut call = |done: u64, total: u64| {
@@ -369,7 +369,10 @@ pub(crate) fn audit_verify<'py>(
             })
         })
     };
-    let found = detached(py, || verify(&path, &options, &mut call));
+    let found = detached(py, || {
+        let path = path;
+        verify(&path, &options, &mut call)
+    });
     match raised {
         Some(error) => Err(error),
         None => report_dict(py, &found?),
@@ -387,7 +390,7 @@ fn is_false(answer: &Bound<'_, PyAny>) -> bool {
 #[pyfunction]
 #[pyo3(signature = (path, index, /, extra: "bytes | None" = None))]
 pub(crate) fn audit_prove(py: Python<'_>, path: PathBuf, index: u64, extra: Option<Vec<u8>>) -> PyResult<String> {
-    detached(py, || prove(&path, index, extra.as_deref()))
+    detached(py, move || prove(&path, index, extra.as_deref()))
 }
 
 /// Checks a proof offline: that the key has signed a tree in which `entry` has the proof's index.
@@ -430,7 +433,7 @@ pub(crate) fn audit_check_inclusion(
     leaf_hash: &[u8],
     proof: Vec<Vec<u8>>,
 ) -> PyResult<()> {
-    detached(py, || check_inclusion(leaf_index, tree_size, leaf_hash, &proof, root))
+    detached(py, move || check_inclusion(leaf_index, tree_size, leaf_hash, &proof, root))
 }
 
 /// Checks a proof that a tree is the beginning of another, as RFC 6962 has it.
@@ -447,5 +450,5 @@ pub(crate) fn audit_check_consistency(
     root2: &[u8],
     proof: Vec<Vec<u8>>,
 ) -> PyResult<()> {
-    detached(py, || check_consistency(size1, size2, root1, root2, &proof))
+    detached(py, move || check_consistency(size1, size2, root1, root2, &proof))
 }

@@ -64,7 +64,7 @@ fn key_id(name: &str, key: &SigningKey) -> [u8; 4] {
 }
 
 pub fn vkey(name: &str, key: &SigningKey) -> String {
-    let id: String = key_id(name, key).iter().map(|byte| format!("{byte:02x}")).collect();
+    let id = format!("{:08x}", u32::from_be_bytes(key_id(name, key)));
     let public = [&[1][..], key.verifying_key().as_bytes()].concat();
     format!("{name}+{id}+{}", STANDARD.encode(public))
 }
@@ -192,7 +192,28 @@ impl Model {
         }
     }
 
-    fn frame(&self, first: usize, count: usize) -> Vec<u8> {
+    /// The roots at the beginning of each frame and at the end, from hashes of complete subtrees.
+    fn frame_roots(&self) -> Vec<Hash> {
+        let mut stack: Vec<(u32, Hash)> = Vec::new();
+        let mut roots = vec![sha(&[])];
+        for (place, entry) in self.entries.iter().enumerate() {
+            stack.push((0, leaf(&entry.bytes)));
+            while let [.., (low, left), (height, right)] = &stack[..]
+                && low == height
+            {
+                let joined = (height + 1, sha(&[&[1], left, right]));
+                stack.truncate(stack.len() - 2);
+                stack.push(joined);
+            }
+            if (place + 1) % self.batch == 0 || place + 1 == self.entries.len() {
+                let (last, rest) = stack.split_last().unwrap();
+                roots.push(rest.iter().rev().fold(last.1, |right, (_, left)| sha(&[&[1], left, &right])));
+            }
+        }
+        roots
+    }
+
+    fn frame(&self, first: usize, count: usize, previous: &Hash, root: &Hash) -> Vec<u8> {
         let of = &self.entries[first..first + count];
         let mut entries = Vec::new();
         let mut payloads = Vec::new();
@@ -216,12 +237,11 @@ impl Model {
         for word in [self.producer, (first + count) as u64, 1_700_000_000_000, 0] {
             frame.extend_from_slice(&word.to_le_bytes());
         }
-        frame.extend_from_slice(&self.root(first));
+        frame.extend_from_slice(previous);
         frame.extend_from_slice(&entries);
-        let root = self.root(first + count);
-        let checksum = crc32c::crc32c(&[&frame[..], &root].concat());
+        let checksum = crc32c::crc32c(&[&frame[..], root].concat());
         frame.extend_from_slice(&payloads);
-        frame.extend_from_slice(&root);
+        frame.extend_from_slice(root);
         frame.extend_from_slice(&checksum.to_le_bytes());
         frame.extend_from_slice(b"TKFE");
         frame.resize(frame.len().next_multiple_of(8), 0);
@@ -230,14 +250,15 @@ impl Model {
 
     /// First entry and bytes of each frame.
     pub fn frames(&self) -> Vec<(usize, Vec<u8>)> {
-        let mut frames = Vec::new();
-        let mut first = 0;
-        while first < self.entries.len() {
-            let count = self.batch.min(self.entries.len() - first);
-            frames.push((first, self.frame(first, count)));
-            first += count;
-        }
-        frames
+        let roots = self.frame_roots();
+        let firsts = (0..self.entries.len()).step_by(self.batch);
+        firsts
+            .zip(roots.windows(2))
+            .map(|(first, roots)| {
+                let count = self.batch.min(self.entries.len() - first);
+                (first, self.frame(first, count, &roots[0], &roots[1]))
+            })
+            .collect()
     }
 
     pub fn segment(&self, first: usize, frames: &[Vec<u8>]) -> Vec<u8> {

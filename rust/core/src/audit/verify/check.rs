@@ -119,6 +119,13 @@ fn add(report: &mut LogReport, kind: FaultKind, file: &str, message: impl Into<S
     report.faults.push(Fault { kind, file: file.to_owned(), index: None, offset: None, message: message.into() });
 }
 
+/// Whether something in the folder says that checkpoints were published.
+fn promises_checkpoint(epoch: &Epoch) -> Result<bool, VerifyError> {
+    let history = History::open(&epoch.path.join("checkpoints.log"), Vec::new())?;
+    let published = history.is_some_and(|mut history| !matches!(history.next(), super::history::Past::End));
+    Ok(published || epoch.path.join("tile").join("0").is_dir())
+}
+
 /// The first entry of an epoch, as far as it says what came before.
 struct Before {
     origin: String,
@@ -193,7 +200,7 @@ impl Verification<'_, '_> {
             }
             other => other?,
         };
-        let expected = text.is_none() && self.promises_checkpoint(epoch)?;
+        let expected = text.is_none() && promises_checkpoint(epoch)?;
         if expected && report.faults.iter().all(|fault| fault.file != "checkpoint") {
             add(&mut report, FaultKind::Missing, "checkpoint", "there is none, though the log has published some");
         }
@@ -245,13 +252,6 @@ impl Verification<'_, '_> {
                 Ok(None)
             }
         }
-    }
-
-    /// Whether something in the folder says that checkpoints were published.
-    fn promises_checkpoint(&self, epoch: &Epoch) -> Result<bool, VerifyError> {
-        let history = History::open(&epoch.path.join("checkpoints.log"), Vec::new())?;
-        let published = history.is_some_and(|mut history| !matches!(history.next(), super::history::Past::End));
-        Ok(published || epoch.path.join("tile").join("0").is_dir())
     }
 
     /// The origin ends with the numbers of the slot and the epoch, so that logs cannot change places.

@@ -136,6 +136,9 @@ impl Table {
     }
 }
 
+/// A payload's salt, and the payload.
+pub type SaltedPayload = (Vec<u8>, Vec<u8>);
+
 /// Reads one tree's entries by their index.
 #[derive(Debug)]
 pub struct Reader {
@@ -235,13 +238,12 @@ impl Reader {
 
     fn table(&mut self, position: usize) -> Result<&mut Table, VerifyError> {
         let cached = self.table.take().filter(|table| table.position == position);
-        let table = match cached {
-            Some(table) => table,
-            None => {
-                let segment = self.segments.as_ref().and_then(|all| all.get(position));
-                let segment = segment.ok_or_else(|| self.no_entry(u64::MAX))?;
-                Table::open(position, segment)?
-            }
+        let table = if let Some(table) = cached {
+            table
+        } else {
+            let segment = self.segments.as_ref().and_then(|all| all.get(position));
+            let segment = segment.ok_or_else(|| self.no_entry(u64::MAX))?;
+            Table::open(position, segment)?
         };
         Ok(self.table.insert(table))
     }
@@ -313,7 +315,7 @@ impl Reader {
     }
 
     /// The payload of an entry with its salt; `None` where there is none, or it was erased.
-    pub fn payload(&mut self, index: u64) -> Result<Option<(Vec<u8>, Vec<u8>)>, VerifyError> {
+    pub fn payload(&mut self, index: u64) -> Result<Option<SaltedPayload>, VerifyError> {
         if index >= self.size() {
             return Err(self.no_entry(index));
         }

@@ -70,7 +70,7 @@ impl VerifierKey {
         }
         let public = <&[u8; 32]>::try_from(bytes).ok().and_then(|bytes| VerifyingKey::from_bytes(bytes).ok());
         let Some(public) = public else { return key_error("the verifier key is no Ed25519 key") };
-        let expected = key_id(name, &public).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let expected = format!("{:08x}", u32::from_be_bytes(key_id(name, &public)));
         if id != expected {
             return key_error(format!("the id of the verifier key is {id}, its content has {expected}"));
         }

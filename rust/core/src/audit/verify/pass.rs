@@ -65,7 +65,7 @@ pub(super) struct Progress<'a> {
 impl Progress<'_> {
     fn tick(&mut self) -> Result<(), VerifyError> {
         self.done = self.done.saturating_add(1);
-        if self.done % AUDIT_PROGRESS_ENTRIES == 0 && !(self.call)(self.done, self.total.max(self.done)) {
+        if self.done.is_multiple_of(AUDIT_PROGRESS_ENTRIES) && !(self.call)(self.done, self.total.max(self.done)) {
             return Err(VerifyError::Cancelled);
         }
         Ok(())
@@ -721,14 +721,13 @@ impl<'a, 'b> Pass<'a, 'b> {
             self.other = None;
         } else if let Some(other) = self.other.take() {
             // Go on from the right one; the lower levels keep what was computed, and say nothing new below it.
-            let fresh = Level { range: other, ..Level::default() };
-            self.replace(fresh);
+            self.replace(&other);
         }
     }
 
     /// Takes up another tree: its subtrees are spread over the levels again.
-    fn replace(&mut self, fresh: Level) {
-        let mut hashes = fresh.range.hashes().iter().rev().copied();
+    fn replace(&mut self, tree: &Range) {
+        let mut hashes = tree.hashes().iter().rev().copied();
         for (level, current) in self.levels.iter_mut().enumerate() {
             let width = width_at(u8::try_from(level).unwrap_or(LEVELS), self.size) % TILE_WIDTH;
             let mut own: Vec<Hash> = hashes.by_ref().take(width.count_ones() as usize).collect();

@@ -18,7 +18,7 @@ const HEAD: &str = "c2sp.org/tlog-proof@v1\n";
 #[derive(Debug)]
 pub struct Tiles<'a> {
     root: &'a Path,
-    tiles: HashMap<(u8, u64), Vec<Hash>>,
+    read: HashMap<(u8, u64), Vec<Hash>>,
     /// Tile files that were read
     pub reads: u64,
 }
@@ -26,17 +26,17 @@ pub struct Tiles<'a> {
 impl<'a> Tiles<'a> {
     /// The tiles below a log's folder.
     pub fn new(root: &'a Path) -> Self {
-        Self { root, tiles: HashMap::new(), reads: 0 }
+        Self { root, read: HashMap::new(), reads: 0 }
     }
 
     fn tile(&mut self, level: u8, number: u64) -> Result<&[Hash], VerifyError> {
-        if !self.tiles.contains_key(&(level, number)) {
+        if !self.read.contains_key(&(level, number)) {
             let width = widths(self.root, Kind::Tile(level), number).last().copied();
             let read = width.map(|width| read_tile(self.root, level, number, width)).transpose()?.flatten();
             self.reads = self.reads.saturating_add(1);
-            self.tiles.insert((level, number), read.unwrap_or_default());
+            self.read.insert((level, number), read.unwrap_or_default());
         }
-        Ok(self.tiles.get(&(level, number)).map_or(&[], Vec::as_slice))
+        Ok(self.read.get(&(level, number)).map_or(&[], Vec::as_slice))
     }
 
     /// The hash over the complete subtree of 2^height leaves at a place of that height.
@@ -128,7 +128,7 @@ pub fn root_at(reader: &mut Reader, size: u64) -> Result<Hash, VerifyError> {
         Err(VerifyError::NotFound { .. }) => {}
         other => return other,
     }
-    let full = size - size % TILE_WIDTH;
+    let full = size.saturating_sub(size % TILE_WIDTH);
     let mut entry = Vec::new();
     let mut covered = full;
     // Tiles are cut some batches behind: what they lack is read as entries.
@@ -177,9 +177,9 @@ pub fn prove(path: &Path, index: u64, extra: Option<&[u8]>) -> Result<String, Ve
     check_inclusion(index, checkpoint.size, &leaf_hash(&entry), &proof, &checkpoint.root)?;
     let mut text = HEAD.to_owned();
     if let Some(extra) = extra {
-        text.push_str(&format!("extra {}\n", base64(extra)));
+        text.extend(["extra ", &base64(extra), "\n"]);
     }
-    text.push_str(&format!("index {index}\n"));
+    text.extend(["index ", &index.to_string(), "\n"]);
     for hash in &proof {
         text.push_str(&base64(hash));
         text.push('\n');

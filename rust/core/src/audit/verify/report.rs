@@ -160,22 +160,22 @@ impl LogReport {
 
     /// What still holds, in one line.
     pub fn summary(&self) -> String {
-        let mut text = match self.verified_size {
+        let mut parts = vec![match self.verified_size {
             0 => "no entry is verified up to a signed root".to_owned(),
             size => format!("entries 0..{} verified", size.saturating_sub(1)),
-        };
+        }];
         if let Some(first) = self.faults.first() {
             let index = first.index.map(|index| format!(" at entry {index}")).unwrap_or_default();
-            text.push_str(&format!("; {}{index}: {}", first.file, first.message));
+            parts.push(format!("{}{index}: {}", first.file, first.message));
         }
         if self.sound_size > self.verified_size {
             let last = self.sound_size.saturating_sub(1);
-            text.push_str(&format!("; entries {}..{last} agree with each other", self.verified_size));
+            parts.push(format!("entries {}..{last} agree with each other", self.verified_size));
         }
         if self.tail() > 0 {
-            text.push_str(&format!("; {} entries from {} on are not anchored", self.tail(), self.signed_size));
+            parts.push(format!("{} entries from {} on are not anchored", self.tail(), self.signed_size));
         }
-        text
+        parts.join("; ")
     }
 }
 

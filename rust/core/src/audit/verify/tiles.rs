@@ -61,13 +61,10 @@ pub fn parse_path(path: &str) -> Option<(Kind, u64, u64)> {
             width = super::note::decimal(part).filter(|width| (1..TILE_WIDTH).contains(width))?;
             continue;
         }
-        let group = match part.strip_prefix('x') {
-            Some(group) => group,
-            None => {
-                last = true;
-                part.strip_suffix(".p").unwrap_or(part)
-            }
-        };
+        let group = part.strip_prefix('x').unwrap_or_else(|| {
+            last = true;
+            part.strip_suffix(".p").unwrap_or(part)
+        });
         if group.len() != 3 || !group.bytes().all(|byte| byte.is_ascii_digit()) {
             return None;
         }

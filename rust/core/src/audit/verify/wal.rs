@@ -49,8 +49,11 @@ pub struct Segment {
     pub path: PathBuf,
 }
 
+/// Segments, and names of files that are none.
+pub type Listing = (Vec<Segment>, Vec<String>);
+
 /// The segments of a folder in order, and names that are none; `None` if there is no such folder.
-pub fn segments(folder: &Path) -> Result<Option<(Vec<Segment>, Vec<String>)>, VerifyError> {
+pub fn segments(folder: &Path) -> Result<Option<Listing>, VerifyError> {
     let items = match std::fs::read_dir(folder) {
         Ok(items) => items,
         Err(error) if is_absent(&error) => return Ok(None),
@@ -197,7 +200,7 @@ impl Frame {
             let next = at.saturating_add(ITEM_HEADER_BYTES).saturating_add(length);
             let ordered = self.items.last().is_none_or(|last| last.index < index) && index < self.header.count;
             if head.len() < ITEM_HEADER_BYTES || next > end || !ordered || flags > 1 {
-                let message = format!("the payload items of the frame are damaged {} bytes into it", at);
+                let message = format!("the payload items of the frame are damaged {at} bytes into it");
                 self.payload_faults.push((None, message));
                 return;
             }
@@ -629,18 +632,20 @@ impl Cursor {
         if header.first_index >= limit {
             return None;
         }
-        let step = if header.first_index > self.expected {
-            let message = format!("the frame begins with entry {}", header.first_index);
-            self.event(WalFault::Hole, self.frame.offset, message)
-        } else if header.first_index < self.expected {
-            let message = format!("the frame begins with entry {} again", header.first_index);
-            return Some(self.event(WalFault::Order, self.frame.offset, message));
-        } else {
+        if header.first_index == self.expected {
             self.start = header.first_index;
             self.end = end;
             self.expected = end;
             return Some(Step::Frame);
-        };
+        }
+        let again = header.first_index < self.expected;
+        let what = if again { WalFault::Order } else { WalFault::Hole };
+        let message =
+            format!("the frame begins with entry {}{}", header.first_index, if again { " again" } else { "" });
+        let step = self.event(what, self.frame.offset, message);
+        if again {
+            return Some(step);
+        }
         // The frame is given again, now as the expected one.
         self.expected = header.first_index;
         if let Some(reader) = self.reader.as_mut() {
