@@ -195,12 +195,13 @@ impl PyAuditLog {
     ///     ring_bytes: Size of the ring, a power of two.
     ///     segment_bytes: Size of a write-ahead segment.
     ///     exported: Whether something outside takes each checkpoint.
+    ///     slot: The process slot of a gate whose log it is; it is part of the origin.
     ///
     /// Raises:
     ///     AuditError: Another process has the log, it is damaged, or the folder cannot be used.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "one for each option, all by name")]
-    #[pyo3(signature = (directory: "str | os.PathLike[str]", *, origin, instance, key: "str | os.PathLike[str] | None" = None, interval_ms = 5, checkpoint_interval_ms = 1000, ring_bytes = RING_BYTES_DEFAULT, segment_bytes = SEGMENT_BYTES_DEFAULT, exported = false))]
+    #[pyo3(signature = (directory: "str | os.PathLike[str]", *, origin, instance, key: "str | os.PathLike[str] | None" = None, interval_ms = 5, checkpoint_interval_ms = 1000, ring_bytes = RING_BYTES_DEFAULT, segment_bytes = SEGMENT_BYTES_DEFAULT, exported = false, slot = None))]
     fn new(
         py: Python<'_>,
         directory: PathBuf,
@@ -212,6 +213,7 @@ impl PyAuditLog {
         ring_bytes: usize,
         segment_bytes: u64,
         exported: bool,
+        slot: Option<usize>,
     ) -> PyResult<Self> {
         let options = LogOptions {
             ring_bytes,
@@ -220,6 +222,7 @@ impl PyAuditLog {
             checkpoint_interval_ms,
             key: key.map_or(Key::Beside, Key::File),
             exported,
+            slot,
             ..LogOptions::new(origin, instance)
         };
         guard(move || {

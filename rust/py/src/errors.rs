@@ -5,8 +5,8 @@
 
 use pyo3::types::PyTuple;
 use pyo3::{Py, PyErr};
-use tollkeeper_core::audit::verify::error::VerifyError;
 use tollkeeper_core::audit::error::AuditError;
+use tollkeeper_core::audit::verify::error::VerifyError;
 use tollkeeper_core::budget::error::BudgetError;
 use tollkeeper_core::budget::price::Unpriced;
 use tollkeeper_core::limits::AMOUNT_MAX;

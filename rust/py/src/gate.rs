@@ -20,7 +20,7 @@ use tollkeeper_core::gate::model_call::{ModelCall, ModelRequest};
 use tollkeeper_core::gate::scope::{Scope, ScopeSpec};
 use tollkeeper_core::gate::state::{GateMode, GateSources, OnError, UnguardedForbid};
 use tollkeeper_core::gate::tools::ToolSpec;
-use tollkeeper_core::limits::ARGUMENT_BYTES_MAX;
+use tollkeeper_core::limits::{ARGUMENT_BYTES_MAX, ARGUMENT_BYTES_WAIT_MAX};
 use tollkeeper_core::policy::entities::EntityData;
 use tollkeeper_core::policy::parse::Source;
 
@@ -196,6 +196,41 @@ impl PyGate {
             guard(|| Ok::<_, PyErr>(this.inner.refuse(Code::InternalPanic, None)))?
         };
         Ok(PyDecision::new(inner))
+    }
+
+    /// Decides as `check` does, or as a model call does, but at another time: for replays of what was recorded.
+    ///
+    /// Args:
+    ///     scope: Who acts.
+    ///     now_ms: The time, in milliseconds since 1970.
+    ///     tool: Name of a tool; `None` with `model`.
+    ///     arguments: The tool's arguments, of any size that can be recorded.
+    ///     model: Name, tokens of the prompt, most tokens of a completion, completions.
+    #[pyo3(name = "_decide_at", signature = (scope: "Scope", now_ms, tool = None, arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, model: "tuple[str, int, int, int] | None" = None))]
+    fn decide_at(
+        slf: &Bound<'_, Self>,
+        scope: Bound<'_, PyScope>,
+        now_ms: i64,
+        tool: Option<&str>,
+        arguments: Option<&Bound<'_, PyAny>>,
+        model: Option<(String, i64, i64, i64)>,
+    ) -> PyResult<PyDecision> {
+        let gate = &slf.get().inner;
+        let scope = Self::scope_of(slf, Some(scope))?;
+        let scope = scope.as_ref().map(|scope| &scope.get().inner);
+        guard(|| {
+            let mut scratch = Scratch::default();
+            let inner = if let Some((model, prompt_tokens, max_tokens, n)) = model {
+                let request = ModelRequest { model: &model, prompt_tokens, max_tokens, n };
+                gate.check_model(scope, &request, now_ms, &mut scratch).0
+            } else {
+                let tool = tool.unwrap_or_default();
+                let check = |arguments: &mut Arguments| gate.check(scope, tool, arguments, now_ms, &mut scratch);
+                let checked = with_arguments_mut(arguments, ARGUMENT_BYTES_WAIT_MAX, check);
+                checked.unwrap_or_else(|error| gate.refuse(Code::InputUnrepresentable, Some(error.to_string())))
+            };
+            Ok::<_, PyErr>(PyDecision::new(inner))
+        })
     }
 
     /// Loads everything anew and swaps it in; if anything is wrong, the old state stays.
