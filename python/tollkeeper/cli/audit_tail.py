@@ -20,7 +20,7 @@ from tollkeeper.errors import AuditError
 POLL_SECONDS: Final = 0.2
 COUNT_DEFAULT: Final = 10
 # Widths of the columns while it follows: what comes later is not known. The last has none.
-WIDTHS: Final = (6, 24, 8, 24, 20, 36)
+WIDTHS: Final = (6, 24, 8, 20, 24, 16)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -411,7 +411,7 @@ _TESTS: Final[dict[str, Callable[[Any, Entry], bool]]] = {
 
 # --- how entries are shown --------------------------------------------------------------------------------------------
 
-HEADS: Final = ("entry", "time", "kind", "who", "what", "result", "decision")
+HEADS: Final = ("entry", "time", "kind", "decision", "who", "what", "result")
 ENVELOPE: Final = ("v", "kind", "producer", "seq", "time")
 
 
@@ -419,10 +419,10 @@ def row(entry: Entry) -> tuple[str, ...]:
     """Cells of a table for one entry."""
     members = entry.members
     if not members:
-        return entry.place, "", "?", "", f"{len(entry.raw):,} bytes that are no JSON object", "", ""
+        return entry.place, "", "?", "", "", "", f"{len(entry.raw):,} bytes that are no JSON object"
     kind = text_of(members.get("kind"))
-    who, what, result, decision = _CELLS.get(kind, _other)(members)
-    return tuple(cut(cell) for cell in (entry.place, entry.time, kind, who, what, result, decision))
+    cells = _CELLS.get(kind, _other)(members)
+    return tuple(cut(cell) for cell in (entry.place, entry.time, kind, *cells))
 
 
 Cells = tuple[str, str, str, str]
@@ -436,7 +436,7 @@ def _decision(members: dict[str, Any]) -> Cells:
         result += f", would be {text_of(would)}"
     if by := named(members.get("policies")):
         result += f" by {', '.join(by)}"
-    return principal(members), asked(members), result, text_of(members.get("id"))
+    return text_of(members.get("id")), principal(members), asked(members), result
 
 
 def _outcome(members: dict[str, Any]) -> Cells:
@@ -444,12 +444,12 @@ def _outcome(members: dict[str, Any]) -> Cells:
     parts += [pairs(members.get(name)) for name in ("usage", "cost")]
     if is_number(took := members.get("duration_ms")):
         parts.append(f"{took:,} ms")
-    return "", text_of(members.get("model")), ", ".join(filter(None, parts)), text_of(members.get("of"))
+    return text_of(members.get("of")), "", text_of(members.get("model")), ", ".join(filter(None, parts))
 
 
 def _other(members: dict[str, Any]) -> Cells:
-    rest = {key: value for key, value in members.items() if key not in ENVELOPE}
-    return principal(members), pairs({key: value for key, value in rest.items() if key != "principal"}), "", ""
+    said = (*ENVELOPE, "principal", "on_behalf_of")
+    return "", principal(members), "", pairs({key: value for key, value in members.items() if key not in said})
 
 
 _CELLS: Final[dict[str, Callable[[dict[str, Any]], Cells]]] = {"decision": _decision, "outcome": _outcome}
@@ -478,7 +478,13 @@ def pairs(value: object) -> str:
     """The members of an object as ``key=value``."""
     if not is_object(value):
         return ""
-    return ", ".join(f"{key}={text_of(item)}" for key, item in value.items())
+    return ", ".join(f"{key}={_short(item)}" for key, item in value.items())
+
+
+def _short(value: object) -> str:
+    if is_object(value) and "commitment" in value:
+        return f"{text_of(value.get('bytes'))} bytes apart"
+    return text_of(value)
 
 
 def text_of(value: object) -> str:
