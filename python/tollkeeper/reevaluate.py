@@ -31,6 +31,8 @@ __all__ = ["Bundle", "BundleError", "Decided", "Difference", "Recorded", "Replay
 BUNDLE_BYTES_MAX: Final = 256 << 20
 # Kinds of differences; a kind is a tool and two codes, so more than these are no help to anybody.
 DIFFERENCES_MAX: Final = 10_000
+# Reasons why actions were skipped; a few of them hold words of the log.
+REASONS_MAX: Final = 1_000
 # Moments of the timeline; past that they become coarser.
 MOMENTS_MAX: Final = 4_096
 
@@ -186,16 +188,20 @@ class Recorded:
             return None
 
     def unspilled(self) -> "Recorded":
-        """With the members that were too many for an entry."""
+        """With the members that were too many for an entry, if they are there."""
         spill = self.members.get("oversize")
         if not _is_object(spill) or self.payload is None:
             return self
-        _check_commitment(self, spill)
-        document = _object(self.payload)
+        try:
+            _check_commitment(self, spill)
+            document = _object(self.payload)
+        except Skipped:
+            return self
         payload = document.pop("payload", None)
-        return Recorded(
-            self.place, {**self.members, **document}, payload.encode() if isinstance(payload, str) else None, None
-        )
+        members = {key: value for key, value in self.members.items() if key != "oversize"}
+        payload = payload.encode() if isinstance(payload, str) else None
+        # The inner commitment has a salt that nobody keeps; the outer one covers all of it.
+        return Recorded(self.place, {**members, **document}, payload, None)
 
     def input(self) -> dict[str, Any]:
         """The arguments.
@@ -447,6 +453,11 @@ class Result:
             id_ = str(recorded.members.get("id", ""))
             self.differences[key] = Difference(recorded.action, before, after, 1, id_, recorded.place)
 
+    def skip(self, reason: str) -> None:
+        """Counts one that cannot be decided again."""
+        known = reason in self.skipped or len(self.skipped) < REASONS_MAX
+        self.skipped[reason if known else "other reasons"] += 1
+
     def at(self, time_ms: int) -> Moment:
         """The stretch of a time."""
         while len(self.moments) > MOMENTS_MAX:
@@ -477,14 +488,15 @@ class Replay:
         """Decides one again."""
         approvals = self._other is not None
         try:
-            recorded = recorded.unspilled()
+            if "oversize" in recorded.members:
+                raise Skipped("the entry was too long for the log, and what it holds is not there")
             before = recorded_outcome(recorded, approvals=approvals)
             bundle, gate = self._gate(str(recorded.members.get("bundle")))
             if bundle.entities_digest != recorded.members.get("entities"):
                 raise Skipped("entities have been updated since the bundle was made")
             after = decide(gate, recorded, approvals=approvals)
         except Skipped as why:
-            self.result.skipped[str(why)] += 1
+            self.result.skip(str(why))
             return
         if self._other is None:
             self.result.add(recorded, before, after, same=before == after)

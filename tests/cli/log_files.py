@@ -188,7 +188,7 @@ def gate_logs(directory: Path) -> tuple[LogFiles, LogFiles]:
     budget = {"path": "acme/research/a", "refused": {**refused, "retry_after_ms": 23_400_000}}
     decide(log, 5, gpt, decision="deny", code="budget.exhausted", policies=models, budget=budget)
     log.flush()
-    guest = {**search, "principal": 'Agent::"guest"', "run": "r2", "on_behalf_of": HOSTILE}
+    guest = {**search, "principal": 'Agent::"guest"', "run": "r2", "session": HOSTILE}
     decide(other, 1, guest, {"query": "x"}, decision="deny", code="policy.no_permit")
     other.erased.add(len(other.entries) - 1)
     other.add("note", {"text": HOSTILE, "index": 3})

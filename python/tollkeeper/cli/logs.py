@@ -17,7 +17,7 @@ from typing import Any, Final, TypeGuard, cast
 
 import msgspec
 
-from tollkeeper import _native, config, document
+from tollkeeper import _native, config, document, reevaluate
 from tollkeeper.cli.terminal import EXIT_BAD_INPUT, EXIT_OK, InputError, error
 from tollkeeper.errors import AuditError
 
@@ -188,6 +188,17 @@ class Logs:
         except AuditError as failure:
             self._fault(entry.log, failure)
             return None
+
+    def recorded(self, entry: Entry) -> reevaluate.Recorded:
+        """An entry with what it commits to, to be decided again."""
+        payload = self.payload(entry)
+        salt = None if payload is None else self.reader(entry.log).salt(entry.index)
+        return reevaluate.Recorded(entry.place, entry.members, payload, salt).unspilled()
+
+    @property
+    def bundle_folders(self) -> list[Path]:
+        """Where policies may be kept that decisions name: beside a log, and beside all logs of a gate."""
+        return list(dict.fromkeys(folder for log in self.all for folder in (log.folder, log.folder.parent)))
 
     def exit_code(self, otherwise: int = EXIT_OK) -> int:
         """Reports what could not be read, and returns the exit code."""
