@@ -41,7 +41,7 @@ def nearest_permit(explained: str) -> tuple[str, str] | None:
 class Policies:
     """The policies of a bundle, loaded to be explained: a context manager.
 
-    Policies are named by the files they stood in, so those are written to a folder of their own for as long as it takes.
+    Policies are named by the files they stood in, so those are written to a folder of their own while it lasts.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -115,7 +115,11 @@ class Policies:
         members = recorded.members
         model = members.get("model")
         if isinstance(model, dict) and members.get("tool") is None:
-            given = {"model": model.get("name"), "n": 1, **{key: value for key, value in model.items() if key != "name"}}
+            given = {
+                "model": model.get("name"),
+                "n": 1,
+                **{key: value for key, value in model.items() if key != "name"},
+            }
             schema: Any = None
         else:
             tool = self._bundle.tool(members.get("tool"))
@@ -134,7 +138,7 @@ class Policies:
 
 
 def _cedar(value: Any, schema: Any) -> Any:  # noqa: ANN401 - plain data of any shape
-    """Arguments in Cedar's JSON, as the gate reads them: null is absent, a number is a decimal where a schema says so."""
+    """Arguments in Cedar's JSON as the gate reads them: null is absent, a number a decimal where a schema says so."""
     schema = schema if isinstance(schema, dict) else {}
     if isinstance(value, dict):
         if not value.keys().isdisjoint({"__entity", "__extn"}):

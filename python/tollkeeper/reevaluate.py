@@ -16,7 +16,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
@@ -438,11 +438,11 @@ class Result:
     """By their start in milliseconds."""
     moment_ms: int = 1_000
 
-    def add(self, recorded: Recorded, before: Decided, after: Decided, *, same: bool) -> None:
+    def add(self, recorded: Recorded, before: Decided, after: Decided) -> None:
         """Counts one action."""
         moment = Moment(before.allowed, not before.allowed, after.allowed, not after.allowed)
         self.at(recorded.time_ms or 0).add(moment)
-        if same:
+        if before == after:
             self.same += 1
             return
         self.different += 1
@@ -486,23 +486,25 @@ class Replay:
 
     def take(self, recorded: Recorded) -> None:
         """Decides one again."""
-        approvals = self._other is not None
         try:
-            if "oversize" in recorded.members:
-                raise Skipped("the entry was too long for the log, and what it holds is not there")
-            before = recorded_outcome(recorded, approvals=approvals)
-            bundle, gate = self._gate(str(recorded.members.get("bundle")))
-            if bundle.entities_digest != recorded.members.get("entities"):
-                raise Skipped("entities have been updated since the bundle was made")
-            after = decide(gate, recorded, approvals=approvals)
+            before, after = self._decided(recorded)
         except Skipped as why:
             self.result.skip(str(why))
             return
-        if self._other is None:
-            self.result.add(recorded, before, after, same=before == after)
-        else:
-            before, after = Decided(before.code, before.would_deny, None), Decided(after.code, after.would_deny, None)
-            self.result.add(recorded, before, after, same=before == after)
+        if self._other is not None:
+            # By name they cannot be compared: other policies have other names.
+            before, after = replace(before, policies=None), replace(after, policies=None)
+        self.result.add(recorded, before, after)
+
+    def _decided(self, recorded: Recorded) -> tuple[Decided, Decided]:
+        if "oversize" in recorded.members:
+            raise Skipped("the entry was too long for the log, and what it holds is not there")
+        approvals = self._other is not None
+        before = recorded_outcome(recorded, approvals=approvals)
+        bundle, gate = self._gate(str(recorded.members.get("bundle")))
+        if bundle.entities_digest != recorded.members.get("entities"):
+            raise Skipped("entities have been updated since the bundle was made")
+        return before, decide(gate, recorded, approvals=approvals)
 
     def _gate(self, digest: str) -> tuple[Bundle, _native.Gate]:
         if digest not in self._gates:
@@ -511,7 +513,7 @@ class Replay:
             except BundleError as why:
                 self._gates[digest] = str(why)
             else:
-                # Policies that cannot be used are an error of whoever gave them, and of nobody where they were recorded.
+                # Policies that cannot be used are the fault of whoever gave them.
                 self._gates[digest] = (bundle, (bundle if self._other is None else self._other(bundle)).gate())
         found = self._gates[digest]
         if isinstance(found, str):

@@ -128,7 +128,9 @@ when { context.session.labels.contains("secret") };
 @id("models")
 permit(principal, action == Action::"call_model", resource);
 """
-ENTITIES = """[{"uid": {"type": "Agent", "id": "researcher"}, "attrs": {}, "parents": [{"type": "Team", "id": "ops"}]}]"""
+ENTITIES = (
+    """[{"uid": {"type": "Agent", "id": "researcher"}, "attrs": {}, "parents": [{"type": "Team", "id": "ops"}]}]"""
+)
 BUNDLE: dict[str, Any] = {
     "policies": [["policies/mail.cedar", POLICIES]],
     "schema": None,
@@ -175,11 +177,15 @@ def gate_logs(directory: Path) -> tuple[LogFiles, LogFiles]:
     for one, slot in ((log, 0), (other, 1)):
         one.add("start", {"origin": f"gate-1/{slot}/1", "epoch": 1, "pid": 4711 + slot, "host": "gate-1"})
         one.add("policy_load", {"bundle": where["bundle"], "policies": 4})
-    log.add("run", {**RESEARCHER, "request": ...}, "Find the offer and send it to Bob.\nThanks".encode())
+    log.add("run", {**RESEARCHER, "request": ...}, b"Find the offer and send it to Bob.\nThanks")
     models, readers = {"models": base64_of(sha256(b"m"))}, {"readers": base64_of(sha256(b"r"))}
     first = decide(log, 1, gpt, decision="allow", code="allow", policies=models)
-    log.add("outcome", {"of": first, "status": "ok", "usage": {"prompt": 1_200, "completion": 311}, "duration_ms": 1_840})
-    found = decide(log, 2, {**search, "parent": first}, {"query": "offer"}, decision="allow", code="allow", policies=readers)
+    log.add(
+        "outcome", {"of": first, "status": "ok", "usage": {"prompt": 1_200, "completion": 311}, "duration_ms": 1_840}
+    )
+    found = decide(
+        log, 2, {**search, "parent": first}, {"query": "offer"}, decision="allow", code="allow", policies=readers
+    )
     log.add("outcome", {"of": found, "status": "ok", "duration_ms": 12})
     decide(log, 3, {**mail, "parent": first}, {"to": "bob@else.org"}, decision="deny", code="policy.no_permit")
     forbidden = {"decision": "deny", "code": "policy.forbidden", "policies": {"no-secrets": base64_of(sha256(b"s"))}}

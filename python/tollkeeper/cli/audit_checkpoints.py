@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, TypedDict
 from urllib.parse import quote
 
 import msgspec
@@ -167,10 +167,19 @@ def _out_json(one: Checkpoint) -> None:
 # --- handing over -----------------------------------------------------------------------------------------------------
 
 
+class _One(TypedDict):
+    size: int
+    time_ms: int
+
+
+class _Exported(msgspec.Struct):
+    targets: dict[str, dict[str, _One]]
+
+
 class Handed:
     """What was handed over of the logs of one slot, by target and origin: the size, and when."""
 
-    def __init__(self, file: Path, targets: dict[str, dict[str, dict[str, int]]]) -> None:
+    def __init__(self, file: Path, targets: dict[str, dict[str, _One]]) -> None:
         self.file, self.targets = file, targets
 
     @classmethod
@@ -182,13 +191,10 @@ class Handed:
         """
         file = folder / "exported.json"
         try:
-            document = msgspec.json.decode(file.read_bytes(), type=dict[str, dict[str, dict[str, dict[str, int]]]])
-            targets = document["targets"]
-            if not all({"size", "time_ms"} <= one.keys() for by in targets.values() for one in by.values()):
-                raise KeyError("size")
+            targets = msgspec.json.decode(file.read_bytes(), type=_Exported).targets
         except FileNotFoundError:
             targets = {}
-        except (msgspec.DecodeError, KeyError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise InputError(
                 f"{file}: not a record of what was handed over", "remove it: the newest checkpoint is handed over again"
             ) from None

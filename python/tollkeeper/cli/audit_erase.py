@@ -6,7 +6,6 @@ A log that nobody has is opened for it. A live process is left a request, which 
 import argparse
 import os
 import time
-from pathlib import Path
 from typing import Final
 
 from tollkeeper.cli import audit_owner, logs
@@ -36,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not log.current:
         raise InputError(
             f"entry {entry.place} is in a finished epoch, which no process writes to any more",
-            f"remove the segment files of {log.path / 'wal'} if all payloads of that epoch may go; entries stay in tile/",
+            f"if all payloads of that epoch may go, remove {log.path / 'wal'}; the entries stay in tile/",
         )
     what = f"the payload of {len(payload):,} bytes and its salt"
     if not arguments.yes:
@@ -74,5 +73,3 @@ def _ask(found: logs.Logs, log: logs.Log, index: int, what: str) -> int:
     waits = "waits in" if request.exists() else "is gone from"
     note(f"not erased after {WAIT_SECONDS:.0f} s; the request {waits} {shown(os.fspath(request.parent))}")
     return EXIT_NO
-
-

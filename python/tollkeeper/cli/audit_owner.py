@@ -75,7 +75,9 @@ def _name(log: logs.Log) -> tuple[str, int | None]:
         try:
             origin = (log.folder / "verifier.pub").read_text().partition("+")[0]
         except (OSError, UnicodeDecodeError):
-            raise InputError(f"{log.folder}: the log has no checkpoint and no verifier.pub, so it has no name") from None
+            raise InputError(
+                f"{log.folder}: the log has no checkpoint and no verifier.pub, so it has no name"
+            ) from None
     if log.folder.name == str(log.slot) and origin.endswith(f"/{log.slot}/{log.epoch}"):
         return origin.removesuffix(f"/{log.slot}/{log.epoch}"), log.slot
     return (origin if log.epoch == 1 else origin.removesuffix(f"/{log.epoch}")), None

@@ -1,4 +1,7 @@
-"""``tollkeeper audit rotate``: ends a log's epoch and begins the next, whose first entry names the old origin and root."""
+"""``tollkeeper audit rotate``: ends a log's epoch and begins the next.
+
+The first entry of the new epoch names origin, size and root of the old one.
+"""
 
 import argparse
 
@@ -26,7 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     except AuditError as failure:
         if failure.code != "audit.in_use":
             raise
-        raise InputError(str(failure), "a live process rotates its own log: AuditLog.rotate(); or end it first") from None
+        raise InputError(
+            str(failure), "a live process rotates its own log: AuditLog.rotate(); or end it first"
+        ) from None
     out(f"epoch {log.epoch} of log {log.slot} is finished: {counted(size, 'entry', 'entries')}, in epochs/{log.epoch}")
     out(f"epoch {log.epoch + 1} has the verifier key {shown(key.strip())}")
     return EXIT_OK

@@ -1,4 +1,4 @@
-"""``tollkeeper audit show``: the entries of a log, or of all logs of a gate by time, chosen and as a table or as stored.
+"""``tollkeeper audit show``: the entries of a log, or of all logs of a gate by time, in a table or as stored.
 
 It reads and does not verify.
 """
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="one JSON line for each entry: log, index, and the entry as it is stored"
     )
-    parser.epilog = 'An entry is named slot:index, in later epochs slot/epoch:index; a log that stands alone is slot 0.'
+    parser.epilog = "An entry is named slot:index, in later epochs slot/epoch:index; a log that stands alone is slot 0."
 
 
 def run(arguments: argparse.Namespace) -> int:

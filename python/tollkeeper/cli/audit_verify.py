@@ -1,6 +1,7 @@
 """``tollkeeper audit verify``: what of a log holds, what does not and where, and what nobody outside vouches for.
 
-It trusts a key and, if one is given, a checkpoint that was kept elsewhere; nothing that the writer wrote. It reads only.
+It trusts a key and, if one is given, a checkpoint that was kept elsewhere; nothing that the writer wrote. It only
+reads.
 """
 
 import argparse
@@ -84,7 +85,8 @@ def _plain(slot: dict[str, Any]) -> dict[str, Any]:
 def _print(report: dict[str, Any], *, given: bool) -> None:
     epochs = [epoch for slot in report["slots"] for epoch in slot["epochs"]]
     entries = counted(sum(epoch["size"] for epoch in epochs), "entry", "entries")
-    out(f"{coloured(_VERDICTS[report['verdict']], COLOURS[report['verdict']])}: {entries} in {counted(len(epochs), 'log')}")
+    verdict = coloured(_VERDICTS[report["verdict"]], COLOURS[report["verdict"]])
+    out(f"{verdict}: {entries} in {counted(len(epochs), 'log')}")
     out()
     faults = [(_place(epoch), fault) for epoch in epochs for fault in epoch["faults"]]
     faults += [("", fault) for fault in report["faults"]]
@@ -175,7 +177,7 @@ def _completeness(report: dict[str, Any]) -> Iterator[str]:
 
 _COUNTS: Final = (
     ("disordered_count", "entry is out of its producer's order", "entries are out of their producers' order"),
-    ("lost_count", "record was lost when a process died, and an entry says so", "records were lost when processes died, and entries say so"),
+    ("lost_count", "record was lost with a process, and an entry says so", "records were lost with processes, and entries say so"),
     ("gap_count", "action was let through without an entry", "actions were let through without an entry"),
     ("denied_unlogged_count", "denial found no room for an entry", "denials found no room for an entry"),
     ("allowed_without_outcome", "allowed action has no outcome yet", "allowed actions have no outcome yet"),
@@ -194,7 +196,7 @@ def _anchoring(report: dict[str, Any], epochs: list[dict[str, Any]], *, given: b
     if len(signed) == len(epochs) and not any(epoch["tail"] for epoch in epochs):
         yield "every entry is under a signed checkpoint"
     if any(epoch["key_source"] == "directory" for epoch in epochs):
-        yield "the key came from the log itself: whoever could write there could replace both; give the one you trust: --key"
+        yield "the key came from the log itself: whoever could write there could replace both; give one you trust: --key"
     if since := report["since"]:
         what = "has grown from" if since["consistent"] else "does not go on from"
         yield f"the log {what} the checkpoint you kept, {since['origin']} at {since['size']:,} entries"

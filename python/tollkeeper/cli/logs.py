@@ -241,7 +241,9 @@ def _found(folder: Path) -> list[Log]:
     try:
         found = _native.audit_logs(folder)
     except AuditError as failure:
-        hint = "name the folder of a log, or of the logs of a gate" if failure.code == "audit.not_found" else failure.help
+        hint = (
+            "name the folder of a log, or of the logs of a gate" if failure.code == "audit.not_found" else failure.help
+        )
         raise InputError(str(failure), hint) from None
     newest = {one["slot"]: one["epoch"] for one in found}
     return [

@@ -94,7 +94,9 @@ def _story(found: logs.Logs, wanted: str, *, any_: bool) -> Story:
         for fault in found.faults:
             note(shown(fault))
         if wanted != LAST:
-            raise InputError(f"{found.folder}: no decision has the id {wanted}", "tollkeeper audit show --kind decision")
+            raise InputError(
+                f"{found.folder}: no decision has the id {wanted}", "tollkeeper audit show --kind decision"
+            )
         raise InputError(f"{found.folder}: no decision yet" if any_ else f"{found.folder}: nothing was denied yet")
     return story
 
@@ -339,5 +341,3 @@ def _document(story: Story, changes: list[str]) -> dict[str, Any]:
         "remarks": story.remarks,
         "change": changes,
     }
-
-
