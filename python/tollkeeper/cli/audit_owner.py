@@ -58,7 +58,7 @@ def opened(log: logs.Log) -> _native.AuditLog:
     origin, slot = _name(log)
     instance = int.from_bytes(os.urandom(8))
     return _native.AuditLog(
-        log.folder, origin=origin, instance=instance, key=signing_key(log), exported=exported(log), slot=slot
+        log.folder, origin=origin, instance=instance, key=signing_key(log), exported=exported(log), as_slot=slot
     )
 
 

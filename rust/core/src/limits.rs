@@ -183,6 +183,7 @@ pub const AUDIT_SLOTS_MAX: usize = 512;
 /// Outcomes that wait for room in the ring, beside which no more are kept than there are decisions open: a hundred
 /// thousand at once are a mistake.
 pub const OUTCOMES_WAITING_MAX: usize = 100_000;
+
 /// Bytes of one entry of an audit log: the length in an entry bundle has 16 bits.
 pub const AUDIT_ENTRY_BYTES_MAX: usize = 65_535;
 /// Bytes of one frame that the verifier reads at once; batches are far smaller, and a damaged length must not ask for

@@ -17,6 +17,7 @@ use pyo3::types::{PyBytes, PyDict, PyMapping, PyString, PyTuple};
 use tollkeeper_core::audit::entry::{Kind, Private, Record};
 use tollkeeper_core::audit::error::AuditError;
 use tollkeeper_core::audit::log::{Durability, Health, Key, Log, LogClaim, LogOptions, Refused};
+use tollkeeper_core::audit::note::{Ed25519Signer, check_origin, verifier_key};
 use tollkeeper_core::budget::clock::{Clock as _, SystemClock};
 use tollkeeper_core::limits::{RING_BYTES_DEFAULT, SEGMENT_BYTES_DEFAULT};
 
@@ -143,7 +144,7 @@ impl PyAuditWatch {
 /// The native half of `tollkeeper.AuditLog`.
 #[pyclass(frozen, subclass, name = "AuditLog", module = "tollkeeper._native")]
 pub(crate) struct PyAuditLog {
-    log: Log,
+    pub(crate) log: Arc<Log>,
     born: Born,
     closed: AtomicBool,
 }
@@ -195,13 +196,14 @@ impl PyAuditLog {
     ///     ring_bytes: Size of the ring, a power of two.
     ///     segment_bytes: Size of a write-ahead segment.
     ///     exported: Whether something outside takes each checkpoint.
-    ///     slot: The process slot of a gate whose log it is; it is part of the origin.
+    ///     slot: Whether the folder is one of logs, of which the first that no process has is opened.
+    ///     as_slot: The number of the process slot whose own folder this is; it is part of the origin.
     ///
     /// Raises:
     ///     AuditError: Another process has the log, it is damaged, or the folder cannot be used.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "one for each option, all by name")]
-    #[pyo3(signature = (directory: "str | os.PathLike[str]", *, origin, instance, key: "str | os.PathLike[str] | None" = None, interval_ms = 5, checkpoint_interval_ms = 1000, ring_bytes = RING_BYTES_DEFAULT, segment_bytes = SEGMENT_BYTES_DEFAULT, exported = false, slot = None))]
+    #[pyo3(signature = (directory: "str | os.PathLike[str]", *, origin, instance, key: "str | os.PathLike[str] | None" = None, interval_ms = 5, checkpoint_interval_ms = 1000, ring_bytes = RING_BYTES_DEFAULT, segment_bytes = SEGMENT_BYTES_DEFAULT, exported = false, slot = false, as_slot = None))]
     fn new(
         py: Python<'_>,
         directory: PathBuf,
@@ -213,7 +215,8 @@ impl PyAuditLog {
         ring_bytes: usize,
         segment_bytes: u64,
         exported: bool,
-        slot: Option<usize>,
+        slot: bool,
+        as_slot: Option<usize>,
     ) -> PyResult<Self> {
         let options = LogOptions {
             ring_bytes,
@@ -222,12 +225,13 @@ impl PyAuditLog {
             checkpoint_interval_ms,
             key: key.map_or(Key::Beside, Key::File),
             exported,
-            slot,
+            slot: as_slot,
             ..LogOptions::new(origin, instance)
         };
         guard(move || {
             let born = Born::now();
-            let log = py.detach(move || Log::open(&directory, options))?;
+            let open = if slot { Log::open_slot } else { Log::open };
+            let log = Arc::new(py.detach(move || open(&directory, options))?);
             Ok::<_, Error>(Self { log, born, closed: AtomicBool::new(false) })
         })
     }
@@ -308,10 +312,10 @@ impl PyAuditLog {
             let text = sliced(py, timeout_ms, |slice_ms| {
                 let now = log.health();
                 if now.epoch != target.epoch {
-                    // The old epoch's last checkpoint covers what was meant; this one's says so.
+                    // The old epoch's last checkpoint covers what was meant; this one's first entry has it.
                     target = now;
                 }
-                if log.wait_signed(target.durable_size, slice_ms)? { read_checkpoint(log).map(Some) } else { Ok(None) }
+                if log.wait_signed(target.durable_size.max(1), slice_ms)? { read_checkpoint(log) } else { Ok(None) }
             })?;
             text.ok_or_else(|| Self::late(log, "there is no checkpoint", timeout_ms))
         })
@@ -461,7 +465,7 @@ impl PyAuditLog {
     /// Closing twice is the same as once; of an inherited log nothing is touched.
     ///
     /// Raises:
-    ///     AuditError: The disk refuses; what is in the ring is recovered by the next opening.
+    ///     AuditError: The disk refuses, or a file is gone; what is in the ring is recovered by the next opening.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         guard(|| {
             if !self.born.is_here() || self.closed.swap(true, Ordering::Relaxed) {
@@ -533,8 +537,35 @@ fn publish(py: Python<'_>, log: &Log, record: &Record<'_>, timeout_ms: u64) -> P
     published.ok_or_else(|| Error::from(log.error(Refused::Full)).into())
 }
 
-/// The text of the current checkpoint.
-fn read_checkpoint(log: &Log) -> Result<String, AuditError> {
+/// The text of the current checkpoint; `None` while a rotation has moved it away.
+fn read_checkpoint(log: &Log) -> Result<Option<String>, AuditError> {
     let path = log.folder().join("checkpoint");
-    std::fs::read_to_string(&path).map_err(|source| AuditError::Io { what: "cannot read", path, source })
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            std::thread::sleep(Duration::from_millis(1));
+            Ok(None)
+        }
+        Err(source) => Err(AuditError::Io { what: "cannot read", path, source }),
+    }
+}
+
+/// Makes the key that signs a log's checkpoints, in a file that must not be there.
+///
+/// Args:
+///     path: The file of the key.
+///     origin: What the log calls itself.
+///
+/// Returns:
+///     The public half, as C2SP writes verifier keys.
+///
+/// Raises:
+///     AuditError: The file is there or cannot be written, or the origin cannot be one.
+#[pyfunction]
+pub(crate) fn audit_keygen(path: PathBuf, origin: &str) -> PyResult<String> {
+    guard(|| {
+        check_origin(origin)?;
+        let signer = Ed25519Signer::generate(&path)?;
+        Ok::<_, Error>(verifier_key(origin, &signer))
+    })
 }

@@ -187,6 +187,13 @@ impl<'a> Record<'a> {
     }
 }
 
+/// A fresh salt, and the commitment of a text under it: for what has to be committed to before it is recorded.
+pub fn commit(text: &str) -> Result<([u8; 32], Hash), AuditError> {
+    let mut salt = [0; 32];
+    random(&mut salt)?;
+    Ok((salt, commitment(&salt, text.as_bytes())))
+}
+
 /// Appends a time: `2026-11-21T17:05:18.123Z`.
 pub fn push_time(out: &mut Vec<u8>, time_ms: i64) {
     let (days, ms) = (time_ms.div_euclid(86_400_000), time_ms.rem_euclid(86_400_000));

@@ -187,6 +187,8 @@ pub(super) struct State {
     pub(super) origin: String,
     pub(super) epoch: u64,
     pub(super) sync_max_us: u64,
+    /// First index of the segment that was begun last
+    pub(super) segment_from: u64,
     pub(super) requests: VecDeque<(u64, Request)>,
     pub(super) answers: VecDeque<(u64, Result<(), String>)>,
     /// When closing first met a disk that refuses
@@ -194,6 +196,8 @@ pub(super) struct State {
     asked: u64,
 }
 
+/// Something that is done once a second; false when it is not to be done again.
+pub type Follow = Box<dyn FnMut() -> bool + Send>;
 impl State {
     /// Whether nothing becomes that certain any more: the last checkpoint is signed after the last write.
     fn is_over(&self, class: Durability) -> bool {
@@ -202,7 +206,6 @@ impl State {
 }
 
 /// What the threads and the handle share.
-#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) ring: Ring,
     pub(super) folder: PathBuf,
@@ -224,6 +227,7 @@ pub(super) struct Shared {
     /// Records that found no room and must not be dropped
     pub(super) outcomes: Mutex<VecDeque<Waiting>>,
     pub(super) cutting: Mutex<Cutting>,
+    pub(super) followed: Mutex<Vec<Follow>>,
     watchers: Mutex<Vec<Weak<OwnedFd>>>,
     pub(super) forks: u64,
     /// Who owns the folder; let go of when the log is closed
@@ -265,6 +269,12 @@ impl Shared {
             let _ = rustix::io::write(&watcher, &1_u64.to_ne_bytes());
             true
         });
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("folder", &self.folder).finish_non_exhaustive()
     }
 }
 
@@ -315,6 +325,7 @@ impl Log {
             is_broken: AtomicBool::new(false),
             outcomes: Mutex::new(VecDeque::new()),
             cutting: Mutex::new(cutting),
+            followed: Mutex::new(Vec::new()),
             watchers: Mutex::new(Vec::new()),
             forks: map::fork_generation(),
             lock: Mutex::new(Some(lock)),
@@ -665,6 +676,27 @@ impl Log {
         self.slot
     }
 
+    /// Keeps a document beside the logs of the directory, under its digest, for whoever has to read an entry that names
+    /// it. One that is there is kept as it is.
+    pub fn keep(&self, document: &[u8]) -> Result<super::tree::Hash, AuditError> {
+        use base64::Engine as _;
+        let hash = super::tree::digest(document);
+        let folder = self.directory.join("bundle");
+        let path = folder.join(format!("{}.json", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(hash)));
+        if std::fs::read(&path).is_ok_and(|known| known == document) {
+            return Ok(hash);
+        }
+        let disk = &self.shared.options.disk;
+        disk.create_folder(&folder, 0o700).map_err(AuditError::io("cannot make", folder))?;
+        disk.write_whole(&path, document, 0o600).map_err(AuditError::io("cannot write", path))?;
+        Ok(hash)
+    }
+
+    /// Has something done once a second by the log's own thread, until it says false.
+    pub fn follow(&self, work: Follow) {
+        lock(&self.shared.followed).push(work);
+    }
+
     /// A number that the log keeps for its owner, also after its death.
     pub fn cursor(&self) -> u64 {
         self.shared.ring.header().cursor.load(crate::sync::Ordering::Relaxed)
@@ -683,7 +715,7 @@ impl Log {
     /// Takes no more records, brings everything to the disk, signs the last checkpoint and lets go of the folder.
     ///
     /// # Errors
-    /// The disk refuses: what is in the ring is recovered by the next opening.
+    /// The disk refuses, or the log has given up: what is in the ring is recovered by the next opening.
     pub fn close(&self) -> Result<(), AuditError> {
         if self.shared.forks != map::fork_generation() {
             return Ok(());
@@ -699,6 +731,9 @@ impl Log {
             }
         }
         drop(lock(&self.shared.lock).take());
+        if let Some(why) = self.shared.broken() {
+            return Err(AuditError::unavailable(why));
+        }
         let state = self.shared.state();
         match state.write_failure.as_ref().or(state.cut_failure.as_ref()) {
             Some(why) => Err(AuditError::unavailable(format!("closed with records that are not on the disk: {why}"))),

@@ -313,7 +313,8 @@ impl Opening<'_> {
                 if torn {
                     self.cut(&file, &path, offset, frontier.size())?;
                 }
-                wal.go_on(file, path, offset).map_err(AuditError::io("cannot use", &segment.path))?;
+                wal.go_on(file, path, segment.first_index, offset)
+                    .map_err(AuditError::io("cannot use", &segment.path))?;
             }
         }
         Ok((wal, frontier, last))

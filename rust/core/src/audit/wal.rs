@@ -219,6 +219,7 @@ pub(super) struct Wal {
 struct Open {
     file: File,
     path: PathBuf,
+    first_index: u64,
     /// Where the next frame goes
     offset: u64,
     len_bytes: u64,
@@ -235,9 +236,9 @@ impl Wal {
     }
 
     /// Goes on in a segment behind its last whole frame.
-    pub(super) fn go_on(&mut self, file: File, path: PathBuf, offset: u64) -> io::Result<()> {
+    pub(super) fn go_on(&mut self, file: File, path: PathBuf, first_index: u64, offset: u64) -> io::Result<()> {
         let len_bytes = file.metadata()?.len();
-        self.open = Some(Open { file, path, offset, len_bytes });
+        self.open = Some(Open { file, path, first_index, offset, len_bytes });
         Ok(())
     }
 
@@ -296,7 +297,12 @@ impl Wal {
             self.disk.sync_folder(&self.folder)
         };
         begun().map_err(AuditError::io("cannot begin", path.clone()))?;
-        Ok(Open { file, path, offset: SEGMENT_HEADER_BYTES, len_bytes })
+        Ok(Open { file, path, first_index, offset: SEGMENT_HEADER_BYTES, len_bytes })
+    }
+
+    /// First index of the segment that is written to.
+    pub(super) fn segment_from(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.first_index)
     }
 
     /// Why the segment is no longer the file of its name, if it is not: then what is written would be lost with it.

@@ -23,7 +23,7 @@ use super::open::{archive, epoch_members, now_ms, reader_of};
 use super::ring::{Pieces, Reader, Taken};
 use super::tiles::Cutter;
 use super::tree::{Frontier, commitment};
-use super::wal::{Found, Frame, Scan, Segment, Wal, erase, segments};
+use super::wal::{Found, Frame, Scan, Wal, erase, segments};
 use crate::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
 use crate::map;
 
@@ -171,6 +171,7 @@ impl Writer {
         let mut state = self.shared.state();
         state.durable_seq = last_seq;
         state.durable_size = self.frame.frontier().size();
+        state.segment_from = self.wal.segment_from();
         state.write_failure = None;
         state.sync_max_us = state.sync_max_us.max(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
         drop(state);
@@ -365,22 +366,37 @@ pub(super) fn erase_payload(disk: &super::disk::Disk, folder: &Path, index: u64)
 pub(super) struct Cutting {
     cutter: Cutter,
     folder: PathBuf,
-    /// The segment it is in
-    scan: Option<(u64, Scan)>,
+    place: Option<Place>,
+}
+
+/// Where the cutter reads.
+#[derive(Debug)]
+struct Place {
+    /// First index of the next segment: what stands here from there on was not acknowledged
+    end: Option<u64>,
+    /// First index of the newest segment when this one was opened
+    segment_from: u64,
+    scan: Scan,
+}
+
+impl Place {
+    fn is_over(&self, next: u64) -> bool {
+        self.end.is_some_and(|end| next >= end)
+    }
 }
 
 impl Cutting {
     pub(super) fn new(cutter: Cutter, folder: &Path) -> Self {
-        Self { cutter, folder: folder.to_owned(), scan: None }
+        Self { cutter, folder: folder.to_owned(), place: None }
     }
 
     /// Cuts everything that is durable and signs a checkpoint for it, if there is anything new.
     pub(super) fn cut(&mut self, shared: &Shared) -> Result<(), AuditError> {
         let state = shared.state();
         let (size, seq, origin) = (state.durable_size, state.durable_seq, state.origin.clone());
-        let signed = state.checkpoint_size;
+        let (signed, segment_from) = (state.checkpoint_size, state.segment_from);
         drop(state);
-        let mut done = self.read_to(size);
+        let mut done = self.read_to(size, segment_from);
         if done.is_ok() && (signed < size || size == 0) {
             done = self.cutter.commit_with_partials().and_then(|()| self.sign(shared, &origin, size));
         }
@@ -401,37 +417,26 @@ impl Cutting {
         let disk = || shared.options.disk.clone();
         let loaded = signed.and_then(|s| Cutter::load(disk(), self.folder.clone(), s.size, &s.root));
         self.cutter = loaded.unwrap_or_else(|| Cutter::new(disk(), self.folder.clone()));
-        self.scan = None;
+        self.place = None;
     }
 
     /// Feeds the cutter all entries up to a size.
-    fn read_to(&mut self, size: u64) -> Result<(), AuditError> {
+    fn read_to(&mut self, size: u64, segment_from: u64) -> Result<(), AuditError> {
         while self.cutter.size() < size {
             let next = self.cutter.size();
-            let folder = self.folder.join("wal");
-            if self.scan.is_none() {
-                let all = segments(&folder)?;
-                let segment = all.iter().rev().find(|segment| segment.first_index <= next).cloned();
-                self.scan = segment.and_then(|s: Segment| Some((s.first_index, Scan::open(&s, false).ok()??)));
+            if self.place.as_ref().is_none_or(|place| place.segment_from != segment_from || place.is_over(next)) {
+                self.place = Some(self.find(next, segment_from)?);
             }
-            let gone = || AuditError::format(&folder, format!("entry {next} is not there any more"));
-            let (first, scan) = self.scan.as_mut().ok_or_else(gone)?;
-            let Found::Frame(frame) = scan.next()? else {
-                // The end of a segment: the next one begins with this entry.
-                if *first == next || !segments(&folder)?.iter().any(|segment| segment.first_index == next) {
-                    return Err(gone());
-                }
-                self.scan = None;
-                continue;
-            };
-            let from = frame.header.first_index;
-            if from > next || from.saturating_add(frame.header.count.into()) <= next {
-                if from > next {
-                    return Err(gone());
-                }
+            let gone = || AuditError::format(self.folder.join("wal"), format!("entry {next} is not there any more"));
+            let scan = &mut self.place.as_mut().ok_or_else(gone)?.scan;
+            let header = scan.peek()?.ok_or_else(gone)?;
+            if header.first_index.saturating_add(header.count.into()) <= next {
+                scan.skip(&header);
                 continue;
             }
-            for entry in frame.entries().skip(usize::try_from(next.saturating_sub(from)).unwrap_or(usize::MAX)) {
+            let Found::Frame(frame) = scan.next()? else { return Err(gone()) };
+            let before = next.checked_sub(header.first_index).and_then(|before| usize::try_from(before).ok());
+            for entry in frame.entries().skip(before.ok_or_else(gone)?) {
                 self.cutter.push(entry)?;
             }
             if self.cutter.wants_commit() {
@@ -439,6 +444,18 @@ impl Cutting {
             }
         }
         Ok(())
+    }
+
+    /// The segment that an entry counts in: the last one that begins at or before it.
+    fn find(&self, index: u64, segment_from: u64) -> Result<Place, AuditError> {
+        let folder = self.folder.join("wal");
+        let all = segments(&folder)?;
+        let at = all.iter().rposition(|segment| segment.first_index <= index);
+        let found = at.and_then(|at| Some((all.get(at)?, all.get(at.saturating_add(1)))));
+        let gone = || AuditError::format(&folder, format!("entry {index} is not there any more"));
+        let (segment, next) = found.ok_or_else(gone)?;
+        let scan = Scan::open(segment, false)?.ok_or_else(gone)?;
+        Ok(Place { end: next.map(|next| next.first_index), segment_from, scan })
     }
 
     /// Signs the tree as it is on the disk, and makes that the checkpoint.
@@ -470,7 +487,14 @@ fn append_checkpoint(path: &Path, text: &str) -> Result<(), AuditError> {
 pub(super) fn run_cutter(shared: &Arc<Shared>) {
     let interval = Duration::from_millis(shared.options.checkpoint_interval_ms.max(1));
     let mut last: Option<Instant> = None;
+    let mut followed = Instant::now();
     loop {
+        if followed.elapsed() >= LOOK {
+            followed = Instant::now();
+            let mut work = std::mem::take(&mut *lock(&shared.followed));
+            work.retain_mut(|work| work());
+            lock(&shared.followed).append(&mut work);
+        }
         let mut state = shared.state();
         let over = state.writer_over;
         let fresh = state.durable_size.saturating_sub(state.checkpoint_size);
@@ -478,7 +502,7 @@ pub(super) fn run_cutter(shared: &Arc<Shared>) {
         if !over && !(fresh > 0 && (due || state.hurry_checkpoint)) {
             state.hurry_checkpoint &= fresh > 0;
             let wait = last.map_or(interval, |last| interval.saturating_sub(last.elapsed()));
-            let wait = if fresh > 0 { wait } else { interval }.max(Duration::from_millis(1));
+            let wait = if fresh > 0 { wait } else { interval }.clamp(Duration::from_millis(1), LOOK);
             drop(shared.work.wait_timeout(state, wait));
             continue;
         }
