@@ -456,7 +456,7 @@ impl Cutting {
         let (signed, segment_from, root) = (state.checkpoint_size, state.segment_from, state.durable_root);
         drop(state);
         let mut done = self.read_to(size, segment_from);
-        if done.is_ok() && (signed < size || size == 0) {
+        if done.is_ok() && signed < size {
             done = self.cutter.commit_with_partials().and_then(|()| self.sign(shared, &origin, size, &root));
         }
         if let Err(error) = done {
