@@ -24,7 +24,7 @@ use tollkeeper_core::audit::disk::{Disk, Fault, Operation};
 use tollkeeper_core::audit::log::{Durability, Log, LogOptions, Refused};
 
 /// Runs at once.
-const WORKERS: u64 = 4;
+const WORKERS: u64 = 8;
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 

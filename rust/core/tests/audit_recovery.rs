@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use audit::{Folder, append, note, of_kind, options, read, record, texts, try_append};
+use proptest::prelude::*;
 use tollkeeper_core::audit::disk::{Disk, Fault, Operation};
 use tollkeeper_core::audit::entry::{Kind, Private, Record};
 use tollkeeper_core::audit::log::{Durability, Log, LogOptions, Refused};
@@ -229,7 +230,7 @@ fn a_full_ring_becomes_several_frames() {
     let members = note("big");
     loop {
         let private = Private::Arguments { structure: &structure, text: &text, more: &[] };
-        let big = Record { kind: Kind::Decision, private, ..record(&members) };
+        let big = Record { kind: Kind::Approve, private, ..record(&members) };
         let Ok(claim) = log.claim(tollkeeper_core::audit::log::LogClaim::bytes_for(&big)) else { break };
         assert!(claim.publish(&big));
         put += 1;
@@ -255,7 +256,7 @@ fn a_full_ring_becomes_several_frames() {
         again.instance = 3;
         Log::open(&killed, again).unwrap().close().unwrap();
         let entries = read(&killed);
-        assert_eq!(of_kind(&entries, "decision").len(), put);
+        assert_eq!(of_kind(&entries, "approve").len(), put);
         let drained: u64 = of_kind(&entries, "recovery").iter().filter_map(|entry| entry["drained"].as_u64()).sum();
         assert_eq!(drained, put as u64);
     }
@@ -274,7 +275,7 @@ fn the_largest_record_can_be_read_again() {
     let text = "\u{1}".repeat(7 << 20);
     let head = note(&"h".repeat(70_000));
     let private = Private::Arguments { structure: &structure, text: &text, more: &[] };
-    let seq = log.append(&Record { kind: Kind::Decision, private, ..record(&head) }, 5_000).unwrap();
+    let seq = log.append(&Record { kind: Kind::Approve, private, ..record(&head) }, 5_000).unwrap();
     assert!(log.append(&record(&vec![b' '; 9 << 20]), 10).unwrap_err().to_string().contains("KiB"));
     log.wait(seq, Durability::Checkpointed, 20_000).unwrap();
     log.close().unwrap();
@@ -282,7 +283,7 @@ fn the_largest_record_can_be_read_again() {
     Log::open(&folder, large).unwrap().close().unwrap();
     let entries = read(&folder);
     assert!(
-        entries.iter().any(|entry| entry["kind"] == "decision" && entry["oversize"]["bytes"].as_u64() > Some(40 << 20))
+        entries.iter().any(|entry| entry["kind"] == "approve" && entry["oversize"]["bytes"].as_u64() > Some(40 << 20))
     );
     assert!(of_kind(&entries, "recovery").is_empty());
 }
@@ -734,5 +735,20 @@ fn checkpoints_that_were_cut_short_are_overwritten() {
         let copied = Folder::new("kept-torn-copy");
         copy(&folder, &copied);
         reopen(&copied, 2);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_damage_opens_or_is_refused(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+        audit::recovery::check_recovery("damage", &bytes, false);
+    }
+
+    /// Of the private files only: what was signed is still there.
+    #[test]
+    fn damage_of_what_is_private_loses_nothing_signed(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+        audit::recovery::check_recovery("damage-private", &bytes, true);
     }
 }
