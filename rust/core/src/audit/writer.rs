@@ -43,13 +43,15 @@ pub(super) struct Writer {
     taken: Taken,
     ring_file: File,
     looked: Instant,
+    /// Up to where the ring's pages were made writable ahead of its producers
+    warmed: Option<u32>,
 }
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, wal: Wal, frame: Frame, encoder: Encoder, ring_file: File) -> Self {
         let reader = reader_of(&shared.ring);
         let (taken, looked) = (Taken::default(), Instant::now());
-        Self { shared, wal, frame, encoder, reader, taken, ring_file, looked }
+        Self { shared, wal, frame, encoder, reader, taken, ring_file, looked, warmed: None }
     }
 
     pub(super) fn run(mut self) {
@@ -66,6 +68,7 @@ impl Writer {
     fn step(&mut self) -> bool {
         let stopping = self.shared.state().stopping;
         let more = self.collect();
+        self.warmed = self.shared.ring.warm(self.warmed);
         if self.frame.count() > 0 && !self.write() {
             if stopping && self.gave_up_closing() {
                 return false;
