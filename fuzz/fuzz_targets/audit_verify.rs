@@ -68,9 +68,8 @@ fn mutated(bytes: &[u8]) {
         std::fs::write(&whole.files[*which].0, &damaged[*which]).expect("the folder can be written");
     }
     let options = Options { keys: vec![whole.model.vkey()], ..Options::default() };
-    let good = verify(&whole.folder, &options, &mut |_, _| true).is_ok_and(|report| {
-        report.verdict() == Verdict::Ok && report.logs().all(|log| log.warnings.is_empty())
-    });
+    let good = verify(&whole.folder, &options, &mut |_, _| true)
+        .is_ok_and(|report| report.verdict() == Verdict::Ok && report.logs().all(|log| log.warnings.is_empty()));
     let _ = prove(&whole.folder, u64::from(bytes.first().copied().unwrap_or(0)), None);
     for which in touched {
         std::fs::write(&whole.files[which].0, &whole.files[which].1).expect("the folder can be written");

@@ -13,6 +13,7 @@ from tollkeeper._native import (
     build_info,
     decision_codes,
 )
+from tollkeeper.audit import AuditLog
 from tollkeeper.budget import Denial, Hold, Ledger, Meter, Usage
 from tollkeeper.errors import (
     ArgumentsError,
@@ -34,6 +35,7 @@ __all__ = [
     "Answer",
     "ArgumentsError",
     "AuditError",
+    "AuditLog",
     "BatchAnswer",
     "BudgetError",
     "ConfigError",

@@ -5,12 +5,15 @@ The native half of the package. Import from `tollkeeper`, not from here.
 import collections.abc
 import os
 import typing
+from pathlib import Path
 from typing import Any, Final, SupportsIndex, final
 
 from typing_extensions import disjoint_base
 
 __all__ = [
     "Answer",
+    "AuditLog",
+    "AuditWatch",
     "BatchAnswer",
     "Context",
     "Decision",
@@ -70,6 +73,198 @@ class Answer:
     def reasons(self, /) -> list[str]:
         """
         Ids of the satisfied policies of the deciding effect; empty when nothing permits.
+        """
+
+@disjoint_base
+class AuditLog:
+    """
+    The native half of `tollkeeper.AuditLog`.
+    """
+    def __enter__(self, /) -> typing.Self: ...
+    def __exit__(self, /, *_exc: object) -> None: ...
+    def __new__(
+        cls,
+        /,
+        directory: str | os.PathLike[str],
+        *,
+        origin: str,
+        instance: int,
+        key: str | os.PathLike[str] | None = None,
+        interval_ms: int = 5,
+        checkpoint_interval_ms: int = 1000,
+        ring_bytes: int = ...,
+        segment_bytes: int = ...,
+        exported: bool = False,
+    ) -> typing.Self:
+        """
+        Args:
+            directory: The folder of the log, made if it is not there.
+            origin: What the log calls itself, such as `example.com/gate`.
+            instance: A random number that tells the records of this opening from those of others.
+            key: The file of the signing key, made if it is not there; `None` for `signer.key` in the folder.
+            interval_ms: How long a record may be in the ring before it is on the disk: what a power cut can lose.
+            checkpoint_interval_ms: How long an entry may be on the disk before a checkpoint covers it.
+            ring_bytes: Size of the ring, a power of two.
+            segment_bytes: Size of a write-ahead segment.
+            exported: Whether something outside takes each checkpoint.
+
+        Raises:
+            AuditError: Another process has the log, it is damaged, or the folder cannot be used.
+        """
+    def __repr__(self, /) -> str: ...
+    def _expect(self, /, seq: int) -> None:
+        """
+        Refuses a handle that cannot be used, and a number that no record has yet.
+        """
+    def _is_durable(self, /, seq: int, durability: str) -> bool:
+        """
+        Whether a record is as certain as that; also of a log that was closed since, for those who wait.
+        """
+    def _request(self, /, durability: str) -> None:
+        """
+        Asks for everything to become as certain as that soon.
+        """
+    def _watch(self, /) -> AuditWatch:
+        """
+        What an event loop waits with.
+        """
+    def append(
+        self,
+        /,
+        mapping: collections.abc.Mapping[str, typing.Any],
+        *,
+        private: typing.Any = None,
+        kind: str = "note",
+        timeout: float = 1.0,
+    ) -> int:
+        """
+        Appends an entry. It is in the ring when this returns: the death of the process loses nothing any more, a power
+        cut what was appended in the last `interval_ms`. See `wait` and `durable`.
+
+        Args:
+            mapping: Members of the entry, in this order: JSON, with whole numbers of any size and `decimal.Decimal` as
+                they are. Too many for one entry are kept outside of it, behind a commitment.
+            private: What the entry only commits to, and what `erase` can take away: bytes and text as they are, any
+                other value as JSON.
+            kind: What the entry is about.
+            timeout: Seconds to wait for room in the ring.
+
+        Returns:
+            The sequence number of the record.
+
+        Raises:
+            TypeError: The mapping is none, or a value is not JSON.
+            AuditError: A value has no form in JSON, a name is the log's own, or there is no room for the record.
+            HandleError: The log is closed, or was inherited through a fork.
+        """
+    def checkpoint(self, /, timeout: float = 10.0) -> str:
+        """
+        Waits until a checkpoint covers everything that was appended before.
+
+        Returns:
+            The signed text of the checkpoint.
+
+        Raises:
+            AuditError: The time is over, or the disk refuses.
+        """
+    def close(self, /) -> None:
+        """
+        Takes no more entries, brings everything to the disk, signs the last checkpoint and lets go of the folder.
+        Closing twice is the same as once; of an inherited log nothing is touched.
+
+        Raises:
+            AuditError: The disk refuses; what is in the ring is recovered by the next opening.
+        """
+    @property
+    def closed(self, /) -> bool:
+        """
+        Whether `close` was called.
+        """
+    @property
+    def durable_size(self, /) -> int:
+        """
+        Entries of this epoch that are on the disk.
+        """
+    def erase(self, /, index: int, timeout: float = 10.0) -> None:
+        """
+        Erases what is private about an entry, and records that. The entry stays, and every proof of it.
+
+        Args:
+            index: The entry's place in this epoch, from 0.
+            timeout: Seconds; a signal is looked at when they are over.
+
+        Raises:
+            AuditError: There is no such entry, or nothing private of it.
+        """
+    def flush(self, /, timeout: float = 10.0) -> int:
+        """
+        Waits until everything that was appended before is on the disk.
+
+        Returns:
+            How many entries are on the disk.
+
+        Raises:
+            AuditError: The time is over, or the disk refuses.
+        """
+    @property
+    def folder(self, /) -> Path:
+        """
+        The folder of the log.
+        """
+    def health(self, /) -> dict[str, typing.Any]:
+        """
+        How the log is doing: `origin`, `epoch`, `durable_size`, `checkpoint_size`, `pending` (records that are not on
+        the disk), `ring_bytes`, `ring_used_bytes`, `sync_max_us` (the slowest write so far), `failure` (why records do
+        not get to the disk, or no checkpoint is signed), `exported`.
+        """
+    @property
+    def origin(self, /) -> str:
+        """
+        What the log calls itself in this epoch.
+        """
+    def rotate(self, /, timeout: float = 10.0) -> None:
+        """
+        Ends this epoch and begins the next, whose first entry names the old origin, size and root. The files of the old
+        one move to `epochs`.
+
+        Args:
+            timeout: Seconds; a signal is looked at when they are over.
+
+        Raises:
+            AuditError: The disk refuses.
+        """
+    @property
+    def size(self, /) -> int:
+        """
+        Entries of this epoch, with those that are not on the disk yet.
+        """
+    @property
+    def verifier_key(self, /) -> str:
+        """
+        The public key of this epoch, as C2SP writes verifier keys.
+        """
+    def wait(self, /, seq: int, durability: str = "sync", timeout: float = 10.0) -> None:
+        """
+        Waits until a record is as certain as that. Many wait for one write.
+
+        Args:
+            seq: What `append` has returned.
+            durability: `"group"`: in the ring, which is at once; `"sync"`: on the disk; `"checkpointed"`: covered by a
+                signed checkpoint.
+            timeout: Seconds.
+
+        Raises:
+            AuditError: The time is over, the disk refuses, or there is no such record.
+        """
+
+@final
+class AuditWatch:
+    """
+    Becomes readable whenever more of a log is durable. Closed when it goes.
+    """
+    def fileno(self, /) -> int:
+        """
+        The descriptor of the counter, which is the parent's alone after a fork.
         """
 
 @final

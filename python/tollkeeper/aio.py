@@ -1,4 +1,4 @@
-"""Waiting for room in a ledger, from any number of event loops.
+"""Waiting for room in a ledger and for records of an audit log to be durable, from any number of event loops.
 
 A ledger tells that something was given back by a counter in shared memory, on which a thread can sleep; asyncio cannot.
 So one thread for each ledger sleeps there while somebody waits, and ends when nobody does. Whether a request fits is
@@ -7,20 +7,29 @@ asked of the ledger; this file only decides whom to ask for next. It reserves no
 Who came first goes first, among those that compete: a request is not tried while an earlier one is refused by a limit
 that it would use as well. Requests that are refused elsewhere do not hold it up. Requests of the same path and units
 stand in one line, of which only the head is tried.
+
+An audit log tells that more of it is durable by a counter that is a file descriptor: each event loop in which somebody
+waits has one, and closes it when nobody does. There a thread is not needed.
 """
 
 import asyncio
+import copy
+import heapq
+import itertools
+import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from tollkeeper.errors import HandleError
 
 if TYPE_CHECKING:
+    from tollkeeper._native import AuditLog, AuditWatch
     from tollkeeper.budget import Denial, Ledger
 
-__all__ = ["Line"]
+__all__ = ["Durable", "Line"]
 
 # How long the thread sleeps at most: not to look for room, which wakes it, but to notice that the interpreter ends.
 NAP_MS_MAX: Final = 1000
@@ -246,3 +255,119 @@ def _pause(denials: "list[Denial]") -> float:
 
 def _slice_ms(due: float) -> int:
     return max(1, min(NAP_MS_MAX, int((due - time.monotonic()) * 1000) + 1))
+
+
+# Those who were cancelled stay in the heap until there are this many more of them than of those who wait.
+CANCELLED_MAX: Final = 64
+
+
+class Watch:
+    """Those of one event loop who wait for records of one log. Used in the thread of that loop only.
+
+    Args:
+        log: The log.
+        loop: The loop.
+    """
+
+    def __init__(self, log: "AuditLog", loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.waiting = 0
+        """How many wait; the watch ends with the last."""
+        self._log = log
+        self._heaps: dict[str, list[tuple[int, int, asyncio.Future[None]]]] = {}
+        """By durability: those who wait, by sequence number and then in the order in which they came."""
+        self._numbers = itertools.count()
+        self._watch: AuditWatch | None = log._watch()  # noqa: SLF001 - this is the log's own waiting
+        loop.add_reader(self._watch.fileno(), self._look)
+
+    def join(self, seq: int, durability: str) -> asyncio.Future[None]:
+        """The future of somebody who waits; `leave` has to follow."""
+        future: asyncio.Future[None] = self.loop.create_future()
+        self.waiting += 1
+        heapq.heappush(self._heaps.setdefault(durability, []), (seq, next(self._numbers), future))
+        # What became durable before there was a counter is seen here, what does later by the counter.
+        self._tell(durability)
+        return future
+
+    def leave(self, durability: str) -> None:
+        """Somebody has their answer, or wants none any more."""
+        self.waiting -= 1
+        heap = self._heaps[durability]
+        if not self.waiting:
+            self.end()
+        elif len(heap) > 2 * self.waiting + CANCELLED_MAX:
+            heap[:] = [entry for entry in heap if not entry[2].done()]
+            heapq.heapify(heap)
+
+    def _look(self) -> None:
+        """The counter has something to tell."""
+        if self._watch is not None:
+            # Refused in a child of a fork, which must not take what was meant for its parent.
+            with suppress(BlockingIOError, HandleError):
+                os.eventfd_read(self._watch.fileno())
+        for durability in self._heaps:
+            self._tell(durability)
+
+    def _tell(self, durability: str) -> None:
+        """Answers everybody whose record is durable, and all of them if no more will be."""
+        heap = self._heaps[durability]
+        try:
+            while heap:
+                seq, _, future = heap[0]
+                if not future.done():
+                    if not self._log._is_durable(seq, durability):  # noqa: SLF001 - as above
+                        # Again, for what was asked for while a write was going on came too late for it.
+                        self._log._request(durability)  # noqa: SLF001 - as above
+                        return
+                    future.set_result(None)
+                heapq.heappop(heap)
+        except Exception as error:  # noqa: BLE001 - whoever waits gets it
+            while heap:
+                future = heapq.heappop(heap)[2]
+                if not future.done():
+                    # To each their own: an exception collects the places through which it was raised.
+                    future.set_exception(copy.copy(error))
+
+    def end(self) -> None:
+        """Lets go of the counter."""
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return
+        # A child of a fork has its parent's selector too: removing the counter there would take it from the parent.
+        with suppress(HandleError):
+            descriptor = watch.fileno()
+            if not self.loop.is_closed():
+                self.loop.remove_reader(descriptor)
+
+
+class Durable:
+    """Those who wait for records of one log, in any number of event loops."""
+
+    def __init__(self) -> None:
+        # Entered again by a coroutine that goes with a loop that is forgotten.
+        self._lock = threading.RLock()
+        self._watches: dict[asyncio.AbstractEventLoop, Watch] = {}
+
+    async def wait(self, log: "AuditLog", seq: int, durability: str) -> None:
+        """Waits until a record is as certain as that; see `AuditLog.durable`."""
+        if log._is_durable(seq, durability):  # noqa: SLF001 - this is the log's own waiting
+            return
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            self._forget_closed_loops()
+            watch = self._watches.get(loop)
+            if watch is None:
+                watch = self._watches[loop] = Watch(log, loop)
+        future = watch.join(seq, durability)
+        try:
+            await future
+        finally:
+            watch.leave(durability)
+            with self._lock:
+                if not watch.waiting and self._watches.get(loop) is watch:
+                    del self._watches[loop]
+
+    def _forget_closed_loops(self) -> None:
+        """Under the lock. Nobody is left there to be told, and its counter would stay open."""
+        for loop in [loop for loop in self._watches if loop.is_closed()]:
+            self._watches.pop(loop).end()

@@ -6,6 +6,8 @@ the file they stand in. Nothing here decides anything, opens a gate, or reads an
 
 import glob
 import os
+import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast
 
@@ -17,11 +19,13 @@ from tollkeeper.document import Place, decode, known_here, read_text, section
 __all__ = [
     "CONFIG_BYTES_MAX",
     "FILE_NAME",
+    "AuditSection",
     "BudgetSection",
     "Config",
     "GateSection",
     "PolicySection",
     "Tool",
+    "default_origin",
     "load",
     "read_text",
 ]
@@ -80,6 +84,34 @@ class BudgetSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where what is used and held is kept; without it in the memory of the process."""
 
 
+# What the core takes as an origin, and the sizes of its ring in KiB.
+ORIGIN_BYTES_MAX: Final = 255
+RING_KIB_MIN: Final = 512
+RING_KIB_MAX: Final = 512 << 10
+
+
+class AuditSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The ``[audit]`` section, as written."""
+
+    dir: str = "audit"
+    """Where the logs are kept, one for each process; it stays on this host."""
+    origin: str | None = None
+    """What the logs call themselves, such as ``example.com/gate``; without it the name of the host."""
+    durability: Literal["group", "sync", "checkpointed"] = "group"
+    """How certain a record is before a guarded tool runs; policies can ask for more."""
+    interval_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)] = 5
+    """How long a record may be in the ring before it is on the disk: what a power cut can lose."""
+    checkpoint_interval_ms: Annotated[int, msgspec.Meta(ge=1, le=3_600_000)] = 1000
+    """How long an entry may be on the disk before a signed checkpoint covers it."""
+    ring_kib: int = 16 << 10
+    """Size of the ring in KiB, a power of two: what may wait for the disk."""
+    on_full: Literal["deny", "allow"] = "deny"
+    """What a check does that finds no room for its record. ``allow`` lets it through, and the log says later how many
+    went unrecorded."""
+    exported: bool = False
+    """Whether something outside takes each checkpoint; it is only written down."""
+
+
 class Config(msgspec.Struct, frozen=True):
     """A configuration, with its paths resolved."""
 
@@ -94,9 +126,15 @@ class Config(msgspec.Struct, frozen=True):
     tools: dict[str, Tool]
     budget_file: Path | None = None
     budget_state: Path | None = None
+    audit: AuditSection | None = None
+    """Absent where nothing is recorded."""
+    audit_dir: Path | None = None
+    audit_origin: str | None = None
+    """As written, or the default."""
 
 
-SECTIONS: Final = ("gate", "policy", "tools", "budget")
+ORIGIN_HINT: Final = 'a name such as "example.com/gate"'
+SECTIONS: Final = ("gate", "policy", "tools", "budget", "audit")
 
 
 def load(source: str | os.PathLike[str], folder: str | os.PathLike[str] = ".") -> Config:
@@ -135,6 +173,7 @@ def _decode(text: str, file: Path, shown: str) -> Config:
     budget = section(document.get("budget", {}), BudgetSection, ("budget",), place)
     if budget.state is not None and budget.file is None:
         raise place.error(("budget", "state"), "a state without budgets", 'file = "budgets.toml"')
+    audit = _audit(document["audit"], place) if "audit" in document else None
     tools = document.get("tools", {})
     if not isinstance(tools, dict):
         raise place.error(
@@ -153,7 +192,39 @@ def _decode(text: str, file: Path, shown: str) -> Config:
         tools={name: _tool(tool, ("tools", name), place) for name, tool in cast("dict[str, Any]", tools).items()},
         budget_file=None if budget.file is None else _file(budget.file, folder, ("budget", "file"), place),
         budget_state=None if budget.state is None else folder / budget.state,
+        audit=audit,
+        audit_dir=None if audit is None else folder / audit.dir,
+        audit_origin=None if audit is None else audit.origin or default_origin(),
     )
+
+
+def default_origin(host: str | None = None) -> str:
+    """What logs call themselves where nobody says: the name of the host, with dashes for what a name cannot hold.
+
+    Example:
+        >>> from tollkeeper import config
+        >>> config.default_origin("Build Box+1")
+        'build-box-1'
+    """
+    name = re.sub(r"[^a-z0-9._-]+", "-", (os.uname().nodename if host is None else host).lower()).strip("-._")
+    return name[:ORIGIN_BYTES_MAX] or "localhost"
+
+
+def _audit(raw: object, place: Place) -> AuditSection:
+    audit = section(raw, AuditSection, ("audit",), place)
+    origin = audit.origin
+    if not audit.dir:
+        raise place.error(("audit", "dir"), "must name a folder", 'dir = "audit"')
+    if origin is not None:
+        if not 1 <= len(origin.encode()) <= ORIGIN_BYTES_MAX:
+            raise place.error(("audit", "origin"), f"must have 1 to {ORIGIN_BYTES_MAX} bytes", ORIGIN_HINT)
+        if any(char == "+" or char.isspace() or unicodedata.category(char) == "Cc" for char in origin):
+            raise place.error(("audit", "origin"), "must not hold spaces, control characters or `+`", ORIGIN_HINT)
+    ring_kib = audit.ring_kib
+    if not RING_KIB_MIN <= ring_kib <= RING_KIB_MAX or ring_kib.bit_count() != 1:
+        what = f"must be a power of two from {RING_KIB_MIN} to {RING_KIB_MAX}"
+        raise place.error(("audit", "ring_kib"), what, "ring_kib = 16384")
+    return audit
 
 
 def _tool(raw: object, at: tuple[str, ...], place: Place) -> Tool:

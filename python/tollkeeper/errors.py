@@ -152,7 +152,7 @@ class BudgetError(TollkeeperError, ValueError):
 
 
 class AuditError(TollkeeperError, ValueError):
-    """An audit log cannot be read, or a proof does not hold; ``code`` begins with ``audit.``."""
+    """An audit log cannot be opened, written or read, or a proof does not hold; ``code`` begins with ``audit.``."""
 
 
 class Denied(TollkeeperError):  # noqa: N818 - a denial is no error

@@ -64,6 +64,40 @@ def test_nothing_said_is_the_safe_default() -> None:
     assert (gate.mode, gate.on_error, gate.unguarded_forbid) == ("enforce", "deny", "refuse")
 
 
+def test_the_audit_section(tmp_path: Path) -> None:
+    text = """\
+[audit]
+dir = "evidence"
+origin = "example.com/gate"
+durability = "sync"
+interval_ms = 20
+checkpoint_interval_ms = 5000
+ring_kib = 512
+on_full = "allow"
+exported = true
+"""
+    read = config.load(text, tmp_path)
+    assert (read.audit_dir, read.audit_origin) == (tmp_path / "evidence", "example.com/gate")
+    assert read.audit == config.AuditSection(
+        "evidence", "example.com/gate", "sync", 20, 5000, 512, "allow", exported=True
+    )
+
+
+def test_without_an_audit_section_nothing_is_recorded(tmp_path: Path) -> None:
+    read = config.load("", tmp_path)
+    assert (read.audit, read.audit_dir, read.audit_origin) == (None, None, None)
+    read = config.load("[audit]", tmp_path)
+    assert (read.audit, read.audit_dir) == (config.AuditSection(), tmp_path / "audit")
+    assert read.audit_origin == config.default_origin()
+
+
+@given(st.text())
+def test_a_default_origin_is_one(host: str) -> None:
+    origin = config.default_origin(host)
+    read = config.load(f"[audit]\norigin = '{origin}'")
+    assert read.audit_origin == origin
+
+
 REFUSED = {
     "[gate": ("tollkeeper.toml: at the end: expected ']'", None),
     "[gate]\nmode 3": ("tollkeeper.toml:2:6: expected '='", None),
@@ -87,6 +121,22 @@ REFUSED = {
         'tollkeeper.toml:2: tools."x y".reads: unknown key',
         "known here: resource",
     ),
+    "[audit]\ndirs = 'a'": ("tollkeeper.toml:2: audit.dirs: unknown key", "did you mean `dir`?"),
+    "[audit]\npayloads = false": ("tollkeeper.toml:2: audit.payloads: unknown key", "known here: dir, origin"),
+    "[audit]\ndir = ''": ("tollkeeper.toml:2: audit.dir: must name a folder", None),
+    "[audit]\norigin = ''": ("tollkeeper.toml:2: audit.origin: must have 1 to 255 bytes", None),
+    "[audit]\norigin = 'a b'": ("tollkeeper.toml:2: audit.origin: must not hold spaces", "a name such as"),
+    "[audit]\ndurability = 'synced'": (
+        "tollkeeper.toml:2: audit.durability: invalid enum value",
+        'one of: "group", "sync", "checkpointed"',
+    ),
+    "[audit]\non_full = 'drop'": ("tollkeeper.toml:2: audit.on_full: invalid enum value", 'one of: "deny", "allow"'),
+    "[audit]\ninterval_ms = 0": ("tollkeeper.toml:2: audit.interval_ms: expected `int` >= 1", None),
+    "[audit]\ncheckpoint_interval_ms = '1s'": ("tollkeeper.toml:2: audit.checkpoint_interval_ms: expected `int`", None),
+    "[audit]\nring_kib = 1000": ("tollkeeper.toml:2: audit.ring_kib: must be a power of two", None),
+    "[audit]\nring_kib = 256": ("tollkeeper.toml:2: audit.ring_kib: must be a power of two from 512 to 524288", None),
+    "[audit]\nexported = 'no'": ("tollkeeper.toml:2: audit.exported: expected `bool`", None),
+    "audit = 3": ("tollkeeper.toml:1: audit: expected `object`", None),
     "x = " + "[" * 10_000: ("tollkeeper.toml: values nest too deeply", None),
 }
 

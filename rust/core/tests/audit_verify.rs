@@ -1,19 +1,7 @@
 //! The verifier of audit logs: vectors of others, a log that Tessera made, and logs of a plain model, whole and mutated.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "tests"
-)]
-#![expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    missing_docs,
-    clippy::missing_panics_doc,
-    reason = "tests"
-)]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests")]
+#![expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "tests")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -709,6 +697,12 @@ fn a_caller_may_stop_a_verification() {
     assert_eq!(verify(&folder.0, &options, &mut |_, _| true).unwrap().verdict(), Verdict::Ok);
 }
 
+/// What this thread has used of a processor, whoever else is using it.
+fn cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
 /// `cargo test --release --test audit_verify -- --ignored --nocapture speed`
 #[test]
 #[ignore = "a measurement: half a gigabyte of log"]
@@ -730,12 +724,16 @@ fn speed() {
         if round == 3 {
             fs::remove_dir_all(folder.0.join("wal")).unwrap();
         }
-        let begun = std::time::Instant::now();
+        let begun = cpu_seconds();
         let report = check(&folder.0, &model);
-        let seconds = begun.elapsed().as_secs_f64();
+        let seconds = cpu_seconds() - begun;
         assert_eq!((report.verdict(), report.logs().next().unwrap().verified_size), (Verdict::Ok, count));
         let rate = count as f64 / seconds / 1e6;
-        eprintln!("{} bytes an entry, segments: {}: {rate:.2} M entries/s", size / count as usize, round < 3);
+        eprintln!(
+            "{} bytes an entry, segments: {}: {rate:.2} M entries a CPU second",
+            size / count as usize,
+            round < 3
+        );
     }
 }
 

@@ -284,7 +284,7 @@ impl Walk<'_> {
 
 /// Told apart by the type's address: no method of the value or of its class is asked.
 #[inline]
-fn exact<'a, 'py, T: PyTypeInfo>(value: &'a Bound<'py, PyAny>) -> Option<&'a Bound<'py, T>> {
+pub(crate) fn exact<'a, 'py, T: PyTypeInfo>(value: &'a Bound<'py, PyAny>) -> Option<&'a Bound<'py, T>> {
     if value.is_exact_instance_of::<T>() { value.cast::<T>().ok() } else { None }
 }
 
@@ -301,7 +301,7 @@ fn still(unchanged: bool) -> Converted {
 
 /// The name of the value's type, for an error; the walk is over, so it may be asked for.
 #[cold]
-fn type_name(value: &Bound<'_, PyAny>) -> String {
+pub(crate) fn type_name(value: &Bound<'_, PyAny>) -> String {
     let name = value.get_type().name().map(|name| name.to_string_lossy().into_owned());
     shown(name.as_deref().unwrap_or("?"))
 }
@@ -310,12 +310,17 @@ fn shown(text: &str) -> String {
     text.escape_debug().take(SHOWN_CHARS_MAX).collect()
 }
 
+/// The step into a field, as a path shows it.
+#[cold]
+pub(crate) fn field_step(name: &str) -> String {
+    let plain = name.len() <= SHOWN_CHARS_MAX && name.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric());
+    if plain { format!(".{name}") } else { format!("[\"{}\"]", shown(name)) }
+}
+
 impl ConvertError {
     #[cold]
     fn within_field(mut self, name: &str) -> Self {
-        let plain =
-            name.len() <= SHOWN_CHARS_MAX && name.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric());
-        self.0.steps.push(if plain { format!(".{name}") } else { format!("[\"{}\"]", shown(name)) });
+        self.0.steps.push(field_step(name));
         self
     }
 

@@ -5,6 +5,7 @@
 
 use pyo3::types::PyTuple;
 use pyo3::{Py, PyErr};
+use tollkeeper_core::audit::error::AuditError;
 use tollkeeper_core::audit::verify::error::VerifyError;
 use tollkeeper_core::budget::error::BudgetError;
 use tollkeeper_core::budget::price::Unpriced;
@@ -40,6 +41,8 @@ pub(crate) enum Error {
     Budget(BudgetError),
     /// An audit log cannot be read, or a proof does not hold.
     Verify(VerifyError),
+    /// An audit log cannot be opened, or cannot do what was asked of it.
+    Audit(AuditError),
     /// A model or a component has no price.
     Unpriced(Unpriced),
     /// A whole number that is out of its range: of what, the number as text, and the least it may be.
@@ -88,6 +91,12 @@ impl From<VerifyError> for Error {
     }
 }
 
+impl From<AuditError> for Error {
+    fn from(error: AuditError) -> Self {
+        Self::Audit(error)
+    }
+}
+
 impl From<Unpriced> for Error {
     fn from(error: Unpriced) -> Self {
         Self::Unpriced(error)
@@ -103,6 +112,7 @@ impl From<Error> for PyErr {
             Error::Uid(e) => python::EntityError::new_err((e.to_string(), e.code(), e.help())),
             Error::Budget(e) => budget_error(&e),
             Error::Verify(e) => python::AuditError::new_err((e.to_string(), e.code(), e.help())),
+            Error::Audit(e) => audit_error(&e),
             Error::Unpriced(e) => python::BudgetError::new_err((
                 e.to_string(),
                 "budget.unpriced",
@@ -143,6 +153,15 @@ fn budget_error(error: &BudgetError) -> PyErr {
 
 /// One finding as the Python side takes it.
 type Detail = (&'static str, String, Option<String>, u32, u32, String, Option<String>);
+
+#[cold]
+fn audit_error(error: &AuditError) -> PyErr {
+    match error {
+        AuditError::Forked => Error::Forked.into(),
+        AuditError::Closed => python::HandleError::new_err((error.to_string(), error.code())),
+        _ => python::AuditError::new_err((error.to_string(), error.code())),
+    }
+}
 
 #[cold]
 fn text_error(errors: &PolicyErrors) -> PyErr {

@@ -10,6 +10,7 @@
 //! | `gate`, `model_call` | the gate: checks, scopes, decisions; calls of models |
 //! | `budget`, `hold`, `meter` | the budget room: ledgers and clocks; holds and denials; the meter of an engine |
 //! | `verify` | the audit room's reading side: logs, entries, verification, proofs |
+//! | `audit`, `json` | the audit room: a log that is written; values as JSON text |
 //! | `uid` | `EntityUid`, and arguments that are a uid or its text |
 //! | `probe` | private functions the tests look through |
 //!
@@ -22,6 +23,7 @@
     reason = "the documentation of what is exported becomes Python docstrings"
 )]
 
+mod audit;
 mod batch;
 mod budget;
 mod convert;
@@ -31,6 +33,7 @@ mod fork;
 mod gate;
 mod guard;
 mod hold;
+mod json;
 mod meter;
 mod model_call;
 mod policy;
@@ -61,6 +64,9 @@ mod _native {
 
     #[pymodule_export]
     use super::meter::PyMeter;
+
+    #[pymodule_export]
+    use super::audit::{PyAuditLog, PyAuditWatch, audit_keygen};
 
     #[pymodule_export]
     use super::batch::PyBatchAnswer;

@@ -15,7 +15,7 @@ use super::ring::Pieces;
 use super::tree::{Hash, commitment, leaf};
 use super::wal::Frame;
 use crate::arguments::{Arguments, push_json_str};
-use crate::limits::ENTRY_BYTES_MAX;
+use crate::limits::{ENTRY_BYTES_MAX, RECORD_BYTES_MAX};
 
 /// What an entry is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,6 +187,13 @@ impl<'a> Record<'a> {
     }
 }
 
+/// A fresh salt, and the commitment of a text under it: for what has to be committed to before it is recorded.
+pub fn commit(text: &str) -> Result<([u8; 32], Hash), AuditError> {
+    let mut salt = [0; 32];
+    random(&mut salt)?;
+    Ok((salt, commitment(&salt, text.as_bytes())))
+}
+
 /// Appends a time: `2026-11-21T17:05:18.123Z`.
 pub fn push_time(out: &mut Vec<u8>, time_ms: i64) {
     let (days, ms) = (time_ms.div_euclid(86_400_000), time_ms.rem_euclid(86_400_000));
@@ -236,6 +243,14 @@ pub fn push_name(out: &mut Vec<u8>, name: &str) {
     out.extend_from_slice(b",\"");
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b"\":");
+}
+
+/// Whether bytes are JSON members, each with a comma before it.
+fn are_members(bytes: &[u8]) -> bool {
+    let mut object = b"{\"v\":1".to_vec();
+    object.extend_from_slice(bytes);
+    object.push(b'}');
+    bytes.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(&object).is_ok()
 }
 
 /// Salts, fetched from the kernel in bulk and used once.
@@ -293,11 +308,10 @@ impl Encoder {
         encoder
     }
 
-    /// Speaks for another producer from now on; its writer's entries count from 1.
+    /// Speaks for another producer from now on. The writer's own entries go on counting: they are made under one name.
     pub(super) fn set_producer(&mut self, producer: u64) {
         let text = format!("{producer:016x}");
         self.producer = text.as_bytes().try_into().unwrap_or([b'0'; 16]);
-        self.writer_seq = 0;
     }
 
     /// Adds the entry of pieces out of the ring. What is no record becomes an entry that says so.
@@ -306,6 +320,19 @@ impl Encoder {
             Some(record) => self.add(&record, Some(seq), frame),
             None => self.add_unreadable(seq, pieces.time_ms, "the record in the ring cannot be read", frame),
         }
+    }
+
+    /// The same for pieces out of the ring of a dead process, which are read as carefully as a file: what would not be
+    /// a JSON object, or not fit a frame, becomes an entry that says so.
+    pub(super) fn add_recovered(&mut self, seq: u64, pieces: &Pieces<'_>, frame: &mut Frame) -> Result<(), AuditError> {
+        let len = pieces.pieces.iter().fold(0_usize, |sum, piece| sum.saturating_add(piece.len()));
+        let [head, tail, more, ..] = pieces.pieces;
+        let more: &[u8] = if pieces.kind & !KIND_MASK == ARGUMENTS { more } else { &[] };
+        let reads = len <= RECORD_BYTES_MAX && are_members(head) && are_members(tail) && are_members(more);
+        if reads {
+            return self.add_pieces(seq, pieces, frame);
+        }
+        self.add_unreadable(seq, pieces.time_ms, "the record in the ring cannot be read", frame)
     }
 
     /// Adds an entry for a sequence number of which nothing else is known.

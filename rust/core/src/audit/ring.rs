@@ -11,6 +11,7 @@
 //! It knows nothing of what a record means, and never drops one. The scheme is the bounded queue of D. Vyukov (a stamp
 //! for each cell) with runs of cells instead of single ones.
 
+use crate::limits::RECORD_BYTES_MAX;
 use crate::map::Table;
 use crate::sync::{Announce, AtomicU64, Ordering, fence};
 
@@ -147,9 +148,11 @@ impl Ring {
         &self.header[0]
     }
 
-    /// The most bytes that one record may ask for: half of the ring.
-    pub fn record_bytes_max(&self) -> usize {
-        (self.lines() as usize).saturating_mul(LINE_BYTES) / 2
+    /// The most bytes that one record may ask for: half of the ring, and no more than a frame takes.
+    #[inline]
+    pub const fn record_bytes_max(&self) -> usize {
+        let half = (self.lines() as usize).saturating_mul(LINE_BYTES) / 2;
+        if half < RECORD_BYTES_MAX { half } else { RECORD_BYTES_MAX }
     }
 
     const fn lines(&self) -> u32 {
@@ -235,19 +238,25 @@ impl Ring {
         unlogged.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes what [`Ring::count_unlogged`] has counted: how many, from when to when. `None` if nothing.
-    pub(super) fn take_unlogged(&self, let_through: bool) -> Option<(u64, i64, i64)> {
+    /// What [`Ring::count_unlogged`] has counted: how many, from when to when. `None` if nothing. It stays until
+    /// [`Ring::forget_unlogged`], because whoever is killed in between has to leave it.
+    pub(super) fn unlogged(&self, let_through: bool) -> Option<(u64, i64, i64)> {
         let [denied, passed] = &self.header().unlogged;
         let unlogged = if let_through { passed } else { denied };
         let count = unlogged.count.load(Ordering::Relaxed);
-        if count == 0 {
-            return None;
-        }
-        let time = |word: &AtomicU64| i64::try_from(word.swap(0, Ordering::Relaxed)).unwrap_or(0);
+        let time = |word: &AtomicU64| i64::try_from(word.load(Ordering::Relaxed)).unwrap_or(0);
         let (from, to) = (time(&unlogged.from_ms), time(&unlogged.to_ms));
-        // What is counted meanwhile stays; its times may be those of the report before.
+        (count != 0).then_some((count, if from == 0 { to } else { from }, to))
+    }
+
+    /// Takes so many of them off, because they are on the disk. What was counted meanwhile stays; its times may be those
+    /// of the report before.
+    pub(super) fn forget_unlogged(&self, let_through: bool, count: u64) {
+        let [denied, passed] = &self.header().unlogged;
+        let unlogged = if let_through { passed } else { denied };
+        unlogged.from_ms.store(0, Ordering::Relaxed);
+        unlogged.to_ms.store(0, Ordering::Relaxed);
         unlogged.count.fetch_sub(count, Ordering::Relaxed);
-        Some((count, if from == 0 { to } else { from }, to))
     }
 
     /// The reader of this ring's records, at the oldest one that was not let go. There is one.
@@ -268,6 +277,18 @@ impl Ring {
     /// The sequence number that the next claim gets.
     pub fn next_seq(&self) -> u64 {
         self.full(Place::unpack(self.header().tail.load(Ordering::SeqCst)).seq)
+    }
+
+    /// Whether every claim up to now was published or given up.
+    pub(super) fn all_published(&self) -> bool {
+        let tail = Place::unpack(self.header().tail.load(Ordering::SeqCst));
+        let (mut reader, mut record) = (self.reader(), Taken::default());
+        while reader.place != tail {
+            if !self.take(&mut reader, &mut record) {
+                return false;
+            }
+        }
+        true
     }
 
     /// How much of the ring is in use, in bytes.
@@ -459,12 +480,12 @@ impl Claim<'_> {
     /// Layout: a word of lines (24 bits), kind (8), abandoned (1) and the length of the last piece (31); a word of
     /// time; two words of the other lengths (32 bits each); then the pieces, each from a word on.
     #[inline]
-    pub fn publish(mut self, record: &Pieces<'_>) -> bool {
+    pub fn publish(&mut self, record: &Pieces<'_>) -> bool {
         // What was claimed is below 2^31 bytes, and what fits it too.
         let [first, second, third, fourth, last] = record.pieces.map(|piece| piece.len() as u64);
         let words = record.pieces.iter().fold(PREFIX_WORDS, |sum, piece| sum.saturating_add(piece.len().div_ceil(8)));
         let fits = words <= (self.lines as usize).saturating_mul(LINE_WORDS as usize);
-        if !fits {
+        if !fits || !self.open {
             return false;
         }
         let mut at = self.first_word();
@@ -478,6 +499,11 @@ impl Claim<'_> {
         self.open = false;
         self.store_tag();
         true
+    }
+
+    /// Leaves the record as it is: in the child of a fork it is the parent's.
+    pub(super) const fn forget(&mut self) {
+        self.open = false;
     }
 
     const fn lines_word(&self) -> u64 {
@@ -537,9 +563,66 @@ fn copy_in(words: &[Word], bytes: &[u8]) {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        if self.open {
+        // In a test who was killed gives nothing up.
+        #[cfg(all(test, not(loom)))]
+        let alive = !crate::mortal::is_killed();
+        #[cfg(not(all(test, not(loom))))]
+        let alive = true;
+        if self.open && alive {
             self.put(self.first_word(), self.lines_word() | (1 << 32));
             self.store_tag();
         }
+    }
+}
+
+#[cfg(test)]
+impl Ring {
+    /// A ring of anonymous memory whose first record is at this line and has this sequence number.
+    pub(super) fn for_test(lines: usize, line: u32, seq: u64) -> Self {
+        #[cfg(loom)]
+        let (header, tags, words) = (Table::in_memory(1), Table::in_memory(lines), Table::in_memory(lines * 8));
+        #[cfg(not(loom))]
+        let (header, tags, words) = {
+            let (tags, words) = (4_096, 4_096 + lines * 8);
+            let memory = crate::map::Mapping::anonymous(words + lines * LINE_BYTES).unwrap();
+            (memory.table(0, 1).unwrap(), memory.table(tags, lines).unwrap(), memory.table(words, lines * 8).unwrap())
+        };
+        let ring = Self::new(header, tags, words).unwrap();
+        ring.reset(7, 1, [0; 2]);
+        ring.begin_at(line, seq);
+        ring
+    }
+
+    /// As if so many lines and records had gone through it.
+    #[expect(clippy::cast_possible_truncation, reason = "a half of a word")]
+    pub(super) fn begin_at(&self, line: u32, seq: u64) {
+        let place = Place { line, seq: seq as u32 }.pack();
+        let header = self.header();
+        // What a record of long ago has left. A tag of zero is that of line 0 and number 0, which a ring from its
+        // beginning never meets: its first record has overwritten the tag of that line.
+        for tag in &*self.tags {
+            tag.0.store(place ^ 0x8000_0000_8000_0000, Ordering::Relaxed);
+        }
+        header.base.store(seq, Ordering::Relaxed);
+        header.tail.store(place, Ordering::Relaxed);
+        header.head.store(place, Ordering::Relaxed);
+    }
+
+    /// Overwrites tags, words and at last the header's head, tail, base, by their place in one row.
+    #[cfg(not(loom))]
+    pub(super) fn scribble(&self, changes: impl Iterator<Item = (usize, u64)>) {
+        let header = self.header();
+        let own = [&header.head, &header.tail, &header.base, &header.cursor];
+        let all = self.tags.iter().map(|tag| &tag.0).chain(self.words.iter().map(|word| &word.0)).chain(own);
+        let all: Vec<_> = all.collect();
+        for (place, value) in changes {
+            all[place].store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// The next record, if it is published.
+    pub(super) fn take_one(&self, reader: &mut Reader) -> Option<Taken> {
+        let mut record = Taken::default();
+        self.take(reader, &mut record).then_some(record)
     }
 }

@@ -321,8 +321,10 @@ impl Verification<'_, '_> {
         let history = History::open(&report.path.join("checkpoints.log"), keys.clone())?;
         let (path, origin, signed_size) = (report.path.clone(), report.origin.clone(), report.signed_size);
         let required = signed_size;
+        let keyed = !keys.is_empty();
         let (own, lacks_history) = (!self.options.foreign, history.is_none());
-        let mut pass = Pass::new(Start { report, tracker, progress: &mut self.progress, own, history, required });
+        let mut pass =
+            Pass::new(Start { report, tracker, progress: &mut self.progress, own, history, required, signed, keyed });
         if own && lacks_history && checkpoint.is_some() && path.join("wal").is_dir() {
             pass.fault(FaultKind::Missing, "checkpoints.log", None, "the history of checkpoints is not there");
         }

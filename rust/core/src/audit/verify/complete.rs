@@ -76,6 +76,8 @@ struct Sequence {
 pub struct Tracker {
     found: Completeness,
     sequences: HashMap<Producer, Sequence>,
+    /// The producer of the entry before, and its next number: most entries follow one of the same
+    current: Option<(Producer, u64)>,
     missing: Vec<Missing>,
     unlisted: u64,
     open: HashMap<(u64, u64), Box<[u64; 64]>>,
@@ -132,6 +134,13 @@ impl Tracker {
     }
 
     fn sequence(&mut self, index: u64, producer: Producer, seq: u64) {
+        match &mut self.current {
+            Some((before, next)) if *before == producer && *next == seq => {
+                *next = seq.saturating_add(1);
+                return;
+            }
+            _ => self.settle(),
+        }
         let room = self.sequences.len() < AUDIT_PRODUCERS_MAX;
         let expected = match self.sequences.get_mut(&producer) {
             Some(sequence) => {
@@ -146,6 +155,8 @@ impl Tracker {
             }
             None => return self.untracked(),
         };
+        let next = self.sequences.get(&producer).map_or(0, |sequence| sequence.next);
+        self.current = Some((producer, next));
         if seq < expected {
             self.found.disordered_count = self.found.disordered_count.saturating_add(1);
             self.found.disordered_first.get_or_insert(index);
@@ -156,6 +167,15 @@ impl Tracker {
             } else {
                 self.unlisted = self.unlisted.saturating_add(seq.saturating_sub(expected));
             }
+        }
+    }
+
+    /// Writes the current producer's number back.
+    fn settle(&mut self) {
+        if let Some((producer, next)) = self.current.take()
+            && let Some(sequence) = self.sequences.get_mut(&producer)
+        {
+            sequence.next = next;
         }
     }
 

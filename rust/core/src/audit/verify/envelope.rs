@@ -69,21 +69,21 @@ pub struct Envelope<'a> {
 struct Seen<'a> {
     order: usize,
     misplaced: Option<&'static str>,
-    kind: &'a [u8],
-    producer: &'a [u8],
-    seq: &'a [u8],
-    time: &'a [u8],
-    version: &'a [u8],
-    id: Option<&'a [u8]>,
-    of: Option<&'a [u8]>,
-    decision: Option<&'a [u8]>,
-    inner: Option<&'a [u8]>,
-    own: Option<&'a [u8]>,
-    request: Option<&'a [u8]>,
+    kind: &'a str,
+    producer: &'a str,
+    seq: &'a str,
+    time: &'a str,
+    version: &'a str,
+    id: Option<&'a str>,
+    of: Option<&'a str>,
+    decision: Option<&'a str>,
+    inner: Option<&'a str>,
+    own: Option<&'a str>,
+    request: Option<&'a str>,
 }
 
 impl<'a> Seen<'a> {
-    fn once(&mut self, slot: fn(&mut Self) -> &mut Option<&'a [u8]>, value: &'a [u8]) {
+    fn once(&mut self, slot: fn(&mut Self) -> &mut Option<&'a str>, value: &'a str) {
         if slot(self).replace(value).is_some() {
             self.misplaced = Some("a member stands twice");
         }
@@ -92,19 +92,19 @@ impl<'a> Seen<'a> {
     fn take(&mut self, member: Member<'a>) {
         let value = member.value;
         if member.depth > 0 {
-            if member.key == b"commitment" && self.order > 4 && self.inner.is_none() {
+            if member.key == "commitment" && self.order > 4 && self.inner.is_none() {
                 self.inner = Some(value);
             }
             return;
         }
         let place = self.order;
         self.order = place.saturating_add(1);
-        let expected: Option<(&[u8], &mut &'a [u8])> = match place {
-            0 => Some((b"v", &mut self.version)),
-            1 => Some((b"kind", &mut self.kind)),
-            2 => Some((b"producer", &mut self.producer)),
-            3 => Some((b"seq", &mut self.seq)),
-            4 => Some((b"time", &mut self.time)),
+        let expected: Option<(&str, &mut &'a str)> = match place {
+            0 => Some(("v", &mut self.version)),
+            1 => Some(("kind", &mut self.kind)),
+            2 => Some(("producer", &mut self.producer)),
+            3 => Some(("seq", &mut self.seq)),
+            4 => Some(("time", &mut self.time)),
             _ => None,
         };
         if let Some((name, into)) = expected {
@@ -116,12 +116,12 @@ impl<'a> Seen<'a> {
             return;
         }
         match member.key {
-            b"v" | b"kind" | b"producer" | b"seq" | b"time" => self.misplaced = Some("a member stands twice"),
-            b"id" => self.once(|seen| &mut seen.id, value),
-            b"of" => self.once(|seen| &mut seen.of, value),
-            b"decision" => self.once(|seen| &mut seen.decision, value),
-            b"commitment" => self.once(|seen| &mut seen.own, value),
-            b"request" => self.once(|seen| &mut seen.request, value),
+            "v" | "kind" | "producer" | "seq" | "time" => self.misplaced = Some("a member stands twice"),
+            "id" => self.once(|seen| &mut seen.id, value),
+            "of" => self.once(|seen| &mut seen.of, value),
+            "decision" => self.once(|seen| &mut seen.decision, value),
+            "commitment" => self.once(|seen| &mut seen.own, value),
+            "request" => self.once(|seen| &mut seen.request, value),
             _ => {}
         }
     }
@@ -142,18 +142,18 @@ pub fn read(entry: &[u8]) -> Result<Envelope<'_>, String> {
     if let Some(message) = seen.misplaced {
         return Err(message.to_owned());
     }
-    if seen.order < 5 || seen.version != b"1" {
+    if seen.order < 5 || seen.version != "1" {
         return Err("the entry is not of version 1".to_owned());
     }
     let kind = plain_string(seen.kind).filter(|kind| !kind.is_empty()).ok_or("the kind is not a plain string")?;
     let producer = plain_string(seen.producer).and_then(Producer::parse);
     let producer = producer.ok_or("the producer is not 16 hexadecimal digits")?;
-    let seq = std::str::from_utf8(seen.seq).ok().and_then(super::note::decimal).filter(|seq| *seq > 0);
+    let seq = super::note::decimal(seen.seq).filter(|seq| *seq > 0);
     let seq = seq.ok_or("the sequence number is not a whole number from 1")?;
     if !plain_string(seen.time).is_some_and(is_time) {
         return Err("the time is not RFC 3339 in UTC with milliseconds".to_owned());
     }
-    let id_of = |raw: Option<&[u8]>| raw.and_then(plain_string).and_then(DecisionId::parse);
+    let id_of = |raw: Option<&str>| raw.and_then(plain_string).and_then(DecisionId::parse);
     let (id, of) = (id_of(seen.id), id_of(seen.of));
     if (kind == "decision" && id.is_none()) || (kind == "outcome" && of.is_none()) {
         return Err("the id of the decision is missing".to_owned());
@@ -164,6 +164,6 @@ pub fn read(entry: &[u8]) -> Result<Envelope<'_>, String> {
         _ => seen.inner.or(seen.own),
     };
     let commitment = committed.and_then(plain_string);
-    let allow = seen.decision.is_some_and(|value| value == b"\"allow\"");
+    let allow = seen.decision.is_some_and(|value| value == "\"allow\"");
     Ok(Envelope { kind, producer, seq, id, of, allow, commitment })
 }

@@ -63,8 +63,10 @@ impl History {
             return Past::End;
         }
         self.number = self.number.saturating_add(1);
-        let signed = self.keys.iter().any(|_| true);
-        let read = if signed { Checkpoint::signed(&text, &self.keys) } else { Checkpoint::unsigned(&text) };
+        let read = match self.keys.as_slice() {
+            [] => Checkpoint::unsigned(&text),
+            keys => Checkpoint::signed(&text, keys),
+        };
         match read {
             Ok(checkpoint) => Past::Checkpoint(checkpoint, self.number),
             // A block that a crash cut off: it has no line feed at its end, or no signature line yet.

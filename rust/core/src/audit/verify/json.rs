@@ -33,12 +33,13 @@ pub struct Member<'a> {
     /// 0 for the object's own, 1 for those of an object that is a member's value
     pub depth: usize,
     /// Between the quotes, escapes and all
-    pub key: &'a [u8],
+    pub key: &'a str,
     /// As it stands
-    pub value: &'a [u8],
+    pub value: &'a str,
 }
 
 struct Scanner<'a, V> {
+    text: &'a str,
     bytes: &'a [u8],
     at: usize,
     visit: V,
@@ -65,12 +66,12 @@ impl<'a, V: FnMut(Member<'a>)> Scanner<'a, V> {
         Ok(())
     }
 
-    fn since(&self, start: usize) -> &'a [u8] {
-        self.bytes.get(start..self.at).unwrap_or_default()
+    fn since(&self, start: usize) -> &'a str {
+        self.text.get(start..self.at).unwrap_or_default()
     }
 
     /// A string, without its quotes.
-    fn string(&mut self) -> Result<&'a [u8], JsonFault> {
+    fn string(&mut self) -> Result<&'a str, JsonFault> {
         self.expect(b'"')?;
         let start = self.at;
         loop {
@@ -213,19 +214,14 @@ impl<'a, V: FnMut(Member<'a>)> Scanner<'a, V> {
 
 /// Checks that the text is one compact JSON object, and shows its members and those of its objects, inner ones first.
 pub fn members<'a>(text: &'a [u8], visit: impl FnMut(Member<'a>)) -> Result<(), JsonFault> {
-    if let Err(error) = std::str::from_utf8(text) {
-        return Err(JsonFault { at: error.valid_up_to() });
-    }
-    let mut scanner = Scanner { bytes: text, at: 0, visit };
+    let readable = std::str::from_utf8(text).map_err(|error| JsonFault { at: error.valid_up_to() })?;
+    let mut scanner = Scanner { text: readable, bytes: text, at: 0, visit };
     scanner.object(0)?;
     if scanner.at == text.len() { Ok(()) } else { scanner.refuse() }
 }
 
 /// The text of a string value that has no escapes.
-pub fn plain_string(value: &[u8]) -> Option<&str> {
-    let inner = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
-    if inner.contains(&b'\\') {
-        return None;
-    }
-    std::str::from_utf8(inner).ok()
+pub fn plain_string(value: &str) -> Option<&str> {
+    let inner = value.strip_prefix('"')?.strip_suffix('"')?;
+    if inner.as_bytes().contains(&b'\\') { None } else { Some(inner) }
 }

@@ -112,6 +112,8 @@ pub(super) struct Pass<'a, 'b> {
     erased: HashSet<u64>,
     pub(super) siblings: Vec<Sibling>,
     required: u64,
+    /// Whose roots are vouched for: the checkpoint's, and those of others that were kept
+    vouched: (bool, bool),
 }
 
 /// What a pass is told.
@@ -123,6 +125,10 @@ pub(super) struct Start<'a, 'b> {
     pub(super) history: Option<History>,
     /// Size of the checkpoint: tiles and bundles must reach that far
     pub(super) required: u64,
+    /// The key has signed the checkpoint
+    pub(super) signed: bool,
+    /// There is a key, so that other checkpoints were not let through without its signature
+    pub(super) keyed: bool,
 }
 
 /// The copies of one entry.
@@ -204,6 +210,7 @@ impl<'a, 'b> Pass<'a, 'b> {
             erased: HashSet::new(),
             siblings: Vec::new(),
             required: start.required,
+            vouched: (start.signed, start.keyed),
         }
     }
 
@@ -663,12 +670,18 @@ impl<'a, 'b> Pass<'a, 'b> {
         let taken = root == Some(target.root);
         let other =
             !taken && self.other.as_ref().is_some_and(|range| range.size() == size && range.root() == target.root);
-        let signed = !matches!(target.namer, Namer::Frame(..));
-        if signed && (taken || other) {
-            self.matched_size = self.matched_size.max(size);
+        if (taken || other) && !matches!(target.namer, Namer::Frame(..)) {
             self.matched.push(target.namer.clone());
             self.matched.dedup();
-            self.decide(taken);
+            let vouched = match target.namer {
+                Namer::Signed => self.vouched.0,
+                Namer::History | Namer::Since => self.vouched.1,
+                Namer::Next | Namer::Frame(..) => true,
+            };
+            if vouched {
+                self.matched_size = self.matched_size.max(size);
+                self.decide(taken);
+            }
         }
         if target.namer == Namer::History {
             self.next_history();
