@@ -40,6 +40,8 @@ REASONS_MAX: Final = 1_000
 # Moments of the timeline; past that they become coarser.
 MOMENTS_MAX: Final = 4_096
 
+# Denials of a later step, which do not name the policies that had allowed.
+_AFTERWARDS: Final = ("budget.", "approval.")
 # Codes that follow from policies, arguments and tools alone.
 _BY_POLICY: Final = ("allow", "policy.", "input.unrepresentable", "input.unknown_tool", "approval.", "budget.")
 
@@ -93,7 +95,9 @@ class Bundle:
             PolicyError: A policy cannot be used.
             EntityError: The entities cannot be used.
         """
-        return _native.Gate(self.sources, int.from_bytes(os.urandom(8)), lambda: None)
+        # Nobody pays here, so nothing may cost: what costs is denied where nobody pays.
+        free = [(*tool[:4], None) for tool in self.sources["tools"]]
+        return _native.Gate({**self.sources, "tools": free}, int.from_bytes(os.urandom(8)), lambda: None)
 
     def tool(self, name: object) -> "Tool | None":
         """A tool: name, resource, schema, paths, cost."""
@@ -378,7 +382,8 @@ def recorded_outcome(recorded: Recorded, *, approvals: bool = False) -> Decided:
     if code == "policy.forbidden" and not policies:
         raise Skipped("the run was narrowed to other tools")
     ids = frozenset(policies) if isinstance(policies, dict | list) else frozenset[str]()
-    return Decided(_by_policies(code, approvals=approvals), _by_shadow(would, approvals=approvals), ids)
+    by = None if code.startswith(_AFTERWARDS) else ids
+    return Decided(_by_policies(code, approvals=approvals), _by_shadow(would, approvals=approvals), by)
 
 
 def decide(gate: _native.Gate, recorded: Recorded, *, approvals: bool = False) -> Decided:
@@ -389,7 +394,7 @@ def decide(gate: _native.Gate, recorded: Recorded, *, approvals: bool = False) -
     """
     decision = _asked(gate, recorded)
     code, would = _by_policies(decision.code, approvals=approvals), _by_shadow(decision.would_deny, approvals=approvals)
-    return Decided(code, would, frozenset(decision.policies))
+    return Decided(code, would, None if decision.code.startswith(_AFTERWARDS) else frozenset(decision.policies))
 
 
 def _asked(gate: _native.Gate, recorded: Recorded) -> _native.Decision:
@@ -516,9 +521,6 @@ class Replay:
         except Skipped as why:
             self.result.skip(str(why))
             return
-        if self._other is not None:
-            # By name they cannot be compared: other policies have other names.
-            before, after = replace(before, policies=None), replace(after, policies=None)
         self.result.add(recorded, before, after)
 
     def _decided(self, recorded: Recorded) -> tuple[Decided, Decided]:
@@ -533,12 +535,10 @@ class Replay:
         if isinstance(pin, str) and bundle.tool(recorded.members.get("tool")) is None:
             _, gate = self._gate(bundle.digest, pin)
         after = decide(gate, recorded, approvals=approvals)
-        if before.policies == frozenset() and str(recorded.members.get("code")).startswith(("budget.", "approval.")):
-            # What refused in the end is all that such an entry names.
+        if before.policies is None or after.policies is None or self._other is not None:
+            # Other policies have other names.
             return replace(before, policies=None), replace(after, policies=None)
-        if len(before.policies or ()) >= NAMED_MAX and (before.policies or frozenset()) <= (
-            after.policies or frozenset()
-        ):
+        if len(before.policies) >= NAMED_MAX and before.policies <= after.policies:
             return before, replace(after, policies=before.policies)
         return before, after
 

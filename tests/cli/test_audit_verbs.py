@@ -562,7 +562,7 @@ schema = { type = "object", properties = { limit = { type = "number" } } }
 resource = 'Mcp::"gmail"'
 cost = { requests = 1 }
 """
-BUDGETS = '[budget."acme"]\nlimits = [{ unit = "requests", window = "1d", limit = 1 }]\n'
+BUDGETS = '[budget."acme"]\nlimits = [{ unit = "requests", window = "1d", limit = 2 }]\n'
 
 
 @pytest.fixture
@@ -603,8 +603,8 @@ def test_what_a_gate_records_is_explained_and_decided_again(cli: Cli, gate: Gate
     assert f"decision  {last.id}" in cli("why", "last").out
     out = cli("why", lines(cli("audit", "show", "--json", "--code", "budget"))[0]["entry"]["id"]).out
     assert "request   Write to Ann" in out
-    assert "budget acme refused requests 1d: limit 1, used 1, held 0, requested 1" in out
-    assert "tollkeeper budget set-limit acme requests 1d 2" in out
+    assert "budget acme refused requests 1d: limit 2, used 2, held 0, requested 1" in out
+    assert "tollkeeper budget set-limit acme requests 1d 3" in out
     gate.close()
     assert cli("audit", "verify").code == 0
     assert cli("audit", "rotate").code == 0

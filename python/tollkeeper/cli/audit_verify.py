@@ -192,7 +192,8 @@ def _anchoring(report: dict[str, Any], epochs: list[dict[str, Any]], *, given: b
             yield f"{_place(epoch)}: no signed checkpoint that holds: whoever can write there can have made all of it"
         elif epoch["tail"]:
             first, last = epoch["signed_size"], epoch["size"] - 1
-            yield f"{_place(epoch)}: entries {first:,} to {last:,} are under no signature yet"
+            which = f"entry {last:,} is" if first == last else f"entries {first:,} to {last:,} are"
+            yield f"{_place(epoch)}: {which} under no signature yet"
     if len(signed) == len(epochs) and not any(epoch["tail"] for epoch in epochs):
         yield "every entry is under a signed checkpoint"
     if any(epoch["key_source"] == "directory" for epoch in epochs):

@@ -153,7 +153,7 @@ def _changes(found: logs.Logs, story: Story) -> Iterator[str]:
     """What to do, most likely first."""
     code, members = story.code, story.members
     tool = logs.text_of(members.get("tool"))
-    if code == "policy.forbidden" and not story.policies and "oversize" not in members:
+    if code == "policy.forbidden" and not members.get("policies") and "oversize" not in members:
         yield f"the run was narrowed to other tools: name `{tool}` in gate.run(tools=[...]) where it begins"
     elif code.startswith("policy."):
         yield from _policy_changes(found, story)
