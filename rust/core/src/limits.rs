@@ -169,6 +169,11 @@ pub const RING_BYTES_DEFAULT: usize = 16 << 20;
 pub const RING_BYTES_MIN: usize = 512 << 10;
 /// See [`RING_BYTES_MIN`]; lines are counted in 24 bits.
 pub const RING_BYTES_MAX: usize = 512 << 20;
+/// Bytes of one record in the ring: the arguments of any `acheck` with room to spare. At worst every byte of it becomes
+/// seven in an entry or a payload (an escape of an escape), and with a batch before it that is one frame.
+pub const RECORD_BYTES_MAX: usize = 8 << 20;
+/// Bytes of one frame of a write-ahead segment; what claims to be longer is none.
+pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Bytes of one write-ahead segment where nobody says: preallocated, so that a full disk is noticed early.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
 /// The smallest segment: it takes one batch with the largest record.

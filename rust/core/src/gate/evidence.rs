@@ -191,6 +191,8 @@ fn push_quoted_hash(out: &mut Vec<u8>, hash: &Hash) {
 #[derive(Debug, Clone, Default)]
 pub(super) struct ScopeFragments {
     who: Box<[u8]>,
+    /// How much of it is not about the request
+    without_request: usize,
     labels: Box<[u8]>,
     /// `,"principal":{...}` of a principal that the run describes
     payload: Box<[u8]>,
@@ -218,6 +220,7 @@ impl ScopeFragments {
         if scope.run != 0 {
             push_text(&mut who, "run", &format!("r{}", scope.run));
         }
+        let without_request = who.len();
         if let Some(request) = scope.request {
             push_name(&mut who, "request");
             push_quoted_hash(&mut who, request);
@@ -234,12 +237,13 @@ impl ScopeFragments {
             push_name(&mut payload, "principal");
             payload.extend_from_slice(json.as_bytes());
         }
-        Self { who: who.into(), labels: labels.into(), payload: payload.into() }
+        Self { who: who.into(), without_request, labels: labels.into(), payload: payload.into() }
     }
 
     /// The members of the entry that begins a run.
     pub(super) fn run_members(&self, outer: u64, tools: Option<&[Box<str>]>, budget: Option<&str>) -> Vec<u8> {
-        let mut members = self.who.to_vec();
+        // The request is what this entry itself commits to.
+        let mut members = self.who.get(..self.without_request).unwrap_or_default().to_vec();
         if outer != 0 {
             push_text(&mut members, "inside", &format!("r{outer}"));
         }
