@@ -160,7 +160,8 @@ pub fn read(entry: &[u8]) -> Result<Envelope<'_>, String> {
     }
     let committed = match kind {
         "erasure" => None,
-        "run" => seen.request.or(seen.own).or(seen.inner),
+        // A text alone is what other entries name the request by; the run's own entry has an object.
+        "run" => seen.request.filter(|value| value.starts_with('"')).or(seen.own).or(seen.inner),
         _ => seen.inner.or(seen.own),
     };
     let commitment = committed.and_then(plain_string);
