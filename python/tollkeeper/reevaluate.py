@@ -31,11 +31,17 @@ __all__ = ["Bundle", "BundleError", "Decided", "Difference", "Recorded", "Replay
 BUNDLE_BYTES_MAX: Final = 256 << 20
 # Kinds of differences; a kind is a tool and two codes, so more than these are no help to anybody.
 DIFFERENCES_MAX: Final = 10_000
+# Gates that are kept: a log has as many as policies and tools were changed.
+GATES_MAX: Final = 256
+# An entry names no more policies than these.
+NAMED_MAX: Final = 64
 # Reasons why actions were skipped; a few of them hold words of the log.
 REASONS_MAX: Final = 1_000
 # Moments of the timeline; past that they become coarser.
 MOMENTS_MAX: Final = 4_096
 
+# Denials of a later step, which do not name the policies that had allowed.
+_AFTERWARDS: Final = ("budget.", "approval.")
 # Codes that follow from policies, arguments and tools alone.
 _BY_POLICY: Final = ("allow", "policy.", "input.unrepresentable", "input.unknown_tool", "approval.", "budget.")
 
@@ -60,15 +66,27 @@ class Bundle:
     """As the native gate takes them."""
 
     @property
-    def entities_digest(self) -> str | None:
-        """As decisions name it."""
+    def entities_digest(self) -> str:
+        """As decisions name it: of the text, or of an empty list."""
         named = self.sources["entities"]
-        return None if named is None else digest_of(named[1].encode())
+        return digest_of(b"[]" if named is None else named[1].encode())
 
     def with_policies(self, policies: list[tuple[str, str]], schema: tuple[str, str] | None = None) -> "Bundle":
         """The same with other policies."""
         changed = {**self.sources, "policies": policies, "schema": schema or self.sources["schema"]}
         return Bundle(self.digest, changed)
+
+    def with_tool(self, document: bytes) -> "Bundle":
+        """The same with a tool that a runtime had registered, as it is kept beside bundles.
+
+        Raises:
+            BundleError: The document is no tool.
+        """
+        try:
+            tool = msgspec.json.decode(document, type=_Tool)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+            raise BundleError(f"not a tool: {fault}", "bundle.format") from None
+        return Bundle(self.digest, {**self.sources, "tools": [*self.sources["tools"], tool.source()]})
 
     def gate(self) -> _native.Gate:
         """A gate that decides by it, with no ledger and no log.
@@ -77,10 +95,12 @@ class Bundle:
             PolicyError: A policy cannot be used.
             EntityError: The entities cannot be used.
         """
-        return _native.Gate(self.sources, int.from_bytes(os.urandom(8)), lambda: None)
+        # Nobody pays here, so nothing may cost: what costs is denied where nobody pays.
+        free = [(*tool[:4], None) for tool in self.sources["tools"]]
+        return _native.Gate({**self.sources, "tools": free}, int.from_bytes(os.urandom(8)), lambda: None)
 
-    def tool(self, name: object) -> tuple[str, str, str | None, list[str], list[tuple[str, int]] | None] | None:
-        """A registered tool: name, resource, schema, paths, cost."""
+    def tool(self, name: object) -> "Tool | None":
+        """A tool: name, resource, schema, paths, cost."""
         return next((tool for tool in self.sources["tools"] if tool[0] == name), None)
 
     @classmethod
@@ -94,20 +114,7 @@ class Bundle:
         Raises:
             BundleError: It is not there, or it is not what was recorded.
         """
-        name = digest.translate(str.maketrans("+/", "-_")).rstrip("=")
-        if not re.fullmatch(r"[A-Za-z0-9_-]{43}", name):
-            raise BundleError("the entry names no bundle", "bundle.missing")
-        for folder in folders:
-            file = folder / "bundle" / f"{name}.json"
-            try:
-                with file.open("rb") as stream:
-                    data = stream.read(BUNDLE_BYTES_MAX + 1)
-            except FileNotFoundError:
-                continue
-            if digest_of(data) != digest:
-                raise BundleError(f"{file}: changed since it was recorded", "bundle.changed")
-            return cls.parse(digest, data, str(file))
-        raise BundleError(f"the bundle {digest} is not kept here", "bundle.missing")
+        return cls.parse(digest, kept(folders, digest), f"the bundle {digest}")
 
     @classmethod
     def parse(cls, digest: str, data: bytes, name: str) -> "Bundle":
@@ -120,26 +127,48 @@ class Bundle:
             document = msgspec.json.decode(data, type=_Document)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
             raise BundleError(f"{name}: not a bundle: {fault}", "bundle.format") from None
-        tools = [
-            (
-                tool.name,
-                tool.resource,
-                tool.schema if tool.schema is None or isinstance(tool.schema, str) else json.dumps(tool.schema),
-                tool.paths,
-                list(tool.cost.items()) if isinstance(tool.cost, dict) else tool.cost,
-            )
-            for tool in document.tools
-        ]
         sources = {name: getattr(document, name) for name in _Document.__struct_fields__}
-        return cls(digest, {**sources, "tools": tools})
+        # A gate without a log has no use for these two, and asks for them.
+        recording = {"on_full": "deny", "durability": "group"}
+        return cls(digest, {**sources, **recording, "tools": [tool.source() for tool in document.tools]})
+
+
+def kept(folders: Iterable[Path], digest: str) -> bytes:
+    """A document that is kept beside logs, by its digest.
+
+    Raises:
+        BundleError: It is not there, or it is not what was recorded.
+    """
+    name = digest.translate(str.maketrans("+/", "-_")).rstrip("=")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{43}", name):
+        raise BundleError("the entry does not name what it was decided by", "bundle.missing")
+    for folder in folders:
+        file = folder / "bundle" / f"{name}.json"
+        try:
+            with file.open("rb") as stream:
+                data = stream.read(BUNDLE_BYTES_MAX + 1)
+        except FileNotFoundError:
+            continue
+        if digest_of(data) != digest:
+            raise BundleError(f"{file}: changed since it was recorded", "bundle.changed")
+        return data
+    raise BundleError(f"the bundle {digest} is not kept here", "bundle.missing")
+
+
+Tool = tuple[str, str, str | None, list[str], list[tuple[str, int]] | None]
 
 
 class _Tool(msgspec.Struct):
     name: str
     resource: str
-    schema: str | dict[str, Any] | None = None
+    schema: dict[str, Any] | None = None
     paths: list[str] = []
-    cost: dict[str, int] | list[tuple[str, int]] | None = None
+    cost: dict[str, int] | None = None
+
+    def source(self) -> Tool:
+        """As the native gate takes it."""
+        schema = None if self.schema is None else json.dumps(self.schema)
+        return self.name, self.resource, schema, self.paths, None if self.cost is None else list(self.cost.items())
 
 
 class _Document(msgspec.Struct):
@@ -353,7 +382,8 @@ def recorded_outcome(recorded: Recorded, *, approvals: bool = False) -> Decided:
     if code == "policy.forbidden" and not policies:
         raise Skipped("the run was narrowed to other tools")
     ids = frozenset(policies) if isinstance(policies, dict | list) else frozenset[str]()
-    return Decided(_by_policies(code, approvals=approvals), _by_shadow(would, approvals=approvals), ids)
+    by = None if code.startswith(_AFTERWARDS) else ids
+    return Decided(_by_policies(code, approvals=approvals), _by_shadow(would, approvals=approvals), by)
 
 
 def decide(gate: _native.Gate, recorded: Recorded, *, approvals: bool = False) -> Decided:
@@ -364,7 +394,7 @@ def decide(gate: _native.Gate, recorded: Recorded, *, approvals: bool = False) -
     """
     decision = _asked(gate, recorded)
     code, would = _by_policies(decision.code, approvals=approvals), _by_shadow(decision.would_deny, approvals=approvals)
-    return Decided(code, would, frozenset(decision.policies))
+    return Decided(code, would, None if decision.code.startswith(_AFTERWARDS) else frozenset(decision.policies))
 
 
 def _asked(gate: _native.Gate, recorded: Recorded) -> _native.Decision:
@@ -482,7 +512,7 @@ class Replay:
     def __init__(self, folders: list[Path], other: Any = None) -> None:  # noqa: ANN401 - a function from bundle to bundle
         self.result = Result()
         self._folders, self._other = folders, other
-        self._gates: dict[str, tuple[Bundle, _native.Gate] | str] = {}
+        self._gates: dict[tuple[str, str | None], tuple[Bundle, _native.Gate] | str] = {}
 
     def take(self, recorded: Recorded) -> None:
         """Decides one again."""
@@ -491,9 +521,6 @@ class Replay:
         except Skipped as why:
             self.result.skip(str(why))
             return
-        if self._other is not None:
-            # By name they cannot be compared: other policies have other names.
-            before, after = replace(before, policies=None), replace(after, policies=None)
         self.result.add(recorded, before, after)
 
     def _decided(self, recorded: Recorded) -> tuple[Decided, Decided]:
@@ -504,18 +531,34 @@ class Replay:
         bundle, gate = self._gate(str(recorded.members.get("bundle")))
         if bundle.entities_digest != recorded.members.get("entities"):
             raise Skipped("entities have been updated since the bundle was made")
-        return before, decide(gate, recorded, approvals=approvals)
+        pin = recorded.members.get("pin")
+        if isinstance(pin, str) and bundle.tool(recorded.members.get("tool")) is None:
+            _, gate = self._gate(bundle.digest, pin)
+        after = decide(gate, recorded, approvals=approvals)
+        if before.policies is None or after.policies is None or self._other is not None:
+            # Other policies have other names.
+            return replace(before, policies=None), replace(after, policies=None)
+        if len(before.policies) >= NAMED_MAX and before.policies <= after.policies:
+            return before, replace(after, policies=before.policies)
+        return before, after
 
-    def _gate(self, digest: str) -> tuple[Bundle, _native.Gate]:
-        if digest not in self._gates:
+    def _gate(self, digest: str, pin: str | None = None) -> tuple[Bundle, _native.Gate]:
+        """The gate of a bundle, or of one and a tool that a runtime had registered."""
+        key = (digest, pin)
+        if key not in self._gates:
+            if len(self._gates) >= GATES_MAX:
+                self._gates.clear()
             try:
                 bundle = Bundle.read(self._folders, digest)
+                used = bundle if self._other is None else self._other(bundle)
+                if pin is not None:
+                    used = used.with_tool(kept(self._folders, pin))
             except BundleError as why:
-                self._gates[digest] = str(why)
+                self._gates[key] = str(why)
             else:
                 # Policies that cannot be used are the fault of whoever gave them.
-                self._gates[digest] = (bundle, (bundle if self._other is None else self._other(bundle)).gate())
-        found = self._gates[digest]
+                self._gates[key] = (bundle, used.gate())
+        found = self._gates[key]
         if isinstance(found, str):
             raise Skipped(found)
         return found

@@ -137,7 +137,7 @@ BUNDLE: dict[str, Any] = {
     "entities": ["entities.json", ENTITIES],
     "tools": [
         {"name": "search", "resource": 'Mcp::"web"', "schema": None, "paths": [], "cost": None},
-        {"name": "send_email", "resource": 'Mcp::"gmail"', "schema": None, "paths": [], "cost": [["requests", 1]]},
+        {"name": "send_email", "resource": 'Mcp::"gmail"', "schema": None, "paths": [], "cost": {"requests": 1}},
     ],
     "mode": "enforce",
     "on_error": "deny",

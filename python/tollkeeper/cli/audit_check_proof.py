@@ -16,7 +16,7 @@ from tollkeeper.errors import AuditError
 
 ENTRY_BYTES_MAX: Final = 65_535
 # What says no; everything else is a file that cannot be used.
-NO: Final = ("audit.proof", "audit.signature", "audit.key")
+NO: Final = ("audit.proof", "audit.signature")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -222,7 +222,7 @@ class Handed:
 def _target(given: str) -> tuple[str, Path | list[str]]:
     """What is remembered of a target, and the folder or the command."""
     folder = Path(given)
-    if folder.is_dir():
+    if given and folder.is_dir():
         return os.fspath(folder.resolve()), folder
     try:
         words = shlex.split(given)

@@ -1,6 +1,7 @@
 """``tollkeeper audit export``: every entry as it is stored, one JSON line each.
 
-Payloads are written only if that is asked for. It reads and does not verify: a copy of the log's folder is what can be verified elsewhere.
+Payloads are written only if that is asked for. It reads and does not verify: a copy of the log's folder is what can be
+verified elsewhere.
 """
 
 import argparse

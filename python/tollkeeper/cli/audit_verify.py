@@ -177,7 +177,7 @@ def _completeness(report: dict[str, Any]) -> Iterator[str]:
 
 _COUNTS: Final = (
     ("disordered_count", "entry is out of its producer's order", "entries are out of their producers' order"),
-    ("lost_count", "record was lost with a process, and an entry says so", "records were lost with processes, and entries say so"),
+    ("lost_count", "record died with its process, as an entry says", "records died with processes, as entries say"),
     ("gap_count", "action was let through without an entry", "actions were let through without an entry"),
     ("denied_unlogged_count", "denial found no room for an entry", "denials found no room for an entry"),
     ("allowed_without_outcome", "allowed action has no outcome yet", "allowed actions have no outcome yet"),
@@ -192,11 +192,12 @@ def _anchoring(report: dict[str, Any], epochs: list[dict[str, Any]], *, given: b
             yield f"{_place(epoch)}: no signed checkpoint that holds: whoever can write there can have made all of it"
         elif epoch["tail"]:
             first, last = epoch["signed_size"], epoch["size"] - 1
-            yield f"{_place(epoch)}: entries {first:,} to {last:,} are under no signature yet"
+            which = f"entry {last:,} is" if first == last else f"entries {first:,} to {last:,} are"
+            yield f"{_place(epoch)}: {which} under no signature yet"
     if len(signed) == len(epochs) and not any(epoch["tail"] for epoch in epochs):
         yield "every entry is under a signed checkpoint"
     if any(epoch["key_source"] == "directory" for epoch in epochs):
-        yield "the key came from the log itself: whoever could write there could replace both; give one you trust: --key"
+        yield "the key came from the log itself: whoever could write there could replace both; give yours: --key"
     if since := report["since"]:
         what = "has grown from" if since["consistent"] else "does not go on from"
         yield f"the log {what} the checkpoint you kept, {since['origin']} at {since['size']:,} entries"

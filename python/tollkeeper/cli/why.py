@@ -132,13 +132,14 @@ def _explain(found: logs.Logs, story: Story) -> None:
         story.remarks.append("the entry was too long for the log, and what it holds was erased or cannot be read")
     if members.get("bundle") is None:
         return
+    asked = members.get("action") is not None and members.get("resource") is not None
     try:
         story.bundle = reevaluate.Bundle.read(found.bundle_folders, logs.text_of(members["bundle"]))
         with explanation.Policies(story.bundle) as policies:
             ids = [*logs.named(members.get("policies")), *logs.named(members.get("errors"))]
             ids += logs.named(members.get("would_deny_policies"))
             story.policies = [policy for id_ in dict.fromkeys(ids) if (policy := policies.policy(id_)) is not None]
-            story.explained = policies.explain(story.recorded)
+            story.explained = policies.explain(story.recorded) if asked else None
     except (TollkeeperError, reevaluate.Skipped) as why:
         story.remarks.append(f"which condition failed cannot be shown: {why}")
     if story.bundle is not None and story.bundle.entities_digest != members.get("entities"):
@@ -152,15 +153,14 @@ def _changes(found: logs.Logs, story: Story) -> Iterator[str]:
     """What to do, most likely first."""
     code, members = story.code, story.members
     tool = logs.text_of(members.get("tool"))
-    if code == "policy.forbidden" and not story.policies and "oversize" not in members:
+    if code == "policy.forbidden" and not members.get("policies") and "oversize" not in members:
         yield f"the run was narrowed to other tools: name `{tool}` in gate.run(tools=[...]) where it begins"
     elif code.startswith("policy."):
         yield from _policy_changes(found, story)
     elif code.startswith("budget."):
         yield from _budget_changes(story)
     elif code == "input.unknown_tool":
-        stanza = "register it in tollkeeper.toml: "
-        yield f"{stanza}[tools.{json.dumps(tool)}] resource = 'Mcp::\"NAME\"'"
+        yield f"register it in tollkeeper.toml: [tools.{json.dumps(tool)}] resource = 'Mcp::\"NAME\"'"
     elif code == "input.unrepresentable":
         yield f"call it with other arguments, or change [tools.{json.dumps(tool)}] schema or paths in tollkeeper.toml"
     elif code == "approval.required":
@@ -299,7 +299,8 @@ def _facts(story: Story) -> Iterator[tuple[str, str]]:
 
 def _asked(story: Story) -> str:
     members = story.members
-    text = f"{logs.asked(members)} on {logs.text_of(members.get('resource'))}"
+    resource = logs.text_of(members.get("resource"))
+    text = logs.asked(members) + (f" on {resource}" if resource else "")
     model = members.get("model")
     if logs.is_object(model):
         return f"{text}, {logs.pairs({key: value for key, value in model.items() if key != 'name'})}"

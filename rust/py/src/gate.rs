@@ -258,7 +258,7 @@ impl PyGate {
                 let checked = with_arguments_mut(arguments, ARGUMENT_BYTES_WAIT_MAX, check);
                 checked.unwrap_or_else(|error| gate.refuse(Code::InputUnrepresentable, Some(error.to_string())))
             };
-            Ok::<_, PyErr>(PyDecision::new(inner))
+            Ok::<_, PyErr>(PyDecision::new(inner, slf.clone().unbind()))
         })
     }
 
