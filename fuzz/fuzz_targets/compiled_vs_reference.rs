@@ -5,11 +5,7 @@
 //! is what gives the index tables to be wrong about.
 
 #![no_main]
-#![expect(
-    clippy::unwrap_used,
-    clippy::arithmetic_side_effects,
-    reason = "a fuzz target stops where something is wrong"
-)]
+#![expect(clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "a fuzz target stops where something is wrong")]
 
 #[path = "../../rust/core/tests/generate/mod.rs"]
 mod generate;

@@ -42,9 +42,7 @@ fn whole() -> &'static [u8] {
             let ledger = Ledger::open(spec(), &file(), clock()).expect("a good spec");
             let node = ledger.node("a/b").expect("it is there");
             let hold = ledger.reserve(&node, &Amounts::of(Unit::Tokens, 300), ledger.now_ms(), Options::default());
-            assert!(
-                ledger.settle(hold.expect("it fits"), &[Some(300), None, None, None, None]).expect("a good amount")
-            );
+            assert!(ledger.settle(hold.expect("it fits"), &[Some(300), None, None, None, None]).expect("a good amount"));
         }
         std::fs::read(file()).expect("the ledger has made it")
     })

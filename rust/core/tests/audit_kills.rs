@@ -169,7 +169,7 @@ fn what_was_said_before_a_kill_is_in_the_log() {
 /// Killed while it opens what others have left.
 #[test]
 fn openings_are_killed() {
-    kill_many("kills-open", kills() / 2, true);
+    kill_many("kills-open", kills() / 4, true);
 }
 
 /// A child of a fork has its parent's log and none of its rights: it neither writes nor lets go of the folder.
