@@ -39,6 +39,8 @@ const EPOCH_FILES: [&str; 5] = ["checkpoint", "checkpoints.log", "verifier.pub",
 const IGNORED: &str = "signer.key\nwal/\nring\nbundle/\nerase/\n";
 /// Bytes of a checkpoint: an origin twice, a size, a root and a signature are below 1,000.
 const CHECKPOINT_BYTES_MAX: usize = 4_096;
+/// Bytes of the end of the file of all checkpoints that are read: the last one is among them.
+const KEPT_BYTES: u64 = 2 * CHECKPOINT_BYTES_MAX as u64;
 /// Lost sequence numbers that one recovery entry names, in runs; more are in another.
 const LOST_RUNS_MAX: usize = 1_000;
 
@@ -100,7 +102,7 @@ const BLOCK_END: &str = "\n---\n";
 pub(super) fn last_blocks(file: &File) -> std::io::Result<(Vec<u8>, u64)> {
     use std::os::unix::fs::FileExt as _;
     let len = file.metadata()?.len();
-    let from = len.saturating_sub(2 * CHECKPOINT_BYTES_MAX as u64);
+    let from = len.saturating_sub(KEPT_BYTES);
     let mut tail = vec![0; usize::try_from(len.saturating_sub(from)).unwrap_or(0)];
     file.read_exact_at(&mut tail, from)?;
     let end = tail.windows(BLOCK_END.len()).rposition(|window| window == BLOCK_END.as_bytes());
@@ -142,7 +144,7 @@ pub(super) fn open(folder: &Path, options: &LogOptions) -> Result<Opened, AuditE
     let (producer, last_seq) = frame_owner(ring.as_ref(), last);
     wal.append(&mut frame, producer, last_seq, now_ms())?;
     frame.restart();
-    let ring = fresh_ring(ring, folder, &ring_file, options)?;
+    let ring = fresh_ring(ring.as_ref(), folder, &ring_file, options)?;
     let cutter = opening.cutter();
     let Opening { signer, epoch, .. } = opening;
     let origin = options.origin_of(epoch);
@@ -761,12 +763,12 @@ fn make_room(
 }
 
 /// An empty ring for this owner, of the size that is wanted.
-fn fresh_ring(old: Option<Ring>, folder: &Path, file: &File, options: &LogOptions) -> Result<Ring, AuditError> {
+fn fresh_ring(old: Option<&Ring>, folder: &Path, file: &File, options: &LogOptions) -> Result<Ring, AuditError> {
     let path = folder.join("ring");
     let disk = &options.disk;
     let lines = options.ring_bytes / LINE_BYTES;
     let bytes = ring_file_bytes(lines);
-    if let Some(old) = &old {
+    if let Some(old) = old {
         old.disown();
     } else {
         let io = AuditError::io("cannot make room for", path.clone());

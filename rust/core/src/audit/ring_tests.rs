@@ -1,7 +1,12 @@
 //! The ring against a plain queue: any sizes, any order of claims, publications and releases, over the wrap-around of
 //! its lines and of the 32 bits of its counters.
 
-#![expect(clippy::cast_possible_truncation, clippy::arithmetic_side_effects, reason = "tests")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::arithmetic_side_effects,
+    reason = "tests"
+)]
 
 use std::collections::VecDeque;
 
@@ -139,7 +144,9 @@ fn agree(lines_log2: u32, line: u32, first_seq: u64, steps: &[Step]) {
         assert_eq!(ring.all_published(), !model.iter().any(|(_, said)| *said == Said::Claimed));
     }
     recovers(&ring, oldest, &model);
-    open.into_iter().for_each(|(mut claim, ..)| claim.forget());
+    for (mut claim, ..) in open {
+        claim.forget();
+    }
 }
 
 /// Whoever finds the ring of a dead owner finds what is published, and knows the numbers of the rest.
