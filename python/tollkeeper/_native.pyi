@@ -173,7 +173,7 @@ class AuditLog:
         Closing twice is the same as once; of an inherited log nothing is touched.
 
         Raises:
-            AuditError: The disk refuses; what is in the ring is recovered by the next opening.
+            AuditError: The disk refuses, or a file is gone; what is in the ring is recovered by the next opening.
         """
     @property
     def closed(self, /) -> bool:
