@@ -138,7 +138,7 @@ def test_the_checkpoint_and_its_key(folder: Path, log: AuditLog) -> None:
     origin, size, root_text, empty, signature = checkpoint.splitlines()
     assert (origin, size, empty) == (ORIGIN, "601", "")
     assert base64.b64decode(root_text) == root(texts(folder))
-    name, key_id, public = (folder / "verifier.pub").read_text().removesuffix("\n").split("+")
+    name, key_id, public = (folder / "verifier.pub").read_text().removesuffix("\n").split("+", 2)
     assert log.verifier_key == f"{name}+{key_id}+{public}"
     assert name == ORIGIN
     kind_and_key = base64.b64decode(public)
