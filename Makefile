@@ -24,7 +24,7 @@ STUB := python/tollkeeper/_native.pyi
 # Passed to pytest; with it only the Python tests run: make test ARGS="tests/policy -k uid"
 ARGS ?=
 
-.PHONY: run test test-rust test-python build wheel lint fmt fmt-check types stubs stubs-check bench bench-budget instr fuzz loom clean
+.PHONY: run test test-rust test-python test-verifiers build wheel lint fmt fmt-check types stubs stubs-check bench bench-budget instr fuzz loom clean
 
 build: $(NATIVE)
 
@@ -81,6 +81,15 @@ test-rust:
 
 test-python: build wheel
 	$(BIN)/python -m pytest $(ARGS)
+
+# Every verifier of audit logs that we did not write: sigstore as well, in an environment of its own.
+test-verifiers: build .venv-verifiers/.created
+	PYTHONPATH=python .venv-verifiers/bin/python -m pytest tests/audit/test_independent.py $(ARGS)
+
+.venv-verifiers/.created: requirements/test.txt requirements/verifiers.txt
+	$(PYTHON) -m venv .venv-verifiers
+	.venv-verifiers/bin/python -m pip install --quiet -r requirements/test.txt -r requirements/verifiers.txt
+	@touch $@
 
 # The races of the budget room, in every order of their steps with at most three preemptions: some minutes to build, in
 # a target folder of its own because everything is built with another flag, and seconds to run.
@@ -154,7 +163,7 @@ instr: build
 
 # make fuzz TARGET=name FUZZ_SECONDS=600; without TARGET each in turn. On stable: sanitizers would need nightly.
 FUZZ_SECONDS ?= 60
-TARGET ?= policy_text entities_json compiled_vs_reference ledger_ops ledger_file
+TARGET ?= policy_text entities_json compiled_vs_reference ledger_ops ledger_file audit_verify
 CARGO_FUZZ := $(or $(shell command -v cargo-fuzz),$(abspath target/tools/bin/cargo-fuzz))
 $(abspath target/tools/bin/cargo-fuzz):
 	cargo install --locked --quiet --root target/tools cargo-fuzz
@@ -165,5 +174,5 @@ fuzz: $(CARGO_FUZZ)
 	$(CARGO_FUZZ) fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -len_control=0 || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-litellm dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-litellm .venv-verifiers dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	cargo clean

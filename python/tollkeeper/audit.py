@@ -60,8 +60,9 @@ class AuditLog(_native.AuditLog):
         segment_bytes: int = 64 << 20,
         exported: bool = False,
         instance: int | None = None,
+        slot: bool = False,
     ) -> Self:
-        """See `open`."""
+        """See `open`; with `slot` the first log below the folder that no process has."""
         log = super().__new__(
             cls,
             directory,
@@ -73,6 +74,7 @@ class AuditLog(_native.AuditLog):
             ring_bytes=ring_bytes,
             segment_bytes=segment_bytes,
             exported=exported,
+            slot=slot,
         )
         log._line = None
         _close_at_exit(log)

@@ -7,24 +7,28 @@ decides nothing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from contextvars import ContextVar
+from time import monotonic as _now
 
 from tollkeeper import _native
 from tollkeeper._native import Decision, Entity, EntityUid
+from tollkeeper.errors import ConfigError, HandleError, TollkeeperError
 
 # The modules of the standard library that only annotations need, or only one method, would be most of the time an
 # import of this package takes.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import inspect
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
     from contextvars import Token
     from pathlib import Path
     from types import TracebackType
     from typing import Any, ParamSpec, Self, TypeVar, overload
 
+    from tollkeeper.audit import AuditLog
     from tollkeeper.budget import Ledger
     from tollkeeper.budgets import Spec
     from tollkeeper.config import Config
@@ -33,6 +37,12 @@ if TYPE_CHECKING:
     R = TypeVar("R")
 
 __all__ = ["Decision", "Gate", "ModelCall", "Principal", "Run", "Scope"]
+
+# How often a check that may wait looks for room in the log.
+ROOM_SECONDS = 0.002
+# How long a guard waits for a record that has to be on the disk.
+RECORD_SECONDS = 10.0
+CANCELLATIONS = ("CancelledError", "KeyboardInterrupt", "GeneratorExit")
 
 _CURRENT: ContextVar[Scope | None] = ContextVar("tollkeeper_scope", default=None)
 
@@ -91,7 +101,11 @@ class Scope(_native.Scope):
         return bound
 
     def narrowed(
-        self, tools: Iterable[str] | None = None, labels: Iterable[str] = (), budget: str | None = None
+        self,
+        tools: Iterable[str] | None = None,
+        labels: Iterable[str] = (),
+        budget: str | None = None,
+        request: str | None = None,
     ) -> Scope:
         """A scope inside this one: only the tools that both allow, this one's labels and more, its budget or one below.
 
@@ -99,7 +113,7 @@ class Scope(_native.Scope):
             BudgetError: The budget is none, or not this scope's or below it.
         """
         chosen, seen = _names("tools", tools), _names("labels", labels) or []
-        return Scope(self._gate, tools=chosen, labels=seen, budget=budget, outer=self)
+        return Scope(self._gate, tools=chosen, labels=seen, budget=budget, outer=self, request=request)
 
 
 class Run:
@@ -181,6 +195,9 @@ class Gate(_native.Gate):
     _ledger: Ledger | None
     _given: bool
     """The ledger is the caller's: it stays as it is."""
+    _log: AuditLog | None
+    _audit: tuple[Any, ...]
+    """How the log was opened, which a reload cannot change."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, ledger: Ledger | None = None) -> Self:
@@ -195,6 +212,7 @@ class Gate(_native.Gate):
             PolicyError: A policy, the schema or a tool cannot be used, with file, line and column.
             EntityError: The entities cannot be used.
             BudgetError: The ledger's state cannot be used.
+            AuditError: The audit log cannot be used.
             OSError: A file cannot be read.
         """
         from pathlib import Path  # noqa: PLC0415 - see the top
@@ -202,11 +220,23 @@ class Gate(_native.Gate):
         from tollkeeper import config  # noqa: PLC0415 - see the top
 
         settings = config.load(Path(path))
-        budgets = _budgets(settings)
+        budgets, instance = _budgets(settings), int.from_bytes(os.urandom(8)) or 1
         used = ledger if ledger is not None else _opened(budgets)
-        gate = cls(_sources(settings), int.from_bytes(os.urandom(8)), _CURRENT.get, used)
+        log = _opened_log(settings, instance)
+        try:
+            gate = cls(_sources(settings), instance, _CURRENT.get, used, log, None if log is None else _tracer())
+        except BaseException:
+            if log is not None:
+                log.close()
+            raise
         gate._path, gate._budgets, gate._ledger, gate._given = Path(path), budgets, used, ledger is not None
+        gate._log, gate._audit = log, _audit(settings)
         return gate
+
+    @property
+    def log(self) -> AuditLog | None:
+        """What records decisions; `None` if the configuration has no ``[audit]``."""
+        return self._log
 
     @property
     def ledger(self) -> Ledger | None:
@@ -228,6 +258,9 @@ class Gate(_native.Gate):
         from tollkeeper import config  # noqa: PLC0415 - see the top
 
         settings = config.load(self._path)
+        if _audit(settings) != self._audit:
+            message = f"{settings.file}: [audit] has changed, and a log stays as it was opened; open a new gate"
+            raise ConfigError(message, "audit.reload")
         sources, budgets = _sources(settings), _budgets(settings)
         if self._given or budgets == self._budgets:
             self._reload(sources, self._ledger)
@@ -241,10 +274,20 @@ class Gate(_native.Gate):
         self._budgets, self._ledger = budgets, ledger
 
     def close(self) -> None:
-        """Closes the gate and the ledger it has opened: later checks are denied with `gate.closed`, live holds end."""
+        """Closes the gate and the ledger it has opened: later checks are denied with `gate.closed`, live holds end.
+
+        The audit log is brought to the disk and gets its last checkpoint.
+
+        Raises:
+            AuditError: The disk refuses. What is in the ring is recorded when the log is opened again.
+        """
         super().close()
         if self._ledger is not None and not self._given:
             self._ledger.close()
+        if self._log is not None:
+            # A child of a fork has its parent's log, which goes on.
+            with contextlib.suppress(HandleError):
+                self._log.close()
 
     def run(  # noqa: PLR0913 - as many as a run has
         self,
@@ -255,6 +298,7 @@ class Gate(_native.Gate):
         tools: Iterable[str] | None = None,
         labels: Iterable[str] = (),
         budget: str | None = None,
+        request: str | None = None,
     ) -> Run:
         """A run: who acts, in which session, from here to the end of the `with` block.
 
@@ -270,6 +314,8 @@ class Gate(_native.Gate):
             labels: What the session has seen, for policies that read `context.session.labels`.
             budget: Path of the budget that pays for what the run does, such as `acme/research`. Without one, what has a
                 cost is denied.
+            request: What the user asked for. Each entry of the run commits to it; the text itself is kept outside the
+                entries and can be erased.
 
         Raises:
             EntityError: The principal cannot be used.
@@ -284,14 +330,25 @@ class Gate(_native.Gate):
                 message = "a run needs a principal; only a run inside another one can leave it out"
                 raise ValueError(message)
             session = session if session is not None else os.urandom(16).hex()
-            scope = Scope(self, principal, session, labels=seen, on_behalf_of=on_behalf_of, tools=chosen, budget=budget)
+            scope = Scope(
+                self,
+                principal,
+                session,
+                labels=seen,
+                on_behalf_of=on_behalf_of,
+                tools=chosen,
+                budget=budget,
+                request=request,
+            )
             return Run(scope)
         _refuse_change("principal", principal, outer.principal)
         _refuse_change("session", session, outer.session)
         _refuse_change("on_behalf_of", on_behalf_of, outer.on_behalf_of)
-        return Run(outer.narrowed(chosen, seen, budget))
+        return Run(outer.narrowed(chosen, seen, budget, request))
 
-    def model_call(self, *, model: str, prompt_tokens: int, max_tokens: int, n: int = 1) -> ModelCall:
+    def model_call(
+        self, *, model: str, prompt_tokens: int, max_tokens: int, n: int = 1, parent: str | None = None
+    ) -> ModelCall:
         r"""A call of a model, from the decision to what it has used.
 
         Policies see it as `Action::"call_model"` on `Model::"NAME"`, with `model`, `prompt_tokens`, `max_tokens` and
@@ -303,6 +360,7 @@ class Gate(_native.Gate):
             prompt_tokens: Tokens of the prompt.
             max_tokens: The most tokens of one completion.
             n: How many completions.
+            parent: Id of the decision that the call follows from, for the audit log.
 
         Example:
             >>> import pathlib, tempfile
@@ -323,7 +381,96 @@ class Gate(_native.Gate):
             >>> gate.ledger.usage("acme")["tokens", "1d"].used
             1511
         """
-        return ModelCall(self, model, prompt_tokens, max_tokens, n)
+        return ModelCall(self, model, prompt_tokens, max_tokens, n, parent)
+
+    async def acheck(
+        self,
+        tool: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        scope: Scope | None = None,
+        parent: str | None = None,
+        timeout: float = 1.0,
+    ) -> Decision:
+        """As `check`, and may wait: for room in the audit log, and until the record is as durable as it has to be.
+
+        The arguments may have 4 MiB. Waiting keeps no thread and no event loop busy. A record that does not get to the
+        disk in time is a denial: what was reserved is given back.
+
+        Args:
+            tool: Name of a registered tool.
+            arguments: As in `check`.
+            scope: As in `check`.
+            parent: As in `check`.
+            timeout: Seconds, for both together.
+        """
+        import asyncio  # noqa: PLC0415 - see the top
+
+        end = _now() + timeout
+        while True:
+            while not self._has_room() and _now() < end:
+                await asyncio.sleep(ROOM_SECONDS)
+            decision = self._check_large(tool, arguments, scope=scope, parent=parent)
+            if decision.code != "audit.unavailable" or _now() >= end or self._has_room():
+                break
+        if decision.allowed and decision.durability not in (None, "group"):
+            async with _released_unless_recorded(decision, timeout):
+                await asyncio.wait_for(decision.durable(decision.durability), max(end - _now(), 0.001))
+        return decision
+
+    def check_blocking(
+        self,
+        tool: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        scope: Scope | None = None,
+        parent: str | None = None,
+        timeout: float = 1.0,
+    ) -> Decision:
+        """As `acheck`, for threads."""
+        import time  # noqa: PLC0415 - see the top
+
+        end = _now() + timeout
+        while True:
+            while not self._has_room() and _now() < end:
+                time.sleep(ROOM_SECONDS)
+            decision = self._check_large(tool, arguments, scope=scope, parent=parent)
+            if decision.code != "audit.unavailable" or _now() >= end or self._has_room():
+                break
+        if decision.allowed:
+            _await_record(decision, max(end - _now(), 0.001))
+        return decision
+
+    def outcome(
+        self,
+        decision: Decision,
+        status: str = "ok",
+        *,
+        error: BaseException | None = None,
+        usage: Mapping[str, int] | None = None,
+        duration_ms: int | None = None,
+    ) -> bool:
+        """Records what became of an action: once for each decision, and never by waiting.
+
+        Guards and model calls do it themselves.
+
+        Args:
+            decision: What allowed the action.
+            status: `ok`, `error`, `cancelled` or `unknown`.
+            error: What was raised; only the name of its class is recorded.
+            usage: What was used, by name.
+            duration_ms: How long it took.
+
+        Returns:
+            Whether it was recorded; False without an audit log, or if an outcome is recorded already.
+
+        Raises:
+            AuditError: The log cannot take it.
+        """
+        name = None if error is None else type(error).__name__
+        return decision._outcome(  # noqa: SLF001 - the native half of this module
+            status, name, list((usage or {}).items()), duration_ms
+        )
 
     if TYPE_CHECKING:
 
@@ -361,33 +508,43 @@ class Gate(_native.Gate):
         name = tool if tool is not None else getattr(function, "__name__", "")
         _refuse_positional(signature, name)
 
-        def admitted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[inspect.BoundArguments, Decision]:
+        def admitted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[inspect.BoundArguments, Decision, float]:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             bound.arguments = _copied(dict(bound.arguments), {})
             decision = self.check(name, _by_name(signature, bound.arguments))
             decision.require()
-            return bound, decision
+            return bound, decision, _now()
 
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> object:
-                bound, decision = admitted(args, kwargs)
+                bound, decision, begun = admitted(args, kwargs)
+                if decision.durability not in (None, "group"):
+                    async with _released_unless_recorded(decision, RECORD_SECONDS):
+                        await decision.durable(decision.durability)
                 try:
-                    return await function(*bound.args, **bound.kwargs)
-                finally:
-                    decision._finish()  # noqa: SLF001 - the native half of this module
+                    result = await function(*bound.args, **bound.kwargs)
+                except BaseException as raised:
+                    _ended(decision, begun, raised)
+                    raise
+                _ended(decision, begun)
+                return result
 
             return guarded_async
 
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound, decision = admitted(args, kwargs)
+            bound, decision, begun = admitted(args, kwargs)
+            _await_record(decision, RECORD_SECONDS)
             try:
-                return function(*bound.args, **bound.kwargs)
-            finally:
-                decision._finish()  # noqa: SLF001 - the native half of this module
+                result = function(*bound.args, **bound.kwargs)
+            except BaseException as raised:
+                _ended(decision, begun, raised)
+                raise
+            _ended(decision, begun)
+            return result
 
         return guarded
 
@@ -398,6 +555,45 @@ class Gate(_native.Gate):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _await_record(decision: Decision, timeout: float) -> None:
+    """Waits until the record is as durable as it has to be; without it the action never begins."""
+    durability = decision.durability
+    if durability in (None, "group"):
+        return
+    try:
+        decision.wait_durable(durability, timeout)
+    except BaseException:
+        decision._release()  # noqa: SLF001 - the native half of this module
+        raise
+
+
+@contextlib.asynccontextmanager
+async def _released_unless_recorded(decision: Decision, timeout: float) -> AsyncIterator[None]:
+    from tollkeeper.errors import AuditError  # noqa: PLC0415 - see the top
+
+    try:
+        yield
+    except BaseException as error:
+        decision._release()  # noqa: SLF001 - the native half of this module
+        if isinstance(error, TimeoutError):
+            message = f"the record of the decision is not on the disk after {timeout} s"
+            raise AuditError(message, "audit.unavailable") from None
+        raise
+
+
+def _ended(decision: Decision, begun: float, error: BaseException | None = None) -> None:
+    """Ends what was reserved for a guarded call, and records how it ended."""
+    status, name = "ok", None
+    if error is not None:
+        name = type(error).__name__
+        status = "cancelled" if name in CANCELLATIONS else "error"
+    duration_ms = max(int((_now() - begun) * 1000), 0)
+    # The function has returned or raised already: that is what its caller is told, not that the log is broken. That is
+    # told by the next check, which is denied.
+    with contextlib.suppress(TollkeeperError):
+        decision._finish(status, name, duration_ms)  # noqa: SLF001 - the native half of this module
 
 
 # Exact types: a subclass is left as it is, and the check refuses it.
@@ -482,6 +678,43 @@ def _budgets(settings: Config) -> tuple[Path | None, Spec | None]:
     return settings.budget_state, budgets.spec(settings.budget_file)
 
 
+def _audit(settings: Config) -> tuple[Any, ...]:
+    """What a log is opened with."""
+    return settings.audit, settings.audit_dir, settings.audit_origin
+
+
+def _opened_log(settings: Config, instance: int) -> AuditLog | None:
+    audit, folder, origin = settings.audit, settings.audit_dir, settings.audit_origin
+    if audit is None or folder is None or origin is None:
+        return None
+    from tollkeeper.audit import AuditLog  # noqa: PLC0415 - a gate without a log needs none
+
+    return AuditLog(
+        folder,
+        origin=origin,
+        interval_ms=audit.interval_ms,
+        checkpoint_interval_ms=audit.checkpoint_interval_ms,
+        ring_bytes=audit.ring_kib << 10,
+        exported=audit.exported,
+        instance=instance,
+        slot=True,
+    )
+
+
+def _tracer() -> Callable[[], tuple[int, int] | None] | None:
+    """Says the ids of the current trace and span, where OpenTelemetry is installed."""
+    try:
+        from opentelemetry import trace  # noqa: PLC0415 - an optional host
+    except ImportError:
+        return None
+
+    def current() -> tuple[int, int] | None:
+        context = trace.get_current_span().get_span_context()
+        return (context.trace_id, context.span_id) if context.is_valid else None
+
+    return current
+
+
 def _opened(budgets: tuple[Path | None, Spec | None]) -> Ledger | None:
     state, spec = budgets
     if spec is None:
@@ -536,4 +769,6 @@ def _sources(settings: Config) -> dict[str, Any]:
         "mode": settings.gate.mode,
         "on_error": settings.gate.on_error,
         "unguarded_forbid": settings.gate.unguarded_forbid,
+        "on_full": "deny" if settings.audit is None else settings.audit.on_full,
+        "durability": "group" if settings.audit is None else settings.audit.durability,
     }

@@ -303,6 +303,10 @@ impl Arguments {
         if !rest.is_empty() {
             return None;
         }
+        // Each byte of the text is in one key or string: what says otherwise would grow without bound when written.
+        let mut text_left = text.len();
+        // Where the lists and objects end that the next node is in.
+        let mut open: SmallVec<[u32; 16]> = SmallVec::new();
         for (index, bytes) in nodes.iter().enumerate() {
             let (words, value) = bytes.split_at_checked(16)?;
             let [start, len, end, kind] = words.as_chunks::<4>().0 else { return None };
@@ -313,6 +317,20 @@ impl Arguments {
             if (end as usize) <= index || (end as usize) > nodes.len() || self.checked(key).is_none() {
                 return None;
             }
+            while open.last().is_some_and(|end| *end as usize <= index) {
+                open.pop();
+            }
+            let is_inside = open.last().map_or(index == 0, |outer| end <= *outer);
+            let is_tree = if matches!(kind, 6 | 7) {
+                open.len() < ARGUMENT_NESTING_MAX
+            } else {
+                end as usize == index.saturating_add(1)
+            };
+            if !is_inside || !is_tree {
+                return None;
+            }
+            open.push(end);
+            text_left = text_left.checked_sub(len as usize)?;
             let kind = match kind {
                 0 => Kind::Null,
                 1 => Kind::Bool(value != 0),
@@ -323,6 +341,7 @@ impl Arguments {
                     let text =
                         Text { start: u32::try_from(value & 0xffff_ffff).ok()?, len: u32::try_from(value >> 32).ok()? };
                     self.checked(text)?;
+                    text_left = text_left.checked_sub(text.len as usize)?;
                     Kind::Str(text)
                 }
                 6 => Kind::List,
@@ -345,6 +364,9 @@ impl Arguments {
     pub fn write_json(&self, out: &mut Vec<u8>) {
         let mut open: SmallVec<[(u32, u8); 16]> = SmallVec::new();
         let mut first = true;
+        if self.nodes.is_empty() {
+            out.extend_from_slice(b"null");
+        }
         for (index, node) in (0_u32..).zip(&self.nodes) {
             while let Some((_, bracket)) = open.last().copied().filter(|(end, _)| *end <= index) {
                 open.pop();

@@ -169,6 +169,11 @@ pub const RING_BYTES_DEFAULT: usize = 16 << 20;
 pub const RING_BYTES_MIN: usize = 512 << 10;
 /// See [`RING_BYTES_MIN`]; lines are counted in 24 bits.
 pub const RING_BYTES_MAX: usize = 512 << 20;
+/// Bytes of one record in the ring: the arguments of any `acheck` with room to spare. At worst every byte of it becomes
+/// seven in an entry or a payload (an escape of an escape), and with a batch before it that is one frame.
+pub const RECORD_BYTES_MAX: usize = 8 << 20;
+/// Bytes of one frame of a write-ahead segment; what claims to be longer is none.
+pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Bytes of one write-ahead segment where nobody says: preallocated, so that a full disk is noticed early.
 pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
 /// The smallest segment: it takes one batch with the largest record.
@@ -183,3 +188,29 @@ pub const AUDIT_SLOTS_MAX: usize = 512;
 /// Outcomes that wait for room in the ring, beside which no more are kept than there are decisions open: a hundred
 /// thousand at once are a mistake.
 pub const OUTCOMES_WAITING_MAX: usize = 100_000;
+
+/// Bytes of one entry of an audit log: the length in an entry bundle has 16 bits.
+pub const AUDIT_ENTRY_BYTES_MAX: usize = 65_535;
+/// Bytes of one frame that the verifier reads at once; batches are far smaller, and a damaged length must not ask for
+/// all memory.
+pub const AUDIT_FRAME_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of a signed note: a checkpoint of three lines and a hundred signatures of the largest kind fit.
+pub const AUDIT_NOTE_BYTES_MAX: usize = 1_000_000;
+/// Signature lines of a signed note: the format asks for at least 16.
+pub const AUDIT_NOTE_SIGNATURES_MAX: usize = 100;
+/// Findings that a verification lists; further ones are only counted.
+pub const AUDIT_FAULTS_MAX: usize = 100;
+/// Ranges of missing sequence numbers that a verification keeps; further ones are only counted.
+pub const AUDIT_RANGES_MAX: usize = 10_000;
+/// Producers of one log that a verification follows: each start of a process makes two.
+pub const AUDIT_PRODUCERS_MAX: usize = 1_000_000;
+/// Pages of decisions without outcome that a verification follows: 512 bytes each for 4,096 decisions of one process.
+pub const AUDIT_OPEN_PAGES_MAX: usize = 65_536;
+/// Records of sibling logs (in `start` entries) that a verification follows up.
+pub const AUDIT_SIBLINGS_MAX: usize = 4_096;
+/// Nesting of an entry's JSON.
+pub const AUDIT_JSON_NESTING_MAX: usize = 64;
+/// Places in a damaged segment that are tried for the next whole frame: each costs a checksum.
+pub const AUDIT_RESYNC_TRIES_MAX: usize = 1_024;
+/// Entries between two calls of a verification's progress callback.
+pub const AUDIT_PROGRESS_ENTRIES: u64 = 65_536;

@@ -34,6 +34,11 @@ pub(crate) fn live_for<T>(writes: u64, work: impl FnOnce() -> T) -> Option<T> {
     }
 }
 
+/// Whether this thread was killed and is unwinding: then no destructor may do what a dead process cannot.
+pub(crate) fn is_killed() -> bool {
+    WRITES_LEFT.get() == 0 && std::thread::panicking()
+}
+
 /// What every write does first.
 fn write() {
     match WRITES_LEFT.get() {

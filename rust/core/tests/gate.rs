@@ -23,6 +23,7 @@ use tollkeeper_core::gate::Gate;
 use tollkeeper_core::gate::check::Scratch;
 use tollkeeper_core::gate::code::Code;
 use tollkeeper_core::gate::decision::Decision;
+use tollkeeper_core::gate::evidence::Links;
 use tollkeeper_core::gate::model_call::{ModelCall, ModelRequest, ModelUsage};
 use tollkeeper_core::gate::scope::{Scope, ScopeSpec};
 use tollkeeper_core::gate::state::{GateMode, GateSources, OnError, UnguardedForbid};
@@ -143,7 +144,14 @@ fn every_code_is_raised() {
         check(&open, &run, "sned", &json!({})),
         open.check(None, "send", &mut filled(&json!({})), NOW, &mut Scratch::new()),
         ask("@approval(\"ops\") permit(principal, action, resource);", &json!({})),
-        open.refuse_arguments("send", &ArgumentsError::TooLarge { limit: 5 }),
+        open.refuse_call(
+            Some(&run),
+            "send",
+            Gate::refusal_of(&ArgumentsError::TooLarge { limit: 5 }),
+            NOW,
+            Links::default(),
+            &mut Scratch::new(),
+        ),
     ];
     let expected = [
         ("allow", ""),
@@ -174,8 +182,8 @@ fn every_code_is_raised() {
     assert_eq!(raised[3].policies(), ["p.cedar#2"]);
     assert_eq!(raised[7].approvals(), ["ops"]);
     assert_eq!(raised[3].errors().len(), 1);
-    // Those of budgets have a test of their own.
-    let codes = Code::ALL.into_iter().filter(|code| !code.is_budget());
+    // Those of budgets and of the log have tests of their own.
+    let codes = Code::ALL.into_iter().filter(|code| !code.is_budget() && *code != Code::AuditUnavailable);
     raised.extend([Code::GateForked, Code::GateClosed, Code::InternalPanic].map(|code| open.refuse(code, None)));
     for code in codes {
         assert!(raised.iter().any(|decision| decision.code() == code), "{code} is not raised");

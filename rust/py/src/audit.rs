@@ -143,7 +143,7 @@ impl PyAuditWatch {
 /// The native half of `tollkeeper.AuditLog`.
 #[pyclass(frozen, subclass, name = "AuditLog", module = "tollkeeper._native")]
 pub(crate) struct PyAuditLog {
-    log: Log,
+    pub(crate) log: Arc<Log>,
     born: Born,
     closed: AtomicBool,
 }
@@ -195,12 +195,13 @@ impl PyAuditLog {
     ///     ring_bytes: Size of the ring, a power of two.
     ///     segment_bytes: Size of a write-ahead segment.
     ///     exported: Whether something outside takes each checkpoint.
+    ///     slot: Whether the folder is one of logs, of which the first that no process has is opened.
     ///
     /// Raises:
     ///     AuditError: Another process has the log, it is damaged, or the folder cannot be used.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "one for each option, all by name")]
-    #[pyo3(signature = (directory: "str | os.PathLike[str]", *, origin, instance, key: "str | os.PathLike[str] | None" = None, interval_ms = 5, checkpoint_interval_ms = 1000, ring_bytes = RING_BYTES_DEFAULT, segment_bytes = SEGMENT_BYTES_DEFAULT, exported = false))]
+    #[pyo3(signature = (directory: "str | os.PathLike[str]", *, origin, instance, key: "str | os.PathLike[str] | None" = None, interval_ms = 5, checkpoint_interval_ms = 1000, ring_bytes = RING_BYTES_DEFAULT, segment_bytes = SEGMENT_BYTES_DEFAULT, exported = false, slot = false))]
     fn new(
         py: Python<'_>,
         directory: PathBuf,
@@ -212,6 +213,7 @@ impl PyAuditLog {
         ring_bytes: usize,
         segment_bytes: u64,
         exported: bool,
+        slot: bool,
     ) -> PyResult<Self> {
         let options = LogOptions {
             ring_bytes,
@@ -224,7 +226,8 @@ impl PyAuditLog {
         };
         guard(move || {
             let born = Born::now();
-            let log = py.detach(move || Log::open(&directory, options))?;
+            let open = if slot { Log::open_slot } else { Log::open };
+            let log = Arc::new(py.detach(move || open(&directory, options))?);
             Ok::<_, Error>(Self { log, born, closed: AtomicBool::new(false) })
         })
     }

@@ -6,6 +6,7 @@
 use pyo3::types::PyTuple;
 use pyo3::{Py, PyErr};
 use tollkeeper_core::audit::error::AuditError;
+use tollkeeper_core::audit::verify::error::VerifyError;
 use tollkeeper_core::budget::error::BudgetError;
 use tollkeeper_core::budget::price::Unpriced;
 use tollkeeper_core::limits::AMOUNT_MAX;
@@ -38,6 +39,8 @@ pub(crate) enum Error {
     Uid(UidError),
     /// A ledger cannot be used, or not like that.
     Budget(BudgetError),
+    /// An audit log cannot be read, or a proof does not hold.
+    Verify(VerifyError),
     /// An audit log cannot be opened, or cannot do what was asked of it.
     Audit(AuditError),
     /// A model or a component has no price.
@@ -82,6 +85,12 @@ impl From<BudgetError> for Error {
     }
 }
 
+impl From<VerifyError> for Error {
+    fn from(error: VerifyError) -> Self {
+        Self::Verify(error)
+    }
+}
+
 impl From<AuditError> for Error {
     fn from(error: AuditError) -> Self {
         Self::Audit(error)
@@ -102,6 +111,7 @@ impl From<Error> for PyErr {
             Error::Text(errors) => text_error(&errors),
             Error::Uid(e) => python::EntityError::new_err((e.to_string(), e.code(), e.help())),
             Error::Budget(e) => budget_error(&e),
+            Error::Verify(e) => python::AuditError::new_err((e.to_string(), e.code(), e.help())),
             Error::Audit(e) => audit_error(&e),
             Error::Unpriced(e) => python::BudgetError::new_err((
                 e.to_string(),

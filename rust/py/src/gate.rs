@@ -11,22 +11,27 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyTuple};
 use tollkeeper_core::arguments::{Argument, Arguments};
+use tollkeeper_core::audit::entry::commit;
+use tollkeeper_core::audit::error::AuditError;
+use tollkeeper_core::audit::log::Durability;
 use tollkeeper_core::budget::unit::{Amounts, Unit};
 use tollkeeper_core::gate::Gate;
 use tollkeeper_core::gate::check::Scratch;
 use tollkeeper_core::gate::code::Code;
 use tollkeeper_core::gate::decision::Decision;
+use tollkeeper_core::gate::evidence::{Audit, Ending, Links, OnFull, Recorded, Status};
 use tollkeeper_core::gate::model_call::{ModelCall, ModelRequest};
 use tollkeeper_core::gate::scope::{Scope, ScopeSpec};
 use tollkeeper_core::gate::state::{GateMode, GateSources, OnError, UnguardedForbid};
 use tollkeeper_core::gate::tools::ToolSpec;
-use tollkeeper_core::limits::ARGUMENT_BYTES_MAX;
+use tollkeeper_core::limits::{ARGUMENT_BYTES_MAX, ARGUMENT_BYTES_WAIT_MAX};
 use tollkeeper_core::policy::entities::EntityData;
 use tollkeeper_core::policy::parse::Source;
 
 use std::cell::Cell;
 use std::sync::Arc;
 
+use crate::audit::PyAuditLog;
 use crate::budget::{PyLedger, Shared};
 use crate::convert::with_arguments_mut;
 use crate::entities::PyEntity;
@@ -58,6 +63,7 @@ struct Sources {
     on_error: OnError,
     unguarded_forbid: UnguardedForbid,
     ledger: Option<Arc<tollkeeper_core::budget::ledger::Ledger>>,
+    audit: Option<Arc<Audit>>,
 }
 
 #[derive(FromPyObject)]
@@ -70,15 +76,21 @@ struct SourcesArg {
     mode: String,
     on_error: String,
     unguarded_forbid: String,
+    on_full: String,
+    durability: String,
 }
 
 impl SourcesArg {
-    fn read(self, ledger: Option<&Bound<'_, PyLedger>>) -> PyResult<Sources> {
+    fn read(self, ledger: Option<&Bound<'_, PyLedger>>, log: Option<&Py<PyAuditLog>>) -> PyResult<Sources> {
         fn one_of<T>(key: &str, value: &str, choices: [(&str, T); 2]) -> PyResult<T> {
             let names = choices.each_ref().map(|(name, _)| *name).join("` or `");
             let found = choices.into_iter().find(|(name, _)| *name == value).map(|(_, choice)| choice);
             found.ok_or_else(|| PyValueError::new_err(format!("{key} is `{value}`, not `{names}`")))
         }
+        let on_full = one_of("on_full", &self.on_full, [("deny", OnFull::Deny), ("allow", OnFull::Allow)])?;
+        let durability = Durability::parse(&self.durability)
+            .ok_or_else(|| PyValueError::new_err(format!("there is no durability `{}`", self.durability)))?;
+        let audit = log.map(|log| Arc::new(Audit { log: Arc::clone(&log.get().log), on_full, durability }));
         Ok(Sources {
             policies: self.policies,
             schema: self.schema,
@@ -92,6 +104,7 @@ impl SourcesArg {
                 [("refuse", UnguardedForbid::Refuse), ("warn", UnguardedForbid::Warn)],
             )?,
             ledger: ledger.map(|ledger| Arc::clone(&ledger.get().shared.ledger)),
+            audit,
         })
     }
 }
@@ -128,6 +141,7 @@ impl Sources {
             on_error: self.on_error,
             unguarded_forbid: self.unguarded_forbid,
             ledger: self.ledger.clone(),
+            audit: self.audit.clone(),
         }
     }
 }
@@ -142,28 +156,36 @@ pub(crate) struct PyGate {
     poisoned: AtomicBool,
     /// `ContextVar.get` of the current scope
     current: Py<PyAny>,
+    log: Option<Py<PyAuditLog>>,
+    /// Says the trace and span ids of where it is called, or nothing
+    trace: Option<Py<PyAny>>,
 }
 
 #[pymethods]
 impl PyGate {
     /// Args:
-    ///     sources: Mapping with `policies`, `schema`, `entities`, `tools`, `mode`, `on_error`, `unguarded_forbid`.
+    ///     sources: Mapping with `policies`, `schema`, `entities`, `tools`, `mode`, `on_error`, `unguarded_forbid`,
+    ///         `on_full`, `durability`.
     ///     instance: A random number that tells this gate's decisions from those of others.
     ///     current: Callable that returns the current scope or `None`.
     ///     ledger: What pays for actions.
+    ///     log: What records decisions.
+    ///     trace: Callable that returns the ids of the current trace and span, or `None`.
     #[new]
-    #[pyo3(signature = (sources: "dict[str, typing.Any]", instance, current: "collections.abc.Callable[[], Scope | None]", ledger: "Ledger | None" = None))]
+    #[pyo3(signature = (sources: "dict[str, typing.Any]", instance, current: "collections.abc.Callable[[], Scope | None]", ledger: "Ledger | None" = None, log: "AuditLog | None" = None, trace: "collections.abc.Callable[[], tuple[int, int] | None] | None" = None))]
     fn new(
         sources: &Bound<'_, PyAny>,
         instance: u64,
         current: Py<PyAny>,
         ledger: Option<&Bound<'_, PyLedger>>,
+        log: Option<Py<PyAuditLog>>,
+        trace: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
-        let sources = sources.extract::<SourcesArg>()?.read(ledger)?;
+        let sources = sources.extract::<SourcesArg>()?.read(ledger, log.as_ref())?;
         guard(|| {
             let inner = detached(|| Gate::open(&sources.borrowed(), instance))?;
             let (closed, poisoned) = (AtomicBool::new(false), AtomicBool::new(false));
-            Ok::<_, PyErr>(Self { inner, born: Born::now(), closed, poisoned, current })
+            Ok::<_, PyErr>(Self { inner, born: Born::now(), closed, poisoned, current, log, trace })
         })
     }
 
@@ -173,29 +195,36 @@ impl PyGate {
     ///     tool: Name of a registered tool.
     ///     arguments: Plain data with str keys; `None` is no arguments.
     ///     scope: A scope other than the current one.
-    #[pyo3(signature = (tool: "str", arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, *, scope: "Scope | None" = None))]
+    ///     parent: Id of the decision that this call follows from, such as that of the model call which asked for it.
+    #[pyo3(signature = (tool: "str", arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, *, scope: "Scope | None" = None, parent: "str | None" = None))]
     fn check(
         slf: &Bound<'_, Self>,
         tool: &Bound<'_, PyString>,
         arguments: Option<&Bound<'_, PyAny>>,
         scope: Option<Bound<'_, PyScope>>,
+        parent: Option<&str>,
     ) -> PyResult<PyDecision> {
-        let this = slf.get();
-        let Ok(tool) = tool.to_str() else {
-            // A lone surrogate: no registered tool has such a name.
-            let reason = "the tool's name is not text that can be encoded, so no tool has it".to_owned();
-            return guard(|| Ok::<_, PyErr>(PyDecision::new(this.inner.refuse(Code::InputUnknownTool, Some(reason)))));
-        };
-        let scope = Self::scope_of(slf, scope)?;
-        let decide = || this.decide(tool, arguments, scope.as_ref().map(|scope| &scope.get().inner));
-        let inner = if let Ok(decision) = catch_unwind(AssertUnwindSafe(decide)) {
-            decision
-        } else {
-            // Relaxed: the flag guards no other data, and every later check of this thread sees it.
-            this.poisoned.store(true, Ordering::Relaxed);
-            guard(|| Ok::<_, PyErr>(this.inner.refuse(Code::InternalPanic, None)))?
-        };
-        Ok(PyDecision::new(inner))
+        Self::check_within(slf, (tool, arguments), scope, parent, ARGUMENT_BYTES_MAX)
+    }
+
+    /// The same for callers that may wait: the arguments may have 4 MiB instead of 64 KiB.
+    #[pyo3(name = "_check_large", signature = (tool: "str", arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, *, scope: "Scope | None" = None, parent: "str | None" = None))]
+    fn check_large(
+        slf: &Bound<'_, Self>,
+        tool: &Bound<'_, PyString>,
+        arguments: Option<&Bound<'_, PyAny>>,
+        scope: Option<Bound<'_, PyScope>>,
+        parent: Option<&str>,
+    ) -> PyResult<PyDecision> {
+        Self::check_within(slf, (tool, arguments), scope, parent, ARGUMENT_BYTES_WAIT_MAX)
+    }
+
+    /// Whether the log has room for a record of ordinary size, or there is no log.
+    fn _has_room(&self) -> bool {
+        self.log.as_ref().is_none_or(|log| {
+            let (used, size) = log.get().log.health().ring_bytes;
+            used < size / 4 * 3
+        })
     }
 
     /// Loads everything anew and swaps it in; if anything is wrong, the old state stays.
@@ -204,7 +233,7 @@ impl PyGate {
     ///     PolicyError: What is wrong, with file, line and column.
     #[pyo3(name = "_reload", signature = (sources: "dict[str, typing.Any]", ledger: "Ledger | None" = None))]
     fn reload(&self, sources: &Bound<'_, PyAny>, ledger: Option<&Bound<'_, PyLedger>>) -> PyResult<()> {
-        let sources = sources.extract::<SourcesArg>()?.read(ledger)?;
+        let sources = sources.extract::<SourcesArg>()?.read(ledger, self.log.as_ref())?;
         guard(|| {
             self.born.check()?;
             detached(|| self.inner.reload(&sources.borrowed()).map(drop))
@@ -258,6 +287,42 @@ impl PyGate {
 }
 
 impl PyGate {
+    fn check_within(
+        slf: &Bound<'_, Self>,
+        (tool, arguments): (&Bound<'_, PyString>, Option<&Bound<'_, PyAny>>),
+        scope: Option<Bound<'_, PyScope>>,
+        parent: Option<&str>,
+        bytes_max: usize,
+    ) -> PyResult<PyDecision> {
+        let this = slf.get();
+        let scope = Self::scope_of(slf, scope)?;
+        let links = Links { parent, trace: this.trace(slf.py()) };
+        let asked = Asked { scope: scope.as_ref().map(|scope| &scope.get().inner), links, bytes_max };
+        let decide = || match tool.to_str() {
+            Ok(tool) => this.decide(tool, arguments, asked),
+            // A lone surrogate: no registered tool has such a name.
+            Err(_) => {
+                let reason = "the tool's name is not text that can be encoded, so no tool has it".to_owned();
+                this.refused("", (Code::InputUnknownTool, reason), asked)
+            }
+        };
+        let inner = if let Ok(decision) = catch_unwind(AssertUnwindSafe(decide)) {
+            decision
+        } else {
+            // Relaxed: the flag guards no other data, and every later check of this thread sees it.
+            this.poisoned.store(true, Ordering::Relaxed);
+            guard(|| Ok::<_, PyErr>(this.inner.refuse(Code::InternalPanic, None)))?
+        };
+        Ok(PyDecision::new(inner, slf.clone().unbind()))
+    }
+
+    /// Where it is called, if anybody traces that. What cannot be said is left out: a check does not fail for it.
+    #[inline]
+    fn trace(&self, py: Python<'_>) -> Option<(u128, u64)> {
+        let said = self.trace.as_ref()?.call0(py).ok()?;
+        said.extract::<Option<(u128, u64)>>(py).ok().flatten()
+    }
+
     /// The scope that counts. A scope speaks of one gate's principal and one run: anywhere else it is none.
     pub(crate) fn scope_of<'py>(
         slf: &Bound<'py, Self>,
@@ -286,16 +351,19 @@ impl PyGate {
     pub(crate) fn decide_model(
         slf: &Bound<'_, Self>,
         request: &ModelRequest<'_>,
+        parent: Option<&str>,
     ) -> PyResult<(PyDecision, Option<ModelCall>)> {
         let this = slf.get();
         let scope = Self::scope_of(slf, None)?;
+        let links = Links { parent, trace: this.trace(slf.py()) };
         let decide = || {
             if let Some(code) = this.unusable() {
                 return (this.inner.refuse(code, None), None);
             }
             let mut scratch = SCRATCH.take().unwrap_or_default();
             let scope = scope.as_ref().map(|scope| &scope.get().inner);
-            let (decision, call) = this.inner.check_model(scope, request, this.inner.now_ms(), &mut scratch);
+            let now_ms = this.inner.now_ms();
+            let (decision, call) = this.inner.check_model_linked(scope, request, now_ms, links, &mut scratch);
             SCRATCH.set(Some(scratch));
             (decision, Some(call))
         };
@@ -305,37 +373,59 @@ impl PyGate {
             this.poisoned.store(true, Ordering::Relaxed);
             guard(|| Ok::<_, PyErr>((this.inner.refuse(Code::InternalPanic, None), None)))?
         };
-        Ok((PyDecision::new(decision), call))
+        Ok((PyDecision::new(decision, slf.clone().unbind()), call))
     }
 
     #[inline]
-    fn decide(&self, tool: &str, arguments: Option<&Bound<'_, PyAny>>, scope: Option<&Scope>) -> Decision {
+    fn decide(&self, tool: &str, arguments: Option<&Bound<'_, PyAny>>, asked: Asked<'_>) -> Decision {
         if let Some(code) = self.unusable() {
             return self.inner.refuse(code, None);
         }
-        let asked = with_arguments_mut(arguments, ARGUMENT_BYTES_MAX, |arguments| self.ask(tool, arguments, scope));
-        asked.unwrap_or_else(|error| {
+        let answer = with_arguments_mut(arguments, asked.bytes_max, |arguments| self.ask(tool, arguments, asked));
+        answer.unwrap_or_else(|error| {
             let code = if error.code() == Code::InputTooLarge.slug() {
                 Code::InputTooLarge
             } else {
                 Code::InputUnrepresentable
             };
-            self.inner.refuse(code, Some(error.to_string()))
+            self.refused(tool, (code, error.to_string()), asked)
         })
     }
 
     #[inline]
-    fn ask(&self, tool: &str, arguments: &mut Arguments, scope: Option<&Scope>) -> Decision {
+    fn ask(&self, tool: &str, arguments: &mut Arguments, asked: Asked<'_>) -> Decision {
         let object = arguments.root().is_some_and(|root| matches!(root.value(), Argument::Object));
         if !object {
             let reason = "arguments: a mapping with str keys is needed".to_owned();
-            return self.inner.refuse(Code::InputUnrepresentable, Some(reason));
+            return self.refused(tool, (Code::InputUnrepresentable, reason), asked);
         }
         let mut scratch = SCRATCH.take().unwrap_or_default();
-        let decision = self.inner.check(scope, tool, arguments, self.inner.now_ms(), &mut scratch);
+        let now_ms = self.inner.now_ms();
+        let decision = self.inner.check_linked(asked.scope, tool, arguments, now_ms, asked.links, &mut scratch);
         SCRATCH.set(Some(scratch));
         decision
     }
+
+    /// A denial for what came before the pipeline, recorded like any other.
+    #[cold]
+    fn refused(&self, tool: &str, refusal: (Code, String), asked: Asked<'_>) -> Decision {
+        if let Some(code) = self.unusable() {
+            return self.inner.refuse(code, None);
+        }
+        let mut scratch = SCRATCH.take().unwrap_or_default();
+        let now_ms = self.inner.now_ms();
+        let decision = self.inner.refuse_call(asked.scope, tool, refusal, now_ms, asked.links, &mut scratch);
+        SCRATCH.set(Some(scratch));
+        decision
+    }
+}
+
+/// What a check is asked with beside the call itself.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    scope: Option<&'a Scope>,
+    links: Links<'a>,
+    bytes_max: usize,
 }
 
 /// The native half of a scope: who acts, in which session, narrowed to what.
@@ -345,6 +435,20 @@ pub(crate) struct PyScope {
     gate: Py<PyGate>,
     /// The run is over: whoever kept the scope, or a context that still carries it, has none.
     ended: AtomicBool,
+}
+
+impl PyScope {
+    /// Makes a run of a scope, and records that it has begun.
+    fn begin(scope: Scope, gate: Py<PyGate>, outer: u64, request: Option<&str>) -> PyResult<Self> {
+        let room = &gate.get().inner;
+        let committed = request.filter(|_| gate.get().log.is_some()).map(commit).transpose().map_err(Error::from)?;
+        let inner = scope.as_run(room.next_run(), committed.map(|(_, hash)| hash));
+        let kept = committed.as_ref().zip(request).map(|((salt, _), text)| (salt, text));
+        if gate.get().unusable().is_none() {
+            room.record_run(&inner, outer, kept);
+        }
+        Ok(Self { inner, gate, ended: AtomicBool::new(false) })
+    }
 }
 
 #[pymethods]
@@ -358,8 +462,9 @@ impl PyScope {
     ///     tools: The only tools this run may call.
     ///     budget: Path of the budget that pays.
     ///     outer: A scope that this one narrows; principal and session are then its own.
+    ///     request: What the user asked for: the audit log commits to it, and keeps it outside the entries.
     #[new]
-    #[pyo3(signature = (gate, principal: "EntityUid | Entity | str | None" = None, session = None, *, labels: "list[str]" = Vec::new(), on_behalf_of: "EntityUid | str | None" = None, tools: "list[str] | None" = None, budget: "str | None" = None, outer: "Scope | None" = None))]
+    #[pyo3(signature = (gate, principal: "EntityUid | Entity | str | None" = None, session = None, *, labels: "list[str]" = Vec::new(), on_behalf_of: "EntityUid | str | None" = None, tools: "list[str] | None" = None, budget: "str | None" = None, outer: "Scope | None" = None, request: "str | None" = None))]
     #[expect(clippy::too_many_arguments, reason = "as many as a run has")]
     fn new(
         gate: &Bound<'_, PyGate>,
@@ -370,13 +475,14 @@ impl PyScope {
         tools: Option<Vec<String>>,
         budget: Option<String>,
         outer: Option<Bound<'_, Self>>,
+        request: Option<&str>,
     ) -> PyResult<Self> {
         if let Some(outer) = outer {
-            let state = gate.get().inner.state();
-            let narrowed = || outer.get().inner.narrowed(tools.as_deref(), &labels, budget.as_deref(), &state);
             let gate = outer.get().gate.clone_ref(gate.py());
             return guard(|| {
-                narrowed().map(|inner| Self { inner, gate, ended: AtomicBool::new(false) }).map_err(Error::from)
+                let (around, room) = (&outer.get().inner, &gate.get().inner);
+                let inner = around.narrowed(tools.as_deref(), &labels, budget.as_deref(), &room.state());
+                Self::begin(inner.map_err(Error::from)?, gate.clone_ref(outer.py()), around.run(), request)
             });
         }
         let (Some(principal), Some(session)) = (principal, session) else {
@@ -390,7 +496,7 @@ impl PyScope {
         guard(|| {
             let spec = ScopeSpec { principal, session, labels, on_behalf_of, tools, budget };
             let inner = Scope::new(spec, &gate.get().inner.state()).map_err(Error::from)?;
-            Ok::<_, PyErr>(Self { inner, gate: gate.clone().unbind(), ended: AtomicBool::new(false) })
+            Self::begin(inner, gate.clone().unbind(), 0, request)
         })
     }
 
@@ -445,14 +551,42 @@ impl PyScope {
 #[pyclass(frozen, name = "Decision", module = "tollkeeper")]
 pub(crate) struct PyDecision {
     inner: Decision,
+    gate: Py<PyGate>,
     /// Made when somebody asks; from then on it ends what was reserved
     hold: PyOnceLock<Py<PyHold>>,
 }
 
 impl PyDecision {
-    fn new(inner: Decision) -> Self {
-        Self { inner, hold: PyOnceLock::new() }
+    fn new(inner: Decision, gate: Py<PyGate>) -> Self {
+        Self { inner, gate, hold: PyOnceLock::new() }
     }
+
+    /// The log and the record in it.
+    fn record<'py>(&self, py: Python<'py>) -> Result<(Bound<'py, PyAuditLog>, Recorded), Error> {
+        let none = || AuditError::Invalid {
+            message: "the decision has no record: its gate keeps no audit log, or lets actions pass unrecorded"
+                .to_owned(),
+        };
+        let log = self.gate.get().log.as_ref().ok_or_else(none)?;
+        Ok((log.bind(py).clone(), self.inner.recorded().ok_or_else(none)?))
+    }
+
+    /// Records what became of the action. Never waits, and what cannot be recorded is what the log itself tells of.
+    pub(crate) fn record_ending(&self, ending: &Ending<'_>) -> Result<bool, Error> {
+        let gate = self.gate.get();
+        if gate.unusable().is_some() {
+            return Ok(false);
+        }
+        self.inner.record_outcome(ending, gate.inner.now_ms()).map_err(Error::from)
+    }
+}
+
+/// How an action ended, by name.
+fn read_status(name: &str) -> PyResult<Status> {
+    Status::ALL.into_iter().find(|status| status.name() == name).ok_or_else(|| {
+        let known = Status::ALL.map(Status::name).join("`, `");
+        PyValueError::new_err(format!("there is no status `{name}`; there is `{known}`"))
+    })
 }
 
 #[pymethods]
@@ -541,14 +675,74 @@ impl PyDecision {
         self.inner.retry_after_ms().map(|ms| ms as f64 / 1e3)
     }
 
-    /// Ends what was reserved, the action being over: what nobody settled counts in full.
-    fn _finish(&self) -> PyResult<()> {
+    /// Ends what was reserved, the action being over: what nobody settled counts in full. Records the outcome.
+    #[pyo3(signature = (status = "unknown", error = None, duration_ms = None))]
+    fn _finish(&self, status: &str, error: Option<&str>, duration_ms: Option<i64>) -> PyResult<()> {
         guard(|| {
             if let Some(hold) = self.inner.hold() {
                 hold.end_unreported();
             }
+            let ending = Ending { status: read_status(status)?, error, usage: &[], duration_ms, trace: None };
+            self.record_ending(&ending)?;
             Ok::<_, PyErr>(())
         })
+    }
+
+    /// Ends what was reserved for an action that never began.
+    fn _release(&self) -> PyResult<()> {
+        guard(|| {
+            if let Some(hold) = self.inner.hold() {
+                hold.release();
+            }
+            Ok::<_, PyErr>(())
+        })
+    }
+
+    /// See `Gate.outcome`.
+    #[pyo3(signature = (status, error, usage, duration_ms))]
+    fn _outcome(
+        &self,
+        status: &str,
+        error: Option<&str>,
+        usage: Vec<(String, i64)>,
+        duration_ms: Option<i64>,
+    ) -> PyResult<bool> {
+        guard(|| {
+            let usage: Vec<(&str, i64)> = usage.iter().map(|(name, count)| (&**name, *count)).collect();
+            let ending = Ending { status: read_status(status)?, error, usage: &usage, duration_ms, trace: None };
+            Ok::<_, PyErr>(self.record_ending(&ending)?)
+        })
+    }
+
+    /// How certain its record has to be before the action begins: `"group"`, `"sync"` or `"checkpointed"`; `None` if it
+    /// has no record.
+    #[getter]
+    fn durability(&self) -> Option<&'static str> {
+        self.inner.recorded().map(|recorded| recorded.durability.name())
+    }
+
+    /// A coroutine that ends when the record is on the disk.
+    ///
+    /// Args:
+    ///     durability: `"sync"`, or `"checkpointed"` for a record that a signed checkpoint covers.
+    ///
+    /// Raises:
+    ///     AuditError: It never will be: the log has given up. Or the decision has no record.
+    #[pyo3(signature = (durability = "sync") -> "collections.abc.Coroutine[typing.Any, typing.Any, None]")]
+    fn durable<'py>(&self, py: Python<'py>, durability: &str) -> PyResult<Bound<'py, PyAny>> {
+        let (log, recorded) = self.record(py)?;
+        log.as_any().call_method1("durable", (recorded.seq, durability))
+    }
+
+    /// The same for threads.
+    ///
+    /// Args:
+    ///     durability: As in `durable`.
+    ///     timeout: Seconds.
+    #[pyo3(signature = (durability = "sync", timeout = 10.0))]
+    fn wait_durable(&self, py: Python<'_>, durability: &str, timeout: f64) -> PyResult<()> {
+        let (log, recorded) = self.record(py)?;
+        log.as_any().call_method1("wait", (recorded.seq, durability, timeout)).map(drop)
     }
 
     /// Name of this decision: the gate and a count.

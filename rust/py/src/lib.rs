@@ -9,6 +9,7 @@
 //! | `policy`, `batch`, `entities` | the policy room: sets, contexts, answers; many at once; the entity store |
 //! | `gate`, `model_call` | the gate: checks, scopes, decisions; calls of models |
 //! | `budget`, `hold`, `meter` | the budget room: ledgers and clocks; holds and denials; the meter of an engine |
+//! | `verify` | the audit room's reading side: logs, entries, verification, proofs |
 //! | `audit`, `json` | the audit room: a log that is written; values as JSON text |
 //! | `uid` | `EntityUid`, and arguments that are a uid or its text |
 //! | `probe` | private functions the tests look through |
@@ -38,6 +39,7 @@ mod model_call;
 mod policy;
 mod probe;
 mod uid;
+mod verify;
 
 /// The native half of the package. Import from `tollkeeper`, not from here.
 #[pyo3::pymodule]
@@ -71,6 +73,12 @@ mod _native {
 
     #[pymodule_export]
     use super::policy::{PyAnswer, PyContext, PyEvaluationError, PyPolicySet};
+
+    #[pymodule_export]
+    use super::verify::{
+        PyAuditEntries, PyAuditReader, audit_check_consistency, audit_check_inclusion, audit_check_proof, audit_logs,
+        audit_prove, audit_verify,
+    };
 
     #[pymodule_export]
     use super::probe::{build_info, echo_arguments, echo_uid, fork_generation, measure_arguments, panic_on_purpose};

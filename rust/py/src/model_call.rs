@@ -9,6 +9,7 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyInt, PyTuple};
+use tollkeeper_core::gate::evidence::{Ending, Status};
 use tollkeeper_core::gate::model_call::{ModelCall, ModelRequest, ModelUsage};
 
 use crate::errors::Error;
@@ -31,6 +32,7 @@ pub(crate) struct PyModelCall {
     prompt_tokens: i64,
     max_tokens: i64,
     n: i64,
+    parent: Option<String>,
     begun: PyOnceLock<Begun>,
 }
 
@@ -52,18 +54,20 @@ impl PyModelCall {
     ///     prompt_tokens: Tokens of the prompt.
     ///     max_tokens: The most tokens of one completion.
     ///     n: How many completions.
+    ///     parent: Id of the decision that the call follows from.
     #[new]
-    #[pyo3(signature = (gate, model, prompt_tokens: "int", max_tokens: "int", n: "int" = Whole::Value(1)))]
+    #[pyo3(signature = (gate, model, prompt_tokens: "int", max_tokens: "int", n: "int" = Whole::Value(1), parent: "str | None" = None))]
     fn new(
         gate: Py<PyGate>,
         model: String,
         prompt_tokens: Whole<'_, '_>,
         max_tokens: Whole<'_, '_>,
         n: Whole<'_, '_>,
+        parent: Option<String>,
     ) -> PyResult<Self> {
         let prompt_tokens = whole("prompt_tokens", prompt_tokens, 0)?;
         let (max_tokens, n) = (whole("max_tokens", max_tokens, 0)?, whole("n", n, 1)?);
-        Ok(Self { gate, model, prompt_tokens, max_tokens, n, begun: PyOnceLock::new() })
+        Ok(Self { gate, model, prompt_tokens, max_tokens, n, parent, begun: PyOnceLock::new() })
     }
 
     /// The decision on this call.
@@ -120,9 +124,18 @@ impl PyModelCall {
         for (name, count) in components.into_iter().flatten() {
             others.push((name.extract()?, whole("a component", count.as_borrowed().extract()?, 0)?));
         }
-        let others = others.iter().map(|(name, count)| (&**name, *count)).collect();
-        let Some(call) = &self.begun(py)?.call else { return Ok(false) };
-        guard(|| call.settle(&ModelUsage { prompt, cached, completion, others }).map_err(Error::from))
+        let others: Vec<(&str, i64)> = others.iter().map(|(name, count)| (&**name, *count)).collect();
+        let begun = self.begun(py)?;
+        let Some(call) = &begun.call else { return Ok(false) };
+        guard(|| {
+            let mut usage = vec![("prompt", prompt.unwrap_or(self.prompt_tokens)), ("cached", cached)];
+            usage.extend(completion.map(|completion| ("completion", completion)));
+            usage.extend(&others);
+            let settled = call.settle(&ModelUsage { prompt, cached, completion, others })?;
+            let ending = Ending { status: Status::Ok, error: None, usage: &usage, duration_ms: None, trace: None };
+            begun.decision.get().record_ending(&ending)?;
+            Ok::<_, Error>(settled)
+        })
     }
 
     fn __enter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
@@ -136,7 +149,7 @@ impl PyModelCall {
             max_tokens: this.max_tokens,
             n: this.n,
         };
-        let (decision, call) = PyGate::decide_model(this.gate.bind(py), &request)?;
+        let (decision, call) = PyGate::decide_model(this.gate.bind(py), &request, this.parent.as_deref())?;
         let decision = Bound::new(py, decision)?;
         if this.begun.set(py, Begun { decision: decision.clone().unbind(), call }).is_err() {
             return Err(PyValueError::new_err("this call was begun twice at once"));
@@ -145,12 +158,27 @@ impl PyModelCall {
         Ok(slf.clone())
     }
 
-    #[pyo3(signature = (*_exc: "object") -> "None")]
-    fn __exit__(&self, py: Python<'_>, _exc: &Bound<'_, PyTuple>) -> PyResult<()> {
+    #[pyo3(signature = (*exc: "object") -> "None")]
+    fn __exit__(&self, py: Python<'_>, exc: &Bound<'_, PyTuple>) -> PyResult<()> {
         guard(|| {
-            if let Some(call) = self.call(py) {
-                call.end();
-            }
+            let Some(begun) = self.begun.get(py) else { return Ok(()) };
+            let Some(call) = &begun.call else { return Ok(()) };
+            let usage = [("charged", call.charged_tokens())];
+            call.end();
+            let error = exc.get_item(0).ok().and_then(|kind| kind.getattr("__name__").ok()?.extract::<String>().ok());
+            let status = match error.as_deref() {
+                None => Status::Unknown,
+                Some("CancelledError" | "KeyboardInterrupt" | "GeneratorExit") => Status::Cancelled,
+                Some(_) => Status::Error,
+            };
+            let error = error.as_deref();
+            begun.decision.get().record_ending(&Ending {
+                status,
+                error,
+                usage: &usage,
+                duration_ms: None,
+                trace: None,
+            })?;
             Ok::<_, PyErr>(())
         })
     }

@@ -39,7 +39,7 @@ pub enum Fault {
     Torn(usize),
 }
 
-/// Decides which operations fail. The first argument counts operations from 0.
+/// Decides which operations fail; it is asked before each.
 pub type Faults = Arc<dyn Fn(Operation, &Path) -> Option<Fault> + Send + Sync>;
 
 /// The disk, or one that fails on demand.
@@ -91,6 +91,24 @@ impl Disk {
         file.write_all_at(bytes, offset)
     }
 
+    /// Gives a file at least `len_bytes`, with blocks behind every byte. What is in it stays.
+    pub(super) fn grow(&self, file: &File, path: &Path, len_bytes: u64) -> io::Result<()> {
+        self.ask(Operation::Allocate, path)?;
+        map::allocate(file, len_bytes)
+    }
+
+    /// Makes a file end here.
+    pub(super) fn truncate(&self, file: &File, path: &Path, len_bytes: u64) -> io::Result<()> {
+        self.ask(Operation::Write, path)?;
+        file.set_len(len_bytes)
+    }
+
+    /// Opens a file to write to its end; it is made if it is missing.
+    pub(super) fn open_or_create(&self, path: &Path, mode: u32) -> io::Result<File> {
+        self.ask(Operation::Create, path)?;
+        std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(mode).open(path)
+    }
+
     /// Brings what was written to the disk.
     pub(super) fn sync(&self, file: &File, path: &Path) -> io::Result<()> {
         self.ask(Operation::Sync, path)?;
@@ -134,6 +152,16 @@ impl Disk {
         std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
     }
 
+    /// The same, and brings the names of those that were made to the disk: what is in them is found after a power cut.
+    pub(super) fn create_folder_durably(&self, path: &Path, mode: u32) -> io::Result<()> {
+        let made: Vec<&Path> = path.ancestors().take_while(|folder| !folder.is_dir()).collect();
+        self.create_folder(path, mode)?;
+        for folder in made.iter().filter_map(|folder| folder.parent()) {
+            self.sync_folder(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?;
+        }
+        Ok(())
+    }
+
     /// Writes a whole file under a temporary name beside it. It is brought to the disk and [`Disk::put_in_place`] later.
     pub(super) fn write_beside(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<PathBuf> {
         let beside = temporary(path);
@@ -162,6 +190,15 @@ impl Disk {
         self.sync_folder(path.parent().unwrap_or(Path::new(".")))
     }
 
+    /// Removes a file; one that is not there is removed.
+    pub(super) fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.ask(Operation::Remove, path)?;
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    }
+
     /// Removes a folder and what is in it; one that is not there is removed.
     pub(super) fn remove_folder(&self, path: &Path) -> io::Result<()> {
         self.ask(Operation::Remove, path)?;
@@ -170,6 +207,14 @@ impl Disk {
             done => done,
         }
     }
+}
+
+/// Reads a file that is not longer than it can be.
+pub(super) fn read_bounded(path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    File::open(path)?.take(u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() > bytes_max { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
 }
 
 /// The temporary name of a file.

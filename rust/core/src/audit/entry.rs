@@ -15,7 +15,7 @@ use super::ring::Pieces;
 use super::tree::{Hash, commitment, leaf};
 use super::wal::Frame;
 use crate::arguments::{Arguments, push_json_str};
-use crate::limits::ENTRY_BYTES_MAX;
+use crate::limits::{ENTRY_BYTES_MAX, RECORD_BYTES_MAX};
 
 /// What an entry is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,6 +187,13 @@ impl<'a> Record<'a> {
     }
 }
 
+/// A fresh salt, and the commitment of a text under it: for what has to be committed to before it is recorded.
+pub fn commit(text: &str) -> Result<([u8; 32], Hash), AuditError> {
+    let mut salt = [0; 32];
+    random(&mut salt)?;
+    Ok((salt, commitment(&salt, text.as_bytes())))
+}
+
 /// Appends a time: `2026-11-21T17:05:18.123Z`.
 pub fn push_time(out: &mut Vec<u8>, time_ms: i64) {
     let (days, ms) = (time_ms.div_euclid(86_400_000), time_ms.rem_euclid(86_400_000));
@@ -238,6 +245,14 @@ pub fn push_name(out: &mut Vec<u8>, name: &str) {
     out.extend_from_slice(b"\":");
 }
 
+/// Whether bytes are JSON members, each with a comma before it.
+fn are_members(bytes: &[u8]) -> bool {
+    let mut object = b"{\"v\":1".to_vec();
+    object.extend_from_slice(bytes);
+    object.push(b'}');
+    bytes.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(&object).is_ok()
+}
+
 /// Salts, fetched from the kernel in bulk and used once.
 #[derive(Debug, Default)]
 struct Salts {
@@ -247,20 +262,21 @@ struct Salts {
 impl Salts {
     const BULK: usize = 256;
 
-    /// Two salts, fetched if there are not that many.
-    fn two(&mut self) -> Result<[[u8; 32]; 2], AuditError> {
+    /// Sees to it that there are two: no record needs more.
+    fn prepare(&mut self) -> Result<(), AuditError> {
         if self.bytes.len() < 64 {
             let mut fresh = vec![0; Self::BULK * 32];
             random(&mut fresh)?;
             self.bytes = fresh;
         }
-        let salts = match self.bytes.as_chunks::<32>().0 {
-            [.., a, b] => [*a, *b],
-            _ => return Err(AuditError::unavailable("no random numbers")),
-        };
-        let rest = self.bytes.len().saturating_sub(64);
-        self.bytes.truncate(rest);
-        Ok(salts)
+        Ok(())
+    }
+
+    /// Takes one that was prepared. The kernel's random numbers cost as much as hashing them, so none is wasted.
+    fn take(&mut self) -> Result<[u8; 32], AuditError> {
+        let salt = self.bytes.last_chunk::<32>().copied();
+        self.bytes.truncate(self.bytes.len().saturating_sub(32));
+        salt.ok_or_else(|| AuditError::unavailable("no random numbers"))
     }
 }
 
@@ -292,11 +308,10 @@ impl Encoder {
         encoder
     }
 
-    /// Speaks for another producer from now on; its writer's entries count from 1.
+    /// Speaks for another producer from now on. The writer's own entries go on counting: they are made under one name.
     pub(super) fn set_producer(&mut self, producer: u64) {
         let text = format!("{producer:016x}");
         self.producer = text.as_bytes().try_into().unwrap_or([b'0'; 16]);
-        self.writer_seq = 0;
     }
 
     /// Adds the entry of pieces out of the ring. What is no record becomes an entry that says so.
@@ -305,6 +320,19 @@ impl Encoder {
             Some(record) => self.add(&record, Some(seq), frame),
             None => self.add_unreadable(seq, pieces.time_ms, "the record in the ring cannot be read", frame),
         }
+    }
+
+    /// The same for pieces out of the ring of a dead process, which are read as carefully as a file: what would not be
+    /// a JSON object, or not fit a frame, becomes an entry that says so.
+    pub(super) fn add_recovered(&mut self, seq: u64, pieces: &Pieces<'_>, frame: &mut Frame) -> Result<(), AuditError> {
+        let len = pieces.pieces.iter().fold(0_usize, |sum, piece| sum.saturating_add(piece.len()));
+        let [head, tail, more, ..] = pieces.pieces;
+        let more: &[u8] = if pieces.kind & !KIND_MASK == ARGUMENTS { more } else { &[] };
+        let reads = len <= RECORD_BYTES_MAX && are_members(head) && are_members(tail) && are_members(more);
+        if reads {
+            return self.add_pieces(seq, pieces, frame);
+        }
+        self.add_unreadable(seq, pieces.time_ms, "the record in the ring cannot be read", frame)
     }
 
     /// Adds an entry for a sequence number of which nothing else is known.
@@ -325,8 +353,8 @@ impl Encoder {
     /// Adds the entry of a record: of a producer with its sequence number, or of the writer itself.
     pub(super) fn add(&mut self, record: &Record<'_>, seq: Option<u64>, frame: &mut Frame) -> Result<(), AuditError> {
         // Before anything is written: nothing is taken back after that.
-        let [salt, spill_salt] = self.salts.two()?;
-        let salt = self.read_private(&record.private, salt);
+        self.salts.prepare()?;
+        let salt = self.read_private(&record.private)?;
         let start = frame.begin_entry();
         self.envelope(record, seq, frame.bytes());
         frame.bytes().extend_from_slice(record.head);
@@ -340,7 +368,7 @@ impl Encoder {
         if frame.entry_len(start) > ENTRY_BYTES_MAX {
             // All of it goes outside, the payload it had inside.
             spilled = self.spill(record, salt.is_some());
-            let salt = spill_salt;
+            let salt = self.salts.take()?;
             frame.reopen_entry(start);
             self.envelope_again(record, seq, frame.bytes());
             push_private(frame.bytes(), "oversize", record.kind, &salt, &spilled);
@@ -369,14 +397,14 @@ impl Encoder {
     }
 
     /// Fills the payload buffer and returns the salt; `None` if nothing is private.
-    fn read_private(&mut self, private: &Private<'_>, fresh: [u8; 32]) -> Option<[u8; 32]> {
+    fn read_private(&mut self, private: &Private<'_>) -> Result<Option<[u8; 32]>, AuditError> {
         self.payload.clear();
         match private {
-            Private::None => return None,
+            Private::None => return Ok(None),
             Private::Bytes(bytes) => self.payload.extend_from_slice(bytes),
             Private::Salted { salt, bytes } => {
                 self.payload.extend_from_slice(bytes);
-                return Some(**salt);
+                return Ok(Some(**salt));
             }
             Private::Arguments { structure, text, more } => {
                 self.payload.extend_from_slice(b"{\"input\":");
@@ -389,7 +417,7 @@ impl Encoder {
                 self.payload.push(b'}');
             }
         }
-        Some(fresh)
+        self.salts.take().map(Some)
     }
 
     fn envelope(&mut self, record: &Record<'_>, seq: Option<u64>, out: &mut Vec<u8>) {

@@ -17,7 +17,8 @@ use super::entry::Record;
 use super::error::AuditError;
 use super::note::{Signer, verifier_key};
 use super::open::{self, Opened};
-use super::ring::{Claim, Full, Ring};
+use super::ring::{Claim, Full, PIECES, Pieces, Ring};
+use super::tree::Hash;
 use super::writer::{Cutting, Writer};
 use crate::limits::{OUTCOMES_WAITING_MAX, RING_BYTES_DEFAULT, SEGMENT_BYTES_DEFAULT};
 use crate::map;
@@ -156,9 +157,23 @@ pub struct Health {
 /// A record that waits for room, with everything it says.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    pub(super) kind: super::entry::Kind,
-    pub(super) time_ms: i64,
-    pub(super) members: Vec<u8>,
+    kind: u8,
+    time_ms: i64,
+    pieces: [Vec<u8>; PIECES],
+}
+
+impl Waiting {
+    fn new(record: &Record<'_>) -> Self {
+        let Pieces { kind, time_ms, pieces } = record.pieces();
+        Self { kind, time_ms, pieces: pieces.map(<[u8]>::to_vec) }
+    }
+
+    /// As the ring takes it, and the bytes to claim.
+    pub(super) fn pieces(&self) -> (Pieces<'_>, usize) {
+        let bytes = self.pieces.iter().fold(0_usize, |sum, piece| sum.saturating_add(piece.len()));
+        let pieces = self.pieces.each_ref().map(Vec::as_slice);
+        (Pieces { kind: self.kind, time_ms: self.time_ms, pieces }, Ring::bytes_for(bytes))
+    }
 }
 
 /// Something that the writer is asked to do between two batches.
@@ -179,6 +194,8 @@ pub(super) struct State {
     pub(super) hurry_write: bool,
     pub(super) hurry_checkpoint: bool,
     pub(super) durable_size: u64,
+    /// The root of the tree of that size, as the writer has it
+    pub(super) durable_root: Hash,
     pub(super) durable_seq: u64,
     pub(super) checkpoint_size: u64,
     pub(super) checkpoint_seq: u64,
@@ -187,6 +204,8 @@ pub(super) struct State {
     pub(super) origin: String,
     pub(super) epoch: u64,
     pub(super) sync_max_us: u64,
+    /// First index of the segment that was begun last
+    pub(super) segment_from: u64,
     pub(super) requests: VecDeque<(u64, Request)>,
     pub(super) answers: VecDeque<(u64, Result<(), String>)>,
     /// When closing first met a disk that refuses
@@ -194,6 +213,8 @@ pub(super) struct State {
     asked: u64,
 }
 
+/// Something that is done once a second; false when it is not to be done again.
+pub type Follow = Box<dyn FnMut() -> bool + Send>;
 impl State {
     /// Whether nothing becomes that certain any more: the last checkpoint is signed after the last write.
     fn is_over(&self, class: Durability) -> bool {
@@ -202,7 +223,6 @@ impl State {
 }
 
 /// What the threads and the handle share.
-#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) ring: Ring,
     pub(super) folder: PathBuf,
@@ -224,6 +244,7 @@ pub(super) struct Shared {
     /// Records that found no room and must not be dropped
     pub(super) outcomes: Mutex<VecDeque<Waiting>>,
     pub(super) cutting: Mutex<Cutting>,
+    pub(super) followed: Mutex<Vec<Follow>>,
     watchers: Mutex<Vec<Weak<OwnedFd>>>,
     pub(super) forks: u64,
     /// Who owns the folder; let go of when the log is closed
@@ -268,6 +289,12 @@ impl Shared {
     }
 }
 
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
 /// A log that this process has open.
 #[derive(Debug)]
 pub struct Log {
@@ -298,7 +325,8 @@ impl Log {
     fn start(opened: Opened, options: LogOptions, slot: Option<usize>, directory: PathBuf) -> Result<Self, AuditError> {
         let Opened { folder, origin, epoch, ring, lock, ring_file, wal, frame, encoder, cutter, signer } = opened;
         let durable_size = frame.frontier().size();
-        let state = State { durable_size, origin, epoch, hurry_checkpoint: true, ..State::default() };
+        let durable_root = frame.frontier().root();
+        let state = State { durable_size, durable_root, origin, epoch, hurry_checkpoint: true, ..State::default() };
         let cutting = Cutting::new(cutter, &folder);
         let shared = Arc::new(Shared {
             ring,
@@ -315,6 +343,7 @@ impl Log {
             is_broken: AtomicBool::new(false),
             outcomes: Mutex::new(VecDeque::new()),
             cutting: Mutex::new(cutting),
+            followed: Mutex::new(Vec::new()),
             watchers: Mutex::new(Vec::new()),
             forks: map::fork_generation(),
             lock: Mutex::new(Some(lock)),
@@ -355,7 +384,7 @@ impl Log {
             // Looked at again: either this sees that the log was closed, or the writer, which looks at the tail after
             // that, sees this claim and waits for it. Both are sequentially consistent.
             Ok(_) if self.shared.closed.load(Ordering::SeqCst) => Err(Refused::Closed),
-            Ok(claim) => Ok(LogClaim { claim }),
+            Ok(claim) => Ok(LogClaim { claim, forks: self.shared.forks }),
             Err(Full::Now) => Err(Refused::Full),
             Err(Full::Never) => Err(Refused::TooLarge),
         }
@@ -375,6 +404,12 @@ impl Log {
         }
     }
 
+    /// In the child of a fork nothing here may be touched: the ring is the parent's, and a lock may be held for ever by
+    /// a thread that the child does not have.
+    fn own(&self) -> Result<(), AuditError> {
+        if self.shared.forks == map::fork_generation() { Ok(()) } else { Err(AuditError::Forked) }
+    }
+
     fn hurry(&self) {
         self.shared.state().hurry_write = true;
         self.shared.work.notify_all();
@@ -389,7 +424,9 @@ impl Log {
     /// Counts an action that could not be recorded: a denial, or one that was let through all the same. The next batch
     /// has an entry that says how many there were.
     pub fn count_unlogged(&self, let_through: bool, now_ms: i64) {
-        self.shared.ring.count_unlogged(let_through, now_ms);
+        if self.own().is_ok() {
+            self.shared.ring.count_unlogged(let_through, now_ms);
+        }
     }
 
     /// Appends a record, waiting for room for at most `timeout_ms`. Returns its sequence number.
@@ -410,13 +447,15 @@ impl Log {
             }
             Err(Refused::Full) => {
                 let mut outcomes = lock(&self.shared.outcomes);
+                // Under this lock: the writer looks for the last time after the log was closed.
+                if self.shared.closed.load(Ordering::SeqCst) {
+                    return Err(AuditError::Closed);
+                }
                 if outcomes.len() >= OUTCOMES_WAITING_MAX {
                     let message = format!("{OUTCOMES_WAITING_MAX} outcomes wait for room in the log already");
                     return Err(AuditError::unavailable(message));
                 }
-                let mut members = record.head.to_vec();
-                members.extend_from_slice(record.tail);
-                outcomes.push_back(Waiting { kind: record.kind, time_ms: record.time_ms, members });
+                outcomes.push_back(Waiting::new(record));
                 Ok(None)
             }
             Err(refused) => Err(self.error(refused)),
@@ -438,7 +477,11 @@ impl Log {
         match refused {
             Refused::Broken => self.shared.broken().unwrap_or_else(|| "the log is broken".to_owned()),
             Refused::TooLarge => {
-                format!("the record is larger than half of the log's ring of {ring} KiB; make the ring larger")
+                let most = self.shared.ring.record_bytes_max() >> 10;
+                format!(
+                    "the record is larger than the {most} KiB that the log's ring of {ring} KiB takes; a ring of 16 MiB takes \
+                     the most"
+                )
             }
             Refused::Closed => "the log was closed".to_owned(),
             Refused::Full => match &self.shared.state().write_failure {
@@ -491,6 +534,9 @@ impl Log {
 
     /// Asks for a record to become that certain soon, without waiting.
     pub fn request(&self, class: Durability) {
+        if self.own().is_err() {
+            return;
+        }
         let mut state = self.shared.state();
         state.hurry_write |= class >= Durability::Sync;
         state.hurry_checkpoint |= class >= Durability::Checkpointed;
@@ -527,22 +573,36 @@ impl Log {
 
     /// Waits until everything that was published before is on the disk. Returns how many entries are.
     pub fn flush(&self, timeout_ms: u64) -> Result<u64, AuditError> {
+        self.flush_epoch(timeout_ms).map(|(_, size)| size)
+    }
+
+    /// The same, with the epoch whose entries they are.
+    fn flush_epoch(&self, timeout_ms: u64) -> Result<(u64, u64), AuditError> {
+        self.own()?;
         let end = Instant::now().checked_add(Duration::from_millis(timeout_ms));
         loop {
             let waiting = !lock(&self.shared.outcomes).is_empty();
             let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
             let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
             self.wait(self.shared.ring.next_seq().saturating_sub(1), Durability::Sync, left_ms)?;
-            if !waiting || left.is_zero() {
-                return Ok(self.shared.state().durable_size);
+            if !waiting {
+                let state = self.shared.state();
+                return Ok((state.epoch, state.durable_size));
+            }
+            if left.is_zero() {
+                let message = format!("outcomes still wait for room in the log after {timeout_ms} ms");
+                return Err(AuditError::unavailable(message));
             }
         }
     }
 
     /// Waits until a checkpoint covers everything that was published before. Returns its size.
     pub fn checkpoint(&self, timeout_ms: u64) -> Result<u64, AuditError> {
-        let size = self.flush(timeout_ms)?;
-        if self.wait_signed(size, timeout_ms)? {
+        let end = Instant::now().checked_add(Duration::from_millis(timeout_ms));
+        let (epoch, size) = self.flush_epoch(timeout_ms)?;
+        let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+        let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        if self.shared.state().epoch != epoch || self.wait_signed(size, left_ms)? {
             return Ok(self.shared.state().checkpoint_size);
         }
         let why = self.shared.state().cut_failure.clone().unwrap_or_else(|| "the disk is slow".to_owned());
@@ -553,21 +613,23 @@ impl Log {
     pub fn wait_signed(&self, size: u64, timeout_ms: u64) -> Result<bool, AuditError> {
         let end = Instant::now().checked_add(Duration::from_millis(timeout_ms));
         let mut state = self.shared.state();
-        while state.checkpoint_size < size {
+        let epoch = state.epoch;
+        // An epoch that is over was signed as a whole.
+        while state.epoch == epoch && state.checkpoint_size < size {
+            if let Some(why) = self.shared.broken() {
+                return Err(AuditError::unavailable(why));
+            }
             if state.cutter_over {
                 return Err(AuditError::Closed);
             }
-            state.hurry_checkpoint = true;
-            self.shared.work.notify_all();
             let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
             if left.is_zero() {
                 return Ok(false);
             }
+            state.hurry_checkpoint = true;
+            self.shared.work.notify_all();
             let wait = left.min(Duration::from_millis(100));
             state = self.shared.done.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
-            if let Some(why) = self.shared.broken() {
-                return Err(AuditError::unavailable(why));
-            }
         }
         Ok(true)
     }
@@ -614,6 +676,7 @@ impl Log {
     /// A descriptor that becomes readable whenever more is durable. Read eight bytes to rest it.
     pub fn watch(&self) -> Result<Arc<OwnedFd>, AuditError> {
         use rustix::event::{EventfdFlags, eventfd};
+        self.own()?;
         let made = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let made = made.map_err(|error| AuditError::io("cannot watch", self.directory.clone())(error.into()))?;
         let watcher = Arc::new(made);
@@ -624,18 +687,39 @@ impl Log {
     /// How it is doing.
     pub fn health(&self) -> Health {
         let ring = &self.shared.ring;
-        let state = self.shared.state();
+        let Some(state) = self.state_or_none() else { return self.health_of_parent() };
         let failure = state.write_failure.clone().or_else(|| state.cut_failure.clone());
         Health {
             origin: state.origin.clone(),
             epoch: state.epoch,
             durable_size: state.durable_size,
+            durable_seq: state.durable_seq,
             checkpoint_size: state.checkpoint_size,
             durable_seq: state.durable_seq,
             next_seq: ring.next_seq(),
             ring_bytes: (ring.used_bytes(), ring.bytes()),
             sync_max_us: state.sync_max_us,
             failure: self.shared.broken().or(failure),
+            exported: self.shared.options.exported,
+        }
+    }
+
+    fn state_or_none(&self) -> Option<MutexGuard<'_, State>> {
+        self.own().is_ok().then(|| self.shared.state())
+    }
+
+    /// What the child of a fork may say.
+    fn health_of_parent(&self) -> Health {
+        let ring = &self.shared.ring;
+        Health {
+            origin: self.shared.options.origin.clone(),
+            epoch: 0,
+            durable_size: 0,
+            checkpoint_size: 0,
+            next_seq: 0,
+            ring_bytes: (ring.used_bytes(), ring.bytes()),
+            sync_max_us: 0,
+            failure: Some(AuditError::Forked.to_string()),
             exported: self.shared.options.exported,
         }
     }
@@ -665,6 +749,27 @@ impl Log {
         self.slot
     }
 
+    /// Keeps a document beside the logs of the directory, under its digest, for whoever has to read an entry that names
+    /// it. One that is there is kept as it is.
+    pub fn keep(&self, document: &[u8]) -> Result<super::tree::Hash, AuditError> {
+        use base64::Engine as _;
+        let hash = super::tree::digest(document);
+        let folder = self.directory.join("bundle");
+        let path = folder.join(format!("{}.json", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(hash)));
+        if std::fs::read(&path).is_ok_and(|known| known == document) {
+            return Ok(hash);
+        }
+        let disk = &self.shared.options.disk;
+        disk.create_folder(&folder, 0o700).map_err(AuditError::io("cannot make", folder))?;
+        disk.write_whole(&path, document, 0o600).map_err(AuditError::io("cannot write", path))?;
+        Ok(hash)
+    }
+
+    /// Has something done once a second by the log's own thread, until it says false.
+    pub fn follow(&self, work: Follow) {
+        lock(&self.shared.followed).push(work);
+    }
+
     /// A number that the log keeps for its owner, also after its death.
     pub fn cursor(&self) -> u64 {
         self.shared.ring.header().cursor.load(crate::sync::Ordering::Relaxed)
@@ -672,7 +777,9 @@ impl Log {
 
     /// Sets that number.
     pub fn set_cursor(&self, value: u64) {
-        self.shared.ring.header().cursor.store(value, crate::sync::Ordering::Relaxed);
+        if self.own().is_ok() {
+            self.shared.ring.header().cursor.store(value, crate::sync::Ordering::Relaxed);
+        }
     }
 
     /// Whether it takes no records any more.
@@ -691,19 +798,23 @@ impl Log {
         self.shared.closed.store(true, Ordering::SeqCst);
         self.shared.state().stopping = true;
         self.shared.work.notify_all();
-        let threads = std::mem::take(&mut *lock(&self.threads));
+        // Held while they end: whoever closes at the same time waits too, and does not let go of the folder before.
+        let mut threads = lock(&self.threads);
         let own = std::thread::current().id();
-        for thread in threads {
+        for thread in threads.drain(..) {
             if thread.thread().id() != own {
                 let _ = thread.join();
             }
         }
-        drop(lock(&self.shared.lock).take());
-        if let Some(why) = self.shared.broken() {
-            return Err(AuditError::unavailable(why));
+        // Who still has a claim would write it into the ring of the next owner. Then the folder is let go of when the
+        // last one is gone, with the log.
+        if self.shared.ring.all_published() {
+            drop(lock(&self.shared.lock).take());
         }
+        drop(threads);
+        let broken = self.shared.broken();
         let state = self.shared.state();
-        match state.write_failure.as_ref().or(state.cut_failure.as_ref()) {
+        match broken.as_ref().or(state.write_failure.as_ref()).or(state.cut_failure.as_ref()) {
             Some(why) => Err(AuditError::unavailable(format!("closed with records that are not on the disk: {why}"))),
             None => Ok(()),
         }
@@ -716,9 +827,8 @@ impl Drop for Log {
             let _ = self.close();
         } else {
             // The threads are the parent's; joining or detaching them from here would touch what is not there.
-            for thread in std::mem::take(&mut *lock(&self.threads)) {
-                std::mem::forget(thread);
-            }
+            let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
+            threads.drain(..).for_each(std::mem::forget);
         }
     }
 }
@@ -741,6 +851,7 @@ pub enum Refused {
 #[must_use = "a claim that is dropped is an abandoned record"]
 pub struct LogClaim<'l> {
     claim: Claim<'l>,
+    forks: u64,
 }
 
 impl LogClaim<'_> {
@@ -756,9 +867,19 @@ impl LogClaim<'_> {
         self.claim.seq()
     }
 
-    /// Hands the record to the writer; false if it does not fit what was claimed.
+    /// Hands the record to the writer; false if it does not fit what was claimed, or in the child of a fork.
     #[inline]
-    pub fn publish(self, record: &Record<'_>) -> bool {
-        self.claim.publish(&record.pieces())
+    pub fn publish(mut self, record: &Record<'_>) -> bool {
+        self.forks == map::fork_generation() && self.claim.publish(&record.pieces())
+    }
+}
+
+impl Drop for LogClaim<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // The parent has the same claim, and publishes it or gives it up.
+        if self.forks != map::fork_generation() {
+            self.claim.forget();
+        }
     }
 }

@@ -8,6 +8,9 @@
 //! It knows nothing of policies and budgets: what a record says is JSON that its producer has made. It never drops a
 //! record in silence, and never signs two histories of one origin.
 
+#[cfg(test)]
+#[cfg(not(loom))]
+mod deaths;
 #[cfg(not(loom))]
 pub mod disk;
 #[cfg(not(loom))]
@@ -16,11 +19,17 @@ pub mod entry;
 pub mod error;
 #[cfg(not(loom))]
 pub mod log;
+#[cfg(test)]
+#[cfg(loom)]
+mod loom_models;
 #[cfg(not(loom))]
 pub mod note;
 #[cfg(not(loom))]
 mod open;
 pub mod ring;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod ring_tests;
 #[cfg(not(loom))]
 mod tiles;
 #[cfg(not(loom))]

@@ -52,19 +52,26 @@ impl Signer for Ed25519Signer {
 }
 
 impl Ed25519Signer {
-    /// Makes a key and writes it to a file that must not be there.
+    /// Makes a key and writes it to a file that must not be there. The file is there as a whole or not at all: a key that
+    /// was cut short would keep its log closed for ever.
     pub fn generate(path: &Path) -> Result<Self, AuditError> {
+        let io = |error| AuditError::io("cannot write the signing key", path)(error);
+        if path.symlink_metadata().is_ok() {
+            return Err(io(std::io::ErrorKind::AlreadyExists.into()));
+        }
         let mut seed = [0_u8; 32];
         random(&mut seed)?;
         let key = SigningKey::from_bytes(&seed);
         seed.fill(0);
         let pem = key.to_pkcs8_pem(LineEnding::LF).map_err(|_| AuditError::invalid("the key cannot be encoded"))?;
-        let write = || -> std::io::Result<()> {
-            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(path)?;
-            file.write_all(pem.as_bytes())?;
-            file.sync_all()
-        };
-        write().map_err(AuditError::io("cannot write the signing key", path))?;
+        let mut tag = [0_u8; 8];
+        random(&mut tag)?;
+        let mut name = path.file_name().unwrap_or_default().to_os_string();
+        name.push(format!(".{:016x}.new", u64::from_le_bytes(tag)));
+        let beside = path.with_file_name(name);
+        let written = write_key(&beside, path, pem.as_bytes());
+        let _ = std::fs::remove_file(&beside);
+        written.map_err(io)?;
         Ok(Self { key })
     }
 
@@ -107,6 +114,16 @@ impl Ed25519Signer {
         }
         last
     }
+}
+
+/// Writes a key under a temporary name and gives it its own, if nobody else's has that.
+fn write_key(beside: &Path, path: &Path, pem: &[u8]) -> std::io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(beside)?;
+    file.write_all(pem)?;
+    file.sync_all()?;
+    std::fs::hard_link(beside, path)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// Random bytes of the kernel.

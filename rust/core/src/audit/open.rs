@@ -2,11 +2,11 @@
 //!
 //! Whoever holds the lock of the ring's first byte owns the log. If the owner before died, the tail of the write-ahead
 //! file is cut behind its last whole frame, every record that was published is taken out of the ring, and a `recovery`
-//! entry says what was cut, drained and lost. All of that is one frame, so that an opening that is killed half way
-//! leaves nothing half done: the next one finds the same.
+//! entry says what was cut, drained and lost. All of that is one frame, or several that each account for what they take,
+//! so that an opening that is killed half way leaves nothing half done: the next one finds the rest.
 //!
-//! A tail that ends below a size that was signed is never signed again: the old files are set aside as a finished epoch
-//! and a new one begins.
+//! A log that ends below a size that was signed, that has another root there, or that is damaged before its end is never
+//! signed again and nothing of it is cut: its files are set aside as a finished epoch and a new one begins.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use super::disk::Disk;
+use super::disk::{Disk, read_bounded};
 use super::entry::{Encoder, Kind, Private, Record, push_name, push_number, push_text};
 use super::error::AuditError;
 use super::log::{Key, LogOptions};
@@ -24,7 +24,10 @@ use super::ring::{LINE_BYTES, LINE_WORDS, Reader, Ring, RingHeader, Tag, Taken, 
 use super::tiles::Cutter;
 use super::tree::{Frontier, Hash};
 use super::wal::{Found, Frame, Scan, Wal, extends, segments};
-use crate::limits::{AUDIT_SLOTS_MAX, RING_BYTES_MAX, RING_BYTES_MIN, SEGMENT_BYTES_MIN};
+use crate::arguments::push_json_str;
+use crate::limits::{
+    AUDIT_SLOTS_MAX, BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, RING_BYTES_MAX, RING_BYTES_MIN, SEGMENT_BYTES_MIN,
+};
 use crate::map::{self, LockFile, Mapping};
 use crate::sync::Ordering::{Acquire, Relaxed};
 
@@ -34,7 +37,9 @@ const RING_HEADER_BYTES: usize = 4_096;
 const EPOCH_FILES: [&str; 5] = ["checkpoint", "checkpoints.log", "verifier.pub", "tile", "wal"];
 /// What is not for a repository, nor for anybody else.
 const IGNORED: &str = "signer.key\nwal/\nring\nbundle/\nerase/\n";
-/// Lost sequence numbers that one recovery names, in runs; more are one run.
+/// Bytes of a checkpoint: an origin twice, a size, a root and a signature are below 1,000.
+const CHECKPOINT_BYTES_MAX: usize = 4_096;
+/// Lost sequence numbers that one recovery entry names, in runs; more are in another.
 const LOST_RUNS_MAX: usize = 1_000;
 
 /// A log that was opened: everything its threads need.
@@ -65,10 +70,46 @@ pub(super) struct Signed {
 
 impl Signed {
     pub(super) fn read(folder: &Path) -> Option<Self> {
-        let text = std::fs::read_to_string(folder.join("checkpoint")).ok()?;
-        let (origin, size, root) = read_checkpoint(&text)?;
-        Some(Self { origin: origin.to_owned(), size, root, text: text.clone() })
+        let text = read_bounded(&folder.join("checkpoint"), CHECKPOINT_BYTES_MAX).ok();
+        let signed = text.and_then(|text| Self::parse(&String::from_utf8(text).ok()?));
+        // Without it the last of those that were kept: what was signed is not forgotten because a file is gone.
+        signed.or_else(|| Self::kept(&folder.join("checkpoints.log")))
     }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (origin, size, root) = read_checkpoint(text)?;
+        Some(Self { origin: origin.to_owned(), size, root, text: text.to_owned() })
+    }
+
+    /// The last checkpoint of a file of them.
+    fn kept(path: &Path) -> Option<Self> {
+        let (tail, _) = last_blocks(&File::open(path).ok()?).ok()?;
+        let text = String::from_utf8(tail).ok()?;
+        let whole = text.strip_suffix(BLOCK_END)?;
+        let last =
+            whole.rfind(BLOCK_END).map_or(whole, |at| whole.get(at.saturating_add(BLOCK_END.len())..).unwrap_or(""));
+        Self::parse(&format!("{last}\n"))
+    }
+}
+
+const BELOW_SIGNED: &str = "the log ends below a size that was signed; a new epoch begins";
+/// What ends a checkpoint in the file that keeps all of them.
+const BLOCK_END: &str = "\n---\n";
+
+/// The last whole checkpoints of a file of them, and where they end: behind that lies what a death has cut short.
+pub(super) fn last_blocks(file: &File) -> std::io::Result<(Vec<u8>, u64)> {
+    use std::os::unix::fs::FileExt as _;
+    let len = file.metadata()?.len();
+    let from = len.saturating_sub(2 * CHECKPOINT_BYTES_MAX as u64);
+    let mut tail = vec![0; usize::try_from(len.saturating_sub(from)).unwrap_or(0)];
+    file.read_exact_at(&mut tail, from)?;
+    let end = tail.windows(BLOCK_END.len()).rposition(|window| window == BLOCK_END.as_bytes());
+    let Some(end) = end.map(|at| at.saturating_add(BLOCK_END.len())) else {
+        // Nothing whole: all of it is cut short, or it is no such file and is left alone.
+        return Ok((Vec::new(), if from == 0 { 0 } else { len }));
+    };
+    tail.truncate(end);
+    Ok((tail, from.saturating_add(end as u64)))
 }
 
 /// Opens a log, or makes it where there is none.
@@ -76,29 +117,30 @@ pub(super) fn open(folder: &Path, options: &LogOptions) -> Result<Opened, AuditE
     check_origin(&options.origin)?;
     check_sizes(options)?;
     let disk = &options.disk;
-    disk.create_folder(folder, 0o700).map_err(AuditError::io("cannot make", folder))?;
+    disk.create_folder_durably(folder, 0o700).map_err(AuditError::io("cannot make", folder))?;
     let (ring_file, lock) = take_lock(folder)?;
     write_ignored(disk, folder)?;
     finish_archive(disk, folder)?;
     let signer = signer(folder, options)?;
-    let mut opening = Opening { folder, options, signer, epoch: epochs(folder)?.saturating_add(1), notes: Vec::new() };
-    let (mut wal, mut frontier, mut last) = opening.recover_wal()?;
-    let checkpoint = Signed::read(folder);
-    if let Some(signed) = checkpoint.filter(|signed| signed.size > frontier.size()) {
-        push_text(&mut opening.notes, "reason", "the log ends below a size that was signed; a new epoch begins");
-        push_number(&mut opening.notes, "signed_size", i64::try_from(signed.size).unwrap_or(i64::MAX));
-        archive(disk, folder, opening.epoch)?;
-        opening.epoch = opening.epoch.saturating_add(1);
-        (wal, frontier, last) = opening.recover_wal()?;
-    }
+    let epoch = epochs(folder)?.saturating_add(1);
+    let mut opening =
+        Opening { folder, options, signer, epoch, cut: Vec::new(), reasons: Vec::new(), signed_size: None };
     opening.check_name()?;
+    let mut found = opening.recover_wal()?;
+    if let Some(why) = found.astray.take() {
+        opening.begin_epoch(why)?;
+        found = Recovered { last: found.last, ..opening.recover_wal()? };
+    }
+    let Recovered { mut wal, frontier, last, .. } = found;
+    let last = last.or_else(|| last_of_epoch(&folder.join("epochs").join(opening.epoch.saturating_sub(1).to_string())));
     let ring = map_ring(folder, &ring_file)?;
+    make_room(ring.as_ref(), frontier.size(), folder, &ring_file, options)?;
     let mut frame = Frame::new(frontier);
     let mut encoder = Encoder::new(options.instance);
-    opening.first_frame(ring.as_ref(), last, &mut encoder, &mut frame)?;
-    let time_ms = now_ms();
+    let mut out = Out { wal: &mut wal, encoder: &mut encoder, frame: &mut frame };
+    opening.first_frame(ring.as_ref(), last, &mut out)?;
     let (producer, last_seq) = frame_owner(ring.as_ref(), last);
-    wal.append(&mut frame, producer, last_seq, time_ms)?;
+    wal.append(&mut frame, producer, last_seq, now_ms())?;
     frame.restart();
     let ring = fresh_ring(ring, folder, &ring_file, options)?;
     let cutter = opening.cutter();
@@ -110,7 +152,7 @@ pub(super) fn open(folder: &Path, options: &LogOptions) -> Result<Opened, AuditE
 
 /// Opens the first log of a folder of logs that nobody has.
 pub(super) fn open_slot(folder: &Path, options: &LogOptions) -> Result<(Opened, usize), AuditError> {
-    options.disk.create_folder(folder, 0o700).map_err(AuditError::io("cannot make", folder))?;
+    options.disk.create_folder_durably(folder, 0o700).map_err(AuditError::io("cannot make", folder))?;
     write_ignored(&options.disk, folder)?;
     for slot in 0..AUDIT_SLOTS_MAX {
         let mut options = options.clone();
@@ -200,10 +242,15 @@ fn epochs(folder: &Path) -> Result<u64, AuditError> {
     Ok(numbers.max().unwrap_or(0))
 }
 
-/// Sets the files of an epoch aside. Interrupted, it is finished by [`finish_archive`].
+/// Sets the files of an epoch aside. Interrupted, it is done by doing it again, or by [`finish_archive`].
 pub(super) fn archive(disk: &Disk, folder: &Path, epoch: u64) -> Result<(), AuditError> {
-    let beside = folder.join("epochs").join(format!("{epoch}.new"));
-    disk.create_folder(&beside, 0o700).map_err(AuditError::io("cannot make", beside.clone()))?;
+    let epochs = folder.join("epochs");
+    if epochs.join(epoch.to_string()).is_dir() {
+        // All of it is there, and only its name may not be on the disk.
+        return disk.sync_folder(&epochs).map_err(AuditError::io("cannot bring to the disk", epochs));
+    }
+    let beside = epochs.join(format!("{epoch}.new"));
+    disk.create_folder_durably(&beside, 0o700).map_err(AuditError::io("cannot make", beside.clone()))?;
     move_aside(disk, folder, &beside, epoch)
 }
 
@@ -232,13 +279,53 @@ fn finish_archive(disk: &Disk, folder: &Path) -> Result<(), AuditError> {
 /// The last frame's owner and sequence number.
 type Last = Option<(u64, u64)>;
 
+/// The same of a finished epoch: sequence numbers go on across epochs.
+fn last_of_epoch(folder: &Path) -> Last {
+    for segment in segments(&folder.join("wal")).ok()?.iter().rev() {
+        let (Ok(Some(mut scan)), mut last) = (Scan::open(segment, false), None) else { continue };
+        while let Ok(Found::Frame(frame)) = scan.next() {
+            last = Some((frame.header.producer, frame.header.last_seq));
+        }
+        if last.is_some() {
+            return last;
+        }
+    }
+    None
+}
+
+/// What was found in the write-ahead file.
+struct Recovered {
+    wal: Wal,
+    frontier: Frontier,
+    last: Last,
+    /// Why it must not be built upon, and is left as it is
+    astray: Option<&'static str>,
+}
+
+/// Where the first frames go.
+struct Out<'o> {
+    wal: &'o mut Wal,
+    encoder: &'o mut Encoder,
+    frame: &'o mut Frame,
+}
+
+impl Out<'_> {
+    /// Adds an entry of the opener's own.
+    fn say(&mut self, kind: Kind, members: &[u8]) -> Result<(), AuditError> {
+        let record = Record { kind, time_ms: now_ms(), head: members, tail: &[], private: Private::None };
+        self.encoder.add(&record, None, self.frame)
+    }
+}
+
 struct Opening<'o> {
     folder: &'o Path,
     options: &'o LogOptions,
     signer: Arc<dyn Signer>,
     epoch: u64,
-    /// Members of the recovery entry
-    notes: Vec<u8>,
+    /// Members of the recovery entry about what was cut
+    cut: Vec<u8>,
+    reasons: Vec<&'static str>,
+    signed_size: Option<u64>,
 }
 
 impl Opening<'_> {
@@ -250,7 +337,13 @@ impl Opening<'_> {
     fn check_name(&self) -> Result<(), AuditError> {
         let path = self.folder.join("verifier.pub");
         let key = format!("{}\n", verifier_key(&self.origin(), &*self.signer));
-        match std::fs::read_to_string(&path) {
+        let signed = Signed::read(self.folder).filter(|signed| signed.origin != self.origin());
+        if let Some(signed) = signed {
+            let message =
+                format!("the log's origin is `{}`, not `{}`; open another folder", signed.origin, self.origin());
+            return Err(AuditError::format(self.folder.join("checkpoint"), message));
+        }
+        match read_bounded(&path, CHECKPOINT_BYTES_MAX).map(|known| String::from_utf8_lossy(&known).into_owned()) {
             Ok(known) if known == key => Ok(()),
             Ok(known) => {
                 let known = known.split('+').next().unwrap_or_default().to_owned();
@@ -279,84 +372,135 @@ impl Opening<'_> {
         loaded.unwrap_or_else(|| Cutter::new(disk, folder))
     }
 
+    /// Sets the epoch aside, as it was found, and begins the next.
+    fn begin_epoch(&mut self, why: &'static str) -> Result<(), AuditError> {
+        self.signed_size = Signed::read(self.folder).map(|signed| signed.size);
+        self.reasons.push(why);
+        archive(&self.options.disk, self.folder, self.epoch)?;
+        self.epoch = self.epoch.saturating_add(1);
+        self.check_name()
+    }
+
     /// Finds the end of what was written, and cuts what is not whole.
-    fn recover_wal(&mut self) -> Result<(Wal, Frontier, Last), AuditError> {
+    fn recover_wal(&mut self) -> Result<Recovered, AuditError> {
         let (disk, folder) = (&self.options.disk, self.folder.join("wal"));
-        disk.create_folder(&folder, 0o700).map_err(AuditError::io("cannot make", folder.clone()))?;
-        let mut wal = Wal::new(disk.clone(), folder.clone(), self.options.segment_bytes, &self.origin());
+        disk.create_folder_durably(&folder, 0o700).map_err(AuditError::io("cannot make", folder.clone()))?;
+        let wal = Wal::new(disk.clone(), folder.clone(), self.options.segment_bytes, &self.origin());
+        let mut found = Recovered { wal, frontier: self.cutter().frontier(), last: None, astray: None };
         let all = segments(&folder)?;
-        let mut frontier = self.cutter().frontier();
-        if all.first().is_none_or(|first| first.first_index > frontier.size()) && frontier.size() > 0 {
-            let message = format!("no segment holds entry {}; restore it, or open another folder", frontier.size());
+        let size = found.frontier.size();
+        if all.first().map_or(size > 0, |first| first.first_index > size) {
+            let message = format!("no segment holds entry {size}; restore it, or open another folder");
             return Err(AuditError::format(folder, message));
         }
+        let signed = Signed::read(self.folder);
+        let mut mark =
+            signed.as_ref().map(|signed| Mark { size: signed.size, root: signed.root, met: signed.size == size });
         // Strictly below: the last frame says which sequence numbers are written.
-        let from = all.iter().rposition(|segment| segment.first_index < frontier.size()).unwrap_or(0);
-        let mut last = None;
+        let from = all.iter().rposition(|segment| segment.first_index < size).unwrap_or(0);
         for (place, segment) in all.iter().enumerate().skip(from) {
-            let is_last = all.len() == place.saturating_add(1);
-            let Some(mut scan) = Scan::open(segment, is_last)? else {
-                if is_last {
+            let next = all.get(place.saturating_add(1)).map(|next| next.first_index);
+            let Some(mut scan) = Scan::open(segment, next.is_none())? else {
+                if next.is_none() {
                     // Killed between making the file and writing its header.
                     continue;
                 }
                 return Err(AuditError::format(&segment.path, "the segment's header is damaged"));
             };
-            let end = all.get(place.saturating_add(1)).map(|next| next.first_index);
-            let torn = scan_segment(&mut scan, end, &mut frontier, &mut last)?;
-            if end.is_some_and(|end| end != frontier.size()) {
-                let message = format!("the entries from {} to the next segment are damaged", frontier.size());
+            let ended = scan_segment(&mut scan, next, &mut found, mark.as_mut())?;
+            if next.is_some_and(|next| next != found.frontier.size()) {
+                let message = format!(
+                    "the entries from {} to the next segment are damaged or missing; restore them, or open another folder",
+                    found.frontier.size()
+                );
                 return Err(AuditError::format(&segment.path, message));
             }
-            if is_last {
-                let (file, path, offset) = scan.into_file();
-                if torn {
-                    self.cut(&file, &path, offset, frontier.size())?;
+            if next.is_none() {
+                let missing = mark.as_ref().is_some_and(|mark| mark.size > found.frontier.size());
+                found.astray = self.end_of_log(&scan, &ended, missing, found.frontier.size())?;
+                if found.astray.is_none() {
+                    let io = AuditError::io("cannot use", &segment.path);
+                    found.wal.go_on(scan, segment.first_index, ended.last_frame).map_err(io)?;
                 }
-                wal.go_on(file, path, offset).map_err(AuditError::io("cannot use", &segment.path))?;
             }
         }
-        Ok((wal, frontier, last))
+        if let Some(mark) = mark.filter(|_| found.astray.is_none()) {
+            found.astray = if mark.size > found.frontier.size() {
+                Some(BELOW_SIGNED)
+            } else if mark.met {
+                None
+            } else {
+                Some("the log does not have the root that was signed; a new epoch begins")
+            };
+        }
+        Ok(found)
     }
 
-    fn cut(&mut self, file: &File, path: &Path, offset: u64, size: u64) -> Result<(), AuditError> {
-        let len_bytes = file.metadata().map_err(AuditError::io("cannot read", path))?.len();
-        self.options.disk.cut(file, path, offset, len_bytes).map_err(AuditError::io("cannot cut", path))?;
-        push_number(&mut self.notes, "cut_from_size", i64::try_from(size).unwrap_or(i64::MAX));
-        push_number(&mut self.notes, "cut_offset", i64::try_from(offset).unwrap_or(i64::MAX));
-        Ok(())
+    /// Cuts what is not whole behind the last frame, if that is all there is to it; else says what else it is. What a
+    /// checkpoint has covered, or what whole frames follow, is evidence and is not cut.
+    fn end_of_log(
+        &mut self,
+        scan: &Scan,
+        ended: &Ended,
+        missing: bool,
+        size: u64,
+    ) -> Result<Option<&'static str>, AuditError> {
+        match ended.how {
+            How::Blank => return Ok(None),
+            How::Astray => return Ok(Some("a frame does not continue the one before; a new epoch begins")),
+            How::Torn if missing => return Ok(Some(BELOW_SIGNED)),
+            How::Torn => {}
+        }
+        let (bytes, follows) = scan.survey(size)?;
+        if follows {
+            return Ok(Some("a frame is damaged, and whole ones follow; a new epoch begins"));
+        }
+        scan.cut(&self.options.disk)?;
+        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        push_number(&mut self.cut, "cut_bytes", number(bytes));
+        push_number(&mut self.cut, "cut_from_size", number(size));
+        Ok(None)
     }
 
     /// Everything that is to be said before anything new: the old epoch, what the dead have left, the start.
-    fn first_frame(
-        &mut self,
-        ring: Option<&Ring>,
-        last: Last,
-        encoder: &mut Encoder,
-        frame: &mut Frame,
-    ) -> Result<(), AuditError> {
-        let now = now_ms();
-        let own = |kind, members: &[u8], encoder: &mut Encoder, frame: &mut Frame| {
-            let record = Record { kind, time_ms: now, head: members, tail: &[], private: Private::None };
-            encoder.add(&record, None, frame)
-        };
-        if frame.frontier().size() == 0 && self.epoch > 1 {
+    fn first_frame(&mut self, ring: Option<&Ring>, last: Last, out: &mut Out<'_>) -> Result<(), AuditError> {
+        if out.frame.frontier().size() == 0 && self.epoch > 1 {
             let old = self.folder.join("epochs").join(self.epoch.saturating_sub(1).to_string());
-            own(Kind::Epoch, &epoch_members(&old), encoder, frame)?;
+            out.say(Kind::Epoch, &epoch_members(&old))?;
         }
         let dead = ring.map_or(0, |ring| ring.header().producer.load(Acquire));
+        let mut drained = None;
         if let Some(ring) = ring.filter(|_| dead != 0) {
-            encoder.set_producer(dead);
-            let drained = drain(ring, dead, last, encoder, frame)?;
-            encoder.set_producer(self.options.instance);
-            drained.write(dead, &mut self.notes);
-        } else if ring.is_none() && frame.frontier().size() > 0 {
-            push_text(&mut self.notes, "reason", "the ring is gone; what was in it is lost");
+            drained = Some(drain(ring, dead, last, self.options.instance, out)?);
+        } else if ring.is_none() && out.frame.frontier().size() > 0 {
+            self.reasons.push("the ring is gone; what was in it is lost");
         }
-        if !self.notes.is_empty() {
-            own(Kind::Recovery, &self.notes, encoder, frame)?;
+        if drained.is_some() || !self.cut.is_empty() || !self.reasons.is_empty() {
+            let members = self.recovery_members(dead, drained);
+            out.say(Kind::Recovery, &members)?;
         }
-        own(Kind::Start, &self.start_members(), encoder, frame)
+        out.say(Kind::Start, &self.start_members())
+    }
+
+    fn recovery_members(&mut self, dead: u64, drained: Option<Drained>) -> Vec<u8> {
+        let mut members = Vec::new();
+        if drained.is_some() {
+            push_text(&mut members, "of", &format!("{dead:016x}"));
+        }
+        members.append(&mut self.cut);
+        if let Some(drained) = drained {
+            drained.write(&mut members);
+            if drained.rebooted {
+                self.reasons.push("the host has restarted; what was only in the ring is lost");
+            }
+        }
+        if let Some(size) = self.signed_size {
+            push_number(&mut members, "signed_size", i64::try_from(size).unwrap_or(i64::MAX));
+        }
+        if !self.reasons.is_empty() {
+            push_text(&mut members, "reason", &self.reasons.join("; "));
+        }
+        members
     }
 
     fn start_members(&self) -> Vec<u8> {
@@ -372,11 +516,10 @@ impl Opening<'_> {
             if place > 0 {
                 members.push(b',');
             }
-            members.extend_from_slice(b"{\"slot\":");
-            members.extend_from_slice(sibling.0.to_string().as_bytes());
-            push_text(&mut members, "origin", &sibling.1.origin);
-            push_number(&mut members, "size", i64::try_from(sibling.1.size).unwrap_or(i64::MAX));
-            push_text(&mut members, "root", &BASE64.encode(sibling.1.root));
+            members.extend_from_slice(b"{\"origin\":");
+            push_json_str(&mut members, &sibling.origin);
+            push_number(&mut members, "size", i64::try_from(sibling.size).unwrap_or(i64::MAX));
+            push_text(&mut members, "root", &BASE64.encode(sibling.root));
             members.push(b'}');
         }
         members.push(b']');
@@ -386,10 +529,10 @@ impl Opening<'_> {
     }
 
     /// What the other logs of the directory have signed, so that one that is missing later shows.
-    fn siblings(&self) -> Vec<(usize, Signed)> {
+    fn siblings(&self) -> Vec<Signed> {
         let Some(folder) = &self.options.siblings else { return Vec::new() };
         let others = (0..AUDIT_SLOTS_MAX).filter(|slot| Some(*slot) != self.options.slot);
-        others.filter_map(|slot| Some((slot, Signed::read(&folder.join(slot.to_string()))?))).collect()
+        others.filter_map(|slot| Signed::read(&folder.join(slot.to_string()))).collect()
     }
 }
 
@@ -409,32 +552,66 @@ pub(super) fn epoch_members(old: &Path) -> Vec<u8> {
     members
 }
 
-/// Follows the frames of a segment; true if it ends with something that is no whole frame.
-fn scan_segment(scan: &mut Scan, end: Option<u64>, tree: &mut Frontier, last: &mut Last) -> Result<bool, AuditError> {
-    loop {
+/// What was signed, and whether the tree was seen to be that.
+struct Mark {
+    size: u64,
+    root: Hash,
+    met: bool,
+}
+
+/// How a segment ends.
+struct Ended {
+    how: How,
+    /// Where the last frame that counts begins
+    last_frame: Option<u64>,
+}
+
+enum How {
+    /// With nothing
+    Blank,
+    /// With something that is no whole frame
+    Torn,
+    /// With a whole frame that does not continue the tree
+    Astray,
+}
+
+/// Follows the frames of a segment, up to where the next one begins.
+fn scan_segment(
+    scan: &mut Scan,
+    end: Option<u64>,
+    found: &mut Recovered,
+    mut mark: Option<&mut Mark>,
+) -> Result<Ended, AuditError> {
+    let mut last_frame = None;
+    let how = loop {
         let offset = scan.offset();
-        match scan.next()? {
-            Found::End => return Ok(false),
-            Found::Torn => return Ok(true),
-            Found::Frame(frame) => {
-                let header = frame.header;
-                if end.is_some_and(|end| header.first_index >= end) {
-                    scan.seek(offset);
-                    return Ok(true);
-                }
-                // What the tiles hold is passed over.
-                let known = header.first_index.saturating_add(header.count.into()) <= tree.size();
-                if !known && !extends(&frame, tree) {
-                    scan.seek(offset);
-                    return Ok(true);
-                }
-                *last = Some((header.producer, header.last_seq));
-            }
+        let frame = match scan.next()? {
+            Found::End => break How::Blank,
+            Found::Torn => break How::Torn,
+            Found::Frame(frame) => frame,
+        };
+        let header = frame.header;
+        if end.is_some_and(|end| header.first_index >= end) {
+            scan.seek(offset);
+            break How::Torn;
         }
-    }
+        // What the tiles hold is passed over.
+        let known = header.first_index.saturating_add(header.count.into()) <= found.frontier.size();
+        if !known && !extends(&frame, &mut found.frontier) {
+            scan.seek(offset);
+            break How::Astray;
+        }
+        if let Some(mark) = mark.as_mut().filter(|mark| !known && mark.size == found.frontier.size()) {
+            mark.met = mark.root == found.frontier.root();
+        }
+        last_frame = Some(offset);
+        found.last = Some((header.producer, header.last_seq));
+    };
+    Ok(Ended { how, last_frame })
 }
 
 /// What was found in the ring of a dead owner.
+#[derive(Default)]
 struct Drained {
     records: u64,
     lost: Vec<(u64, u64)>,
@@ -443,51 +620,46 @@ struct Drained {
 
 impl Drained {
     fn lose(&mut self, from: u64, to: u64) {
-        if from > to {
-            return;
-        }
-        if self.lost.len() >= LOST_RUNS_MAX
-            && let Some(run) = self.lost.last_mut()
-        {
-            run.1 = to;
-        } else {
+        if from <= to {
             self.lost.push((from, to));
         }
     }
 
-    fn write(&self, producer: u64, members: &mut Vec<u8>) {
-        let mut first = Vec::new();
-        push_text(&mut first, "of", &format!("{producer:016x}"));
-        push_number(&mut first, "drained", i64::try_from(self.records).unwrap_or(i64::MAX));
-        push_name(&mut first, "lost");
-        first.push(b'[');
+    fn write(&self, members: &mut Vec<u8>) {
+        push_number(members, "drained", i64::try_from(self.records).unwrap_or(i64::MAX));
+        push_name(members, "lost");
+        members.push(b'[');
         for (place, (from, to)) in self.lost.iter().enumerate() {
             let comma = if place > 0 { "," } else { "" };
-            first.extend_from_slice(format!("{comma}[{from},{to}]").as_bytes());
+            members.extend_from_slice(format!("{comma}[{from},{to}]").as_bytes());
         }
-        first.push(b']');
-        if self.rebooted {
-            push_text(&mut first, "reason", "the host has restarted; what was only in the ring is lost");
-        }
-        first.append(members);
-        *members = first;
+        members.push(b']');
     }
 }
 
 /// Takes what the dead owner has published and nobody has written.
-fn drain(ring: &Ring, dead: u64, last: Last, encoder: &mut Encoder, frame: &mut Frame) -> Result<Drained, AuditError> {
-    let mut drained = Drained { records: 0, lost: Vec::new(), rebooted: false };
+///
+/// What is more than one batch becomes several frames, each with a recovery entry of its own: each accounts for all
+/// sequence numbers up to the one that its header has, so that whoever is killed in between has left nothing half done.
+fn drain(ring: &Ring, dead: u64, last: Last, instance: u64, out: &mut Out<'_>) -> Result<Drained, AuditError> {
+    let mut drained = Drained::default();
     let mut reader = ring.reader();
-    let written = last.filter(|(producer, _)| *producer == dead).map_or(0, |(_, seq)| seq);
+    let known = last.filter(|(producer, _)| *producer == dead).map(|(_, seq)| seq);
+    let written = known.unwrap_or(0);
     let next = ring.next_seq();
-    // Pages of the ring that had not reached the disk are older than the rest: nothing in it can be told apart.
+    // Pages of the ring that had not reached the disk are older than the rest: nothing in it can be told apart, not even
+    // whose it is. Only if it is whose the last frame is, the numbers mean something.
     if !same_boot(ring) {
         drained.rebooted = true;
-        drained.lose(written.saturating_add(1), next.saturating_sub(1));
+        if known.is_some() {
+            drained.lose(written.saturating_add(1), next.saturating_sub(1));
+        }
         return Ok(drained);
     }
     let mut taken = Taken::default();
-    let mut expected = reader.seq.max(written.saturating_add(1));
+    // Not where the reader is: what was let go is in the log, or the log has lost it.
+    let mut expected = written.saturating_add(1);
+    out.encoder.set_producer(dead);
     while ring.skip_to_published(&mut reader) {
         if !ring.take(&mut reader, &mut taken) {
             break;
@@ -501,10 +673,22 @@ fn drain(ring: &Ring, dead: u64, last: Last, encoder: &mut Encoder, frame: &mut 
         if taken.abandoned {
             drained.lose(taken.seq, taken.seq);
         } else {
-            encoder.add_pieces(taken.seq, &taken.as_pieces(), frame)?;
+            out.encoder.add_recovered(taken.seq, &taken.as_pieces(), out.frame)?;
             drained.records = drained.records.saturating_add(1);
         }
+        let full = out.frame.len_bytes() >= BATCH_BYTES_MAX || out.frame.count() as usize >= BATCH_ENTRIES_MAX;
+        if full || drained.lost.len() >= LOST_RUNS_MAX {
+            out.encoder.set_producer(instance);
+            let mut members = Vec::new();
+            push_text(&mut members, "of", &format!("{dead:016x}"));
+            std::mem::take(&mut drained).write(&mut members);
+            out.say(Kind::Recovery, &members)?;
+            out.wal.append(out.frame, dead, taken.seq, now_ms())?;
+            out.frame.restart();
+            out.encoder.set_producer(dead);
+        }
     }
+    out.encoder.set_producer(instance);
     drained.lose(expected, next.saturating_sub(1));
     Ok(drained)
 }
@@ -555,18 +739,36 @@ pub(super) fn carve(mapping: &Arc<Mapping>, lines: usize) -> Option<Ring> {
     )
 }
 
+/// Room for the ring that is wanted, before anything is said: a disk without it is an error that changes nothing. A ring
+/// that is gone is made after that was said, so that it is not taken for one that nobody has used yet.
+fn make_room(
+    old: Option<&Ring>,
+    size: u64,
+    folder: &Path,
+    file: &File,
+    options: &LogOptions,
+) -> Result<(), AuditError> {
+    let bytes = ring_file_bytes(options.ring_bytes / LINE_BYTES) as u64;
+    if old.is_none() && size > 0 {
+        return Ok(());
+    }
+    let path = folder.join("ring");
+    options.disk.grow(file, &path, bytes).map_err(AuditError::io("cannot make room for", path.clone()))
+}
+
 /// An empty ring for this owner, of the size that is wanted.
 fn fresh_ring(old: Option<Ring>, folder: &Path, file: &File, options: &LogOptions) -> Result<Ring, AuditError> {
     let path = folder.join("ring");
-    let io = |error| AuditError::io("cannot make room for", path.clone())(error);
+    let disk = &options.disk;
     let lines = options.ring_bytes / LINE_BYTES;
     let bytes = ring_file_bytes(lines);
-    let same = old.as_ref().is_some_and(|ring| ring.bytes() == options.ring_bytes);
-    drop(old);
-    if !same {
-        file.set_len(0).map_err(io)?;
-        map::allocate(file, bytes as u64).map_err(io)?;
+    if let Some(old) = &old {
+        old.disown();
+    } else {
+        let io = AuditError::io("cannot make room for", path.clone());
+        disk.truncate(file, &path, 0).and_then(|()| disk.grow(file, &path, bytes as u64)).map_err(io)?;
     }
+    let io = |error| AuditError::io("cannot map", path.clone())(error);
     let ring = carve(&Mapping::shared(file, bytes).map_err(io)?, lines)
         .ok_or_else(|| AuditError::format(&path, "the ring cannot be laid out"))?;
     let header = ring.header();

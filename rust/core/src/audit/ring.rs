@@ -11,6 +11,7 @@
 //! It knows nothing of what a record means, and never drops one. The scheme is the bounded queue of D. Vyukov (a stamp
 //! for each cell) with runs of cells instead of single ones.
 
+use crate::limits::RECORD_BYTES_MAX;
 use crate::map::Table;
 use crate::sync::{Announce, AtomicU64, Ordering, fence};
 
@@ -143,9 +144,11 @@ impl Ring {
         &self.header[0]
     }
 
-    /// The most bytes that one record may ask for: half of the ring.
-    pub fn record_bytes_max(&self) -> usize {
-        (self.lines() as usize).saturating_mul(LINE_BYTES) / 2
+    /// The most bytes that one record may ask for: half of the ring, and no more than a frame takes.
+    #[inline]
+    pub const fn record_bytes_max(&self) -> usize {
+        let half = (self.lines() as usize).saturating_mul(LINE_BYTES) / 2;
+        if half < RECORD_BYTES_MAX { half } else { RECORD_BYTES_MAX }
     }
 
     const fn lines(&self) -> u32 {
@@ -159,7 +162,7 @@ impl Ring {
     }
 
     /// Begins anew with nothing in it and sequence number 1. Only its one owner may, before others see it.
-    pub(super) fn reset(&self, producer: u64, pid: u32, boot: [u64; 2]) {
+    pub fn reset(&self, producer: u64, pid: u32, boot: [u64; 2]) {
         self.disown();
         let header = self.header();
         for tag in &*self.tags {
@@ -231,23 +234,29 @@ impl Ring {
         unlogged.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes what [`Ring::count_unlogged`] has counted: how many, from when to when. `None` if nothing.
-    pub(super) fn take_unlogged(&self, let_through: bool) -> Option<(u64, i64, i64)> {
+    /// What [`Ring::count_unlogged`] has counted: how many, from when to when. `None` if nothing. It stays until
+    /// [`Ring::forget_unlogged`], because whoever is killed in between has to leave it.
+    pub(super) fn unlogged(&self, let_through: bool) -> Option<(u64, i64, i64)> {
         let [denied, passed] = &self.header().unlogged;
         let unlogged = if let_through { passed } else { denied };
         let count = unlogged.count.load(Ordering::Relaxed);
-        if count == 0 {
-            return None;
-        }
-        let time = |word: &AtomicU64| i64::try_from(word.swap(0, Ordering::Relaxed)).unwrap_or(0);
+        let time = |word: &AtomicU64| i64::try_from(word.load(Ordering::Relaxed)).unwrap_or(0);
         let (from, to) = (time(&unlogged.from_ms), time(&unlogged.to_ms));
-        // What is counted meanwhile stays; its times may be those of the report before.
+        (count != 0).then_some((count, if from == 0 { to } else { from }, to))
+    }
+
+    /// Takes so many of them off, because they are on the disk. What was counted meanwhile stays; its times may be those
+    /// of the report before.
+    pub(super) fn forget_unlogged(&self, let_through: bool, count: u64) {
+        let [denied, passed] = &self.header().unlogged;
+        let unlogged = if let_through { passed } else { denied };
+        unlogged.from_ms.store(0, Ordering::Relaxed);
+        unlogged.to_ms.store(0, Ordering::Relaxed);
         unlogged.count.fetch_sub(count, Ordering::Relaxed);
-        Some((count, if from == 0 { to } else { from }, to))
     }
 
     /// The reader of this ring's records, at the oldest one that was not let go. There is one.
-    pub(super) fn reader(&self) -> Reader {
+    pub fn reader(&self) -> Reader {
         let head = Place::unpack(self.header().head.load(Ordering::Acquire));
         Reader { place: head, seq: self.full(head.seq) }
     }
@@ -266,6 +275,18 @@ impl Ring {
         self.full(Place::unpack(self.header().tail.load(Ordering::SeqCst)).seq)
     }
 
+    /// Whether every claim up to now was published or given up.
+    pub(super) fn all_published(&self) -> bool {
+        let tail = Place::unpack(self.header().tail.load(Ordering::SeqCst));
+        let (mut reader, mut record) = (self.reader(), Taken::default());
+        while reader.place != tail {
+            if !self.take(&mut reader, &mut record) {
+                return false;
+            }
+        }
+        true
+    }
+
     /// How much of the ring is in use, in bytes.
     pub fn used_bytes(&self) -> usize {
         let head = Place::unpack(self.header().head.load(Ordering::Relaxed));
@@ -279,7 +300,7 @@ impl Ring {
     }
 
     /// Copies the record at the reader out, if it is published, and moves the reader on.
-    pub(super) fn take(&self, reader: &mut Reader, record: &mut Taken) -> bool {
+    pub fn take(&self, reader: &mut Reader, record: &mut Taken) -> bool {
         let Some(tag) = self.tags.get((reader.place.line & self.mask) as usize) else { return false };
         // Acquire: pairs with the store of the tag, so the words are those of its record.
         if tag.0.load(Ordering::Acquire) != reader.place.pack() {
@@ -317,7 +338,7 @@ impl Ring {
     }
 
     /// Lets go of all records before the reader: producers may use their lines.
-    pub(super) fn release(&self, reader: &Reader) {
+    pub fn release(&self, reader: &Reader) {
         let header = self.header();
         // The base first: whoever sees the head has a base that is at most one round behind.
         header.base.store(reader.seq, Ordering::Relaxed);
@@ -343,32 +364,41 @@ impl Ring {
         record.kind = (first >> 24) as u8;
         record.abandoned = (first >> 32) & 1 == 1;
         record.time_ms = time.cast_signed();
-        record.bytes.clear();
-        record.ends = [0; PIECES];
+        record.ranges = [(0, 0); PIECES];
         if record.abandoned {
             return lines;
         }
         // The lengths of the pieces: two in a word, the last in the first word.
         let lens = [one as u32, (one >> 32) as u32, two as u32, (two >> 32) as u32, (first >> 33) as u32];
         let room = (lines as usize).saturating_mul(LINE_WORDS as usize);
-        let mut at = PREFIX_WORDS;
-        for (len, end) in lens.into_iter().zip(&mut record.ends) {
-            let words = (len as usize).div_ceil(8).min(room.saturating_sub(at));
-            let start = record.bytes.len();
-            for word in 0..words {
-                record.bytes.extend_from_slice(&self.word(line, at.saturating_add(word)).to_le_bytes());
-            }
-            record.bytes.truncate(start.saturating_add(len as usize));
-            at = at.saturating_add(words);
-            *end = record.bytes.len();
+        let mut words = 0_usize;
+        for (len, range) in lens.into_iter().zip(&mut record.ranges) {
+            let fit = (len as usize).div_ceil(8).min(room.saturating_sub(PREFIX_WORDS).saturating_sub(words));
+            let start = words.saturating_mul(8);
+            *range = (start, start.saturating_add((len as usize).min(fit.saturating_mul(8))));
+            words = words.saturating_add(fit);
         }
+        self.copy_words(line, words, &mut record.bytes);
         lines
+    }
+
+    /// Copies so many words behind a record's prefix, up to the end of the ring and on from its beginning.
+    fn copy_words(&self, line: u32, words: usize, into: &mut Vec<u8>) {
+        let first = ((line & self.mask) as usize).saturating_mul(LINE_WORDS as usize).saturating_add(PREFIX_WORDS);
+        let before = self.words.get(first..).unwrap_or_default();
+        into.resize(words.saturating_mul(8), 0);
+        let (now, later) = into.split_at_mut(words.min(before.len()).saturating_mul(8));
+        for (from, into) in [(before, now), (&*self.words, later)] {
+            for (word, to) in from.iter().zip(into.as_chunks_mut::<8>().0) {
+                *to = word.0.load(Ordering::Relaxed).to_le_bytes();
+            }
+        }
     }
 }
 
 /// Where the consumer is.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Reader {
+pub struct Reader {
     place: Place,
     /// The sequence number of the next record, in full
     pub(super) seq: u64,
@@ -376,29 +406,25 @@ pub(super) struct Reader {
 
 /// A record that was copied out.
 #[derive(Debug, Default)]
-pub(super) struct Taken {
+pub struct Taken {
     pub(super) seq: u64,
     pub(super) kind: u8,
     pub(super) time_ms: i64,
     /// Claimed, and given up before it was published
     pub(super) abandoned: bool,
     bytes: Vec<u8>,
-    ends: [usize; PIECES],
+    /// Where each piece begins and ends
+    ranges: [(usize, usize); PIECES],
 }
 
 impl Taken {
     /// The record as it was published.
-    pub(super) fn as_pieces(&self) -> Pieces<'_> {
+    pub fn as_pieces(&self) -> Pieces<'_> {
         Pieces { kind: self.kind, time_ms: self.time_ms, pieces: self.pieces() }
     }
 
     fn pieces(&self) -> [&[u8]; PIECES] {
-        let mut start = 0;
-        self.ends.map(|end| {
-            let piece = self.bytes.get(start..end).unwrap_or_default();
-            start = end;
-            piece
-        })
+        self.ranges.map(|(start, end)| self.bytes.get(start..end).unwrap_or_default())
     }
 }
 
@@ -424,12 +450,12 @@ impl Claim<'_> {
     /// Layout: a word of lines (24 bits), kind (8), abandoned (1) and the length of the last piece (31); a word of
     /// time; two words of the other lengths (32 bits each); then the pieces, each from a word on.
     #[inline]
-    pub fn publish(mut self, record: &Pieces<'_>) -> bool {
+    pub fn publish(&mut self, record: &Pieces<'_>) -> bool {
         // What was claimed is below 2^31 bytes, and what fits it too.
         let [first, second, third, fourth, last] = record.pieces.map(|piece| piece.len() as u64);
         let words = record.pieces.iter().fold(PREFIX_WORDS, |sum, piece| sum.saturating_add(piece.len().div_ceil(8)));
         let fits = words <= (self.lines as usize).saturating_mul(LINE_WORDS as usize);
-        if !fits {
+        if !fits || !self.open {
             return false;
         }
         let mut at = self.first_word();
@@ -443,6 +469,11 @@ impl Claim<'_> {
         self.open = false;
         self.store_tag();
         true
+    }
+
+    /// Leaves the record as it is: in the child of a fork it is the parent's.
+    pub(super) const fn forget(&mut self) {
+        self.open = false;
     }
 
     const fn lines_word(&self) -> u64 {
@@ -502,9 +533,66 @@ fn copy_in(words: &[Word], bytes: &[u8]) {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        if self.open {
+        // In a test who was killed gives nothing up.
+        #[cfg(all(test, not(loom)))]
+        let alive = !crate::mortal::is_killed();
+        #[cfg(not(all(test, not(loom))))]
+        let alive = true;
+        if self.open && alive {
             self.put(self.first_word(), self.lines_word() | (1 << 32));
             self.store_tag();
         }
+    }
+}
+
+#[cfg(test)]
+impl Ring {
+    /// A ring of anonymous memory whose first record is at this line and has this sequence number.
+    pub(super) fn for_test(lines: usize, line: u32, seq: u64) -> Self {
+        #[cfg(loom)]
+        let (header, tags, words) = (Table::in_memory(1), Table::in_memory(lines), Table::in_memory(lines * 8));
+        #[cfg(not(loom))]
+        let (header, tags, words) = {
+            let (tags, words) = (4_096, 4_096 + lines * 8);
+            let memory = crate::map::Mapping::anonymous(words + lines * LINE_BYTES).unwrap();
+            (memory.table(0, 1).unwrap(), memory.table(tags, lines).unwrap(), memory.table(words, lines * 8).unwrap())
+        };
+        let ring = Self::new(header, tags, words).unwrap();
+        ring.reset(7, 1, [0; 2]);
+        ring.begin_at(line, seq);
+        ring
+    }
+
+    /// As if so many lines and records had gone through it.
+    #[expect(clippy::cast_possible_truncation, reason = "a half of a word")]
+    pub(super) fn begin_at(&self, line: u32, seq: u64) {
+        let place = Place { line, seq: seq as u32 }.pack();
+        let header = self.header();
+        // What a record of long ago has left. A tag of zero is that of line 0 and number 0, which a ring from its
+        // beginning never meets: its first record has overwritten the tag of that line.
+        for tag in &*self.tags {
+            tag.0.store(place ^ 0x8000_0000_8000_0000, Ordering::Relaxed);
+        }
+        header.base.store(seq, Ordering::Relaxed);
+        header.tail.store(place, Ordering::Relaxed);
+        header.head.store(place, Ordering::Relaxed);
+    }
+
+    /// Overwrites tags, words and at last the header's head, tail, base, by their place in one row.
+    #[cfg(not(loom))]
+    pub(super) fn scribble(&self, changes: impl Iterator<Item = (usize, u64)>) {
+        let header = self.header();
+        let own = [&header.head, &header.tail, &header.base, &header.cursor];
+        let all = self.tags.iter().map(|tag| &tag.0).chain(self.words.iter().map(|word| &word.0)).chain(own);
+        let all: Vec<_> = all.collect();
+        for (place, value) in changes {
+            all[place].store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// The next record, if it is published.
+    pub(super) fn take_one(&self, reader: &mut Reader) -> Option<Taken> {
+        let mut record = Taken::default();
+        self.take(reader, &mut record).then_some(record)
     }
 }

@@ -8,12 +8,15 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use super::disk::Disk;
+use super::disk::{Disk, read_bounded};
 use super::error::AuditError;
 use super::tree::{Frontier, Hash, leaf, perfect_root};
+use crate::limits::ENTRY_BYTES_MAX;
 
 /// Hashes of a tile, entries of a bundle.
 pub(super) const WIDTH: usize = 256;
+/// Bytes of a bundle: every entry as long as its length can say.
+const BUNDLE_BYTES_MAX: usize = WIDTH * (ENTRY_BYTES_MAX + 2);
 /// Files that are written before they are brought to the disk together.
 const BATCH_FILES_MAX: usize = 2_048;
 /// From so many files on one call for the whole file system is cheaper than one for each.
@@ -101,7 +104,7 @@ impl Cutter {
 
     /// The first hashes of a tile, out of the partial one or one that is wider.
     fn read_hashes(&self, level: usize, index: u64, width: usize) -> Option<Vec<Hash>> {
-        let read = |width| std::fs::read(self.folder.join(tile_path(level, index, width))).ok();
+        let read = |width| read_bounded(&self.folder.join(tile_path(level, index, width)), WIDTH * 32).ok();
         let bytes = read(width).or_else(|| read(WIDTH))?;
         let hashes: Vec<Hash> = bytes.as_chunks::<32>().0.iter().take(width).copied().collect();
         (hashes.len() == width).then_some(hashes)
@@ -109,7 +112,7 @@ impl Cutter {
 
     /// The first entries of a bundle, with their lengths.
     fn read_bundle(&self, index: u64, width: usize) -> Option<Vec<u8>> {
-        let read = |width| std::fs::read(self.folder.join(bundle_path(index, width))).ok();
+        let read = |width| read_bounded(&self.folder.join(bundle_path(index, width)), BUNDLE_BYTES_MAX).ok();
         let mut bytes = read(width).or_else(|| read(WIDTH))?;
         let leaves = self.levels.first()?;
         let mut end = 0_usize;

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use super::disk::Disk;
 use super::error::AuditError;
 use super::tree::{Frontier, Hash, digest, leaf};
+use crate::limits::FRAME_BYTES_MAX;
 
 pub(super) const SEGMENT_MAGIC: &[u8; 8] = b"TKWAL001";
 pub(super) const SEGMENT_HEADER_BYTES: u64 = 64;
@@ -25,8 +26,10 @@ const TRAILER_BYTES: usize = 40;
 /// Bytes of a payload's header: index, length, flags, CRC32C, salt.
 const ITEM_BYTES: usize = 48;
 const ERASED: u32 = 1;
-/// A frame that claims more than this is none: a batch is bounded, and so is the one record that may exceed it.
-pub(super) const FRAME_BYTES_MAX: usize = 32 << 20;
+/// Bytes behind a damaged frame that are read as if a frame began there: what lies there may be anything.
+const FOLLOWERS_BYTES_MAX: u64 = 256 << 20;
+/// Bytes that a survey reads at once.
+const SURVEY_BYTES: usize = 1 << 20;
 
 /// A batch in the making: the bytes of a frame, and the tree with its entries in it.
 #[derive(Debug)]
@@ -219,6 +222,7 @@ pub(super) struct Wal {
 struct Open {
     file: File,
     path: PathBuf,
+    first_index: u64,
     /// Where the next frame goes
     offset: u64,
     len_bytes: u64,
@@ -234,10 +238,23 @@ impl Wal {
         Self { disk, folder, segment_bytes, origin: digest(origin.as_bytes()), open: None }
     }
 
-    /// Goes on in a segment behind its last whole frame.
-    pub(super) fn go_on(&mut self, file: File, path: PathBuf, offset: u64) -> io::Result<()> {
+    /// Goes on in a segment behind its last whole frame, which begins at `last_frame`.
+    ///
+    /// That frame is written once more. Whoever wrote it may have died before it was brought to the disk, or have been
+    /// told that it could not be; then it is in memory only, nothing would write it again, and what is built upon it
+    /// would be lost with it.
+    pub(super) fn go_on(&mut self, scan: Scan, first_index: u64, last_frame: Option<u64>) -> io::Result<()> {
+        let (file, path, offset) = scan.into_file();
         let len_bytes = file.metadata()?.len();
-        self.open = Some(Open { file, path, offset, len_bytes });
+        if let Some(from) = last_frame {
+            let mut bytes = vec![0; usize::try_from(offset.saturating_sub(from)).unwrap_or(0)];
+            let room = usize::try_from(len_bytes.saturating_sub(from)).unwrap_or(usize::MAX);
+            bytes.truncate(room);
+            file.read_exact_at(&mut bytes, from)?;
+            self.disk.write_at(&file, &path, &bytes, from)?;
+            self.disk.sync(&file, &path)?;
+        }
+        self.open = Some(Open { file, path, first_index, offset, len_bytes });
         Ok(())
     }
 
@@ -282,12 +299,7 @@ impl Wal {
         let len_bytes =
             self.segment_bytes.max(frame_bytes.saturating_add(SEGMENT_HEADER_BYTES).next_multiple_of(4_096));
         // One of this name holds nothing that counts: its first frame did not arrive, or was not acknowledged.
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(AuditError::io("cannot remove", path)(error));
-            }
-            _ => {}
-        }
+        self.disk.remove_file(&path).map_err(AuditError::io("cannot remove", path.clone()))?;
         let file =
             self.disk.create_sized(&path, len_bytes).map_err(AuditError::io("cannot make room for", path.clone()))?;
         let begun = || -> io::Result<()> {
@@ -296,7 +308,12 @@ impl Wal {
             self.disk.sync_folder(&self.folder)
         };
         begun().map_err(AuditError::io("cannot begin", path.clone()))?;
-        Ok(Open { file, path, offset: SEGMENT_HEADER_BYTES, len_bytes })
+        Ok(Open { file, path, first_index, offset: SEGMENT_HEADER_BYTES, len_bytes })
+    }
+
+    /// First index of the segment that is written to.
+    pub(super) fn segment_from(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.first_index)
     }
 
     /// Why the segment is no longer the file of its name, if it is not: then what is written would be lost with it.
@@ -386,7 +403,7 @@ impl ReadFrame {
             at = at.saturating_add(ITEM_BYTES).saturating_add(len as usize);
             let erased = flags & ERASED == ERASED;
             let whole = erased || crc32c::crc32c_append(crc32c::crc32c(salt), bytes) == crc;
-            Some(ReadPayload { index, offset, erased, whole, salt, bytes, end: at })
+            Some(ReadPayload { index, offset, erased, whole, salt, bytes, crc, end: at })
         })
     }
 
@@ -411,10 +428,24 @@ pub(super) struct ReadPayload<'a> {
     whole: bool,
     pub(super) salt: &'a [u8; 32],
     pub(super) bytes: &'a [u8],
+    crc: u32,
     end: usize,
 }
 
+impl ReadPayload<'_> {
+    /// Whether it was marked as erased and its bytes are still there, all of them.
+    pub(super) fn is_intact(&self) -> bool {
+        crc32c::crc32c_append(crc32c::crc32c(self.salt), self.bytes) == self.crc && self.salt != &[0; 32]
+    }
+
+    /// Whether nothing of it is left.
+    pub(super) fn is_blank(&self) -> bool {
+        self.crc == 0 && self.salt == &[0; 32] && self.bytes.iter().all(|byte| *byte == 0)
+    }
+}
+
 /// Erases a payload in place: first the mark, so that an erasure that was interrupted is known as one.
+/// An erasure that was interrupted is done by doing it again.
 pub(super) fn erase(disk: &Disk, path: &Path, offset: u64, len: usize) -> io::Result<()> {
     let file = std::fs::OpenOptions::new().write(true).open(path)?;
     disk.write_at(&file, path, &ERASED.to_le_bytes(), offset.saturating_add(8))?;
@@ -458,7 +489,15 @@ impl Scan {
         let valid = body.starts_with(SEGMENT_MAGIC)
             && crc == crc32c::crc32c(body).to_le_bytes()
             && body.get(16..24) == Some(&segment.first_index.to_le_bytes()[..]);
-        Ok(valid.then(|| Self { file, path: segment.path.clone(), offset: SEGMENT_HEADER_BYTES, len_bytes }))
+        let scan = Self { file, path: segment.path.clone(), offset: SEGMENT_HEADER_BYTES, len_bytes };
+        // A header is on the disk before the first frame is written, so that what is behind a bad one was not written.
+        if !valid && !scan.rest_is_blank()? {
+            return Err(AuditError::format(
+                &segment.path,
+                "the segment's header is damaged, and there are frames in it",
+            ));
+        }
+        Ok(valid.then_some(scan))
     }
 
     /// Where the next frame would begin.
@@ -472,7 +511,7 @@ impl Scan {
     }
 
     /// The file, to go on writing to it.
-    pub(super) fn into_file(self) -> (File, PathBuf, u64) {
+    fn into_file(self) -> (File, PathBuf, u64) {
         (self.file, self.path, self.offset)
     }
 
@@ -508,6 +547,44 @@ impl Scan {
         }
         self.skip(&header);
         Ok(Found::Frame(Box::new(frame)))
+    }
+
+    /// Makes the segment end here.
+    pub(super) fn cut(&self, disk: &Disk) -> Result<(), AuditError> {
+        let cut = disk.cut(&self.file, &self.path, self.offset, self.len_bytes);
+        cut.map_err(AuditError::io("cannot cut", self.path.clone()))
+    }
+
+    /// Looks at what lies where the next frame would begin and is none: how many bytes of it were written, and whether a
+    /// whole frame of later entries is among them. Then it is no torn end but damage in the middle.
+    pub(super) fn survey(&self, size: u64) -> Result<(u64, bool), AuditError> {
+        let (mut end, mut follows, mut left) = (self.offset, false, FOLLOWERS_BYTES_MAX);
+        let mut at = self.offset;
+        let mut bytes = vec![0; SURVEY_BYTES];
+        while at < self.len_bytes {
+            let len = usize::try_from(self.len_bytes.saturating_sub(at)).unwrap_or(usize::MAX).min(SURVEY_BYTES);
+            bytes.truncate(len);
+            self.read(&mut bytes, at)?;
+            if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+                end = at.saturating_add(last as u64).saturating_add(1);
+            }
+            for (word, place) in bytes.as_chunks::<8>().0.iter().zip((at..).step_by(8)) {
+                let begins = word.first_chunk::<4>() == Some(&FRAME_MAGIC.to_le_bytes());
+                if begins && place > self.offset && !follows && left > 0 {
+                    follows = self.is_frame_at(place, size, &mut left)?;
+                }
+            }
+            at = at.saturating_add(len as u64);
+        }
+        Ok((end.saturating_sub(self.offset), follows))
+    }
+
+    fn is_frame_at(&self, offset: u64, size: u64, left: &mut u64) -> Result<bool, AuditError> {
+        let file = self.file.try_clone().map_err(AuditError::io("cannot read", &self.path))?;
+        let mut scan = Self { file, path: self.path.clone(), offset, len_bytes: self.len_bytes };
+        let Some(header) = scan.peek()?.filter(|header| header.first_index > size) else { return Ok(false) };
+        *left = left.saturating_sub(header.len_bytes());
+        Ok(matches!(scan.next()?, Found::Frame(_)))
     }
 
     /// Whether nothing was written where the next frame would begin.

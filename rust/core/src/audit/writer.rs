@@ -19,11 +19,11 @@ use super::entry::{Encoder, Kind, Private, Record, push_name, push_number, push_
 use super::error::AuditError;
 use super::log::{Request, Shared, lock};
 use super::note::{checkpoint, verifier_key};
-use super::open::{archive, epoch_members, now_ms, reader_of};
-use super::ring::{Pieces, Reader, Taken};
+use super::open::{archive, epoch_members, last_blocks, now_ms, reader_of};
+use super::ring::{Reader, Taken};
 use super::tiles::Cutter;
-use super::tree::{Frontier, commitment};
-use super::wal::{Found, Frame, Scan, Segment, Wal, erase, segments};
+use super::tree::{Frontier, Hash, commitment};
+use super::wal::{Found, Frame, Scan, Wal, erase, segments};
 use crate::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
 use crate::map;
 
@@ -43,13 +43,17 @@ pub(super) struct Writer {
     taken: Taken,
     ring_file: File,
     looked: Instant,
+    /// Of what found no room, how many the frame says: denials, and what was let through
+    said: [u64; 2],
+    /// The epoch that is being set aside: nothing is written until that is done
+    rotating: Option<u64>,
 }
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, wal: Wal, frame: Frame, encoder: Encoder, ring_file: File) -> Self {
         let reader = reader_of(&shared.ring);
         let (taken, looked) = (Taken::default(), Instant::now());
-        Self { shared, wal, frame, encoder, reader, taken, ring_file, looked }
+        Self { shared, wal, frame, encoder, reader, taken, ring_file, looked, said: [0; 2], rotating: None }
     }
 
     pub(super) fn run(mut self) {
@@ -65,6 +69,18 @@ impl Writer {
     /// One batch; false when it was the last one.
     fn step(&mut self) -> bool {
         let stopping = self.shared.state().stopping;
+        if let Some(epoch) = self.rotating
+            && let Err(error) = self.finish_rotation(epoch)
+        {
+            self.failed(&error);
+            if stopping && self.gave_up_closing() {
+                return false;
+            }
+            self.pause(RETRY);
+            return true;
+        }
+        // Also where there is always more to do.
+        self.look();
         let more = self.collect();
         if self.frame.count() > 0 && !self.write() {
             if stopping && self.gave_up_closing() {
@@ -76,7 +92,6 @@ impl Writer {
         if more {
             return true;
         }
-        self.look();
         if self.answer_requests() {
             return true;
         }
@@ -126,8 +141,15 @@ impl Writer {
 
     /// Says what found no room, now that there is some.
     fn say_unlogged(&mut self) {
-        for (let_through, kind) in [(false, Kind::DeniedUnlogged), (true, Kind::Gap)] {
-            let Some((count, from, to)) = self.shared.ring.take_unlogged(let_through) else { continue };
+        for (place, kind) in [Kind::DeniedUnlogged, Kind::Gap].into_iter().enumerate() {
+            // What the frame says already is taken off when it is on the disk.
+            if self.said.get(place) != Some(&0) {
+                continue;
+            }
+            let Some((count, from, to)) = self.shared.ring.unlogged(place == 1) else { continue };
+            if let Some(said) = self.said.get_mut(place) {
+                *said = count;
+            }
             let mut members = Vec::new();
             push_number(&mut members, "count", i64::try_from(count).unwrap_or(i64::MAX));
             for (name, time) in [("from", from), ("to", to)] {
@@ -159,18 +181,20 @@ impl Writer {
         let last_seq = self.reader.seq.saturating_sub(1);
         let instance = self.shared.options.instance;
         if let Err(error) = self.wal.append(&mut self.frame, instance, last_seq, now_ms()) {
-            let mut state = self.shared.state();
-            state.write_failure = Some(error.to_string());
-            drop(state);
-            self.shared.done.notify_all();
+            self.failed(&error);
             return false;
         }
         self.frame.restart();
+        for (place, said) in std::mem::take(&mut self.said).into_iter().enumerate().filter(|(_, said)| *said != 0) {
+            self.shared.ring.forget_unlogged(place == 1, said);
+        }
         self.shared.ring.release(&self.reader);
         self.shared.durable_seq.store(last_seq, Ordering::Release);
         let mut state = self.shared.state();
         state.durable_seq = last_seq;
         state.durable_size = self.frame.frontier().size();
+        state.segment_from = self.wal.segment_from();
+        state.durable_root = self.frame.frontier().root();
         state.write_failure = None;
         state.sync_max_us = state.sync_max_us.max(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
         drop(state);
@@ -180,18 +204,21 @@ impl Writer {
         true
     }
 
-    /// What stood in line for room in the ring, now that there is some.
-    fn publish_outcomes(&self) {
+    fn failed(&self, error: &AuditError) {
+        self.shared.state().write_failure = Some(error.to_string());
+        self.shared.done.notify_all();
+    }
+
+    /// What stood in line for room in the ring, now that there is some. True if nothing is left.
+    fn publish_outcomes(&self) -> bool {
         let mut outcomes = lock(&self.shared.outcomes);
         while let Some(first) = outcomes.front() {
-            let members: &[u8] = &first.members;
-            let pieces =
-                Pieces { kind: first.kind as u8, time_ms: first.time_ms, pieces: [members, &[], &[], &[], &[]] };
-            let bytes = super::ring::Ring::bytes_for(members.len());
-            let Ok(claim) = self.shared.ring.claim(bytes) else { return };
+            let (pieces, bytes) = first.pieces();
+            let Ok(mut claim) = self.shared.ring.claim(bytes) else { return false };
             claim.publish(&pieces);
             outcomes.pop_front();
         }
+        true
     }
 
     /// Notices files that are no longer there, and requests that others have left.
@@ -229,14 +256,16 @@ impl Writer {
     fn answer_requests(&mut self) -> bool {
         let Some((number, request)) = self.shared.state().requests.pop_front() else { return false };
         let answer = match request {
-            Request::Erase(index) => self.erase(index),
+            Request::Erase(index) => self.erase(index, number == 0),
             Request::Rotate => self.rotate(),
         };
         if let Request::Erase(index) = request
             && number == 0
         {
-            // Whatever came of it: a request that cannot be met is not tried for ever.
-            let _ = std::fs::remove_file(self.shared.folder.join("erase").join(index.to_string()));
+            // A request that cannot be met is not tried for ever; one that the disk refused is.
+            if !matches!(answer, Err(AuditError::Io { .. } | AuditError::Unavailable { .. })) {
+                let _ = std::fs::remove_file(self.shared.folder.join("erase").join(index.to_string()));
+            }
         }
         if number != 0 {
             let answer = answer.map_err(|error| error.to_string());
@@ -246,16 +275,23 @@ impl Writer {
         true
     }
 
-    fn erase(&mut self, index: u64) -> Result<(), AuditError> {
+    /// Erases, and says so. `again`: who asks keeps asking until it was said, so that what is erased already may have been
+    /// erased by an attempt that did not come to saying it.
+    fn erase(&mut self, index: u64, again: bool) -> Result<(), AuditError> {
         let size = self.frame.frontier().size();
         if index >= size {
             return Err(AuditError::invalid(format!("there is no entry {index}; the log has {size}")));
         }
         let folder = self.shared.folder.join("wal");
-        let commitment = erase_payload(&self.shared.options.disk, &folder, index)?;
+        let erased = erase_payload(&self.shared.options.disk, &folder, index)?;
+        if matches!(erased, Erased::Before) && !again {
+            return Err(AuditError::invalid(format!("the payload of entry {index} is erased already")));
+        }
         let mut members = Vec::new();
         push_number(&mut members, "index", i64::try_from(index).unwrap_or(i64::MAX));
-        push_text(&mut members, "commitment", &BASE64.encode(commitment));
+        if let Erased::Now(Some(commitment)) = erased {
+            push_text(&mut members, "commitment", &BASE64.encode(commitment));
+        }
         self.say(Kind::Erasure, &members);
         self.write_now()
     }
@@ -272,29 +308,42 @@ impl Writer {
     /// Ends the epoch: everything is cut and signed, its files are set aside, and a new tree begins.
     fn rotate(&mut self) -> Result<(), AuditError> {
         let shared = Arc::clone(&self.shared);
-        let mut cutting = lock(&shared.cutting);
-        cutting.cut(&shared)?;
-        let disk = shared.options.disk.clone();
+        lock(&shared.cutting).cut(&shared)?;
         let epoch = shared.state().epoch;
+        // From here on there is no way back: files are where the next opening finishes what was begun.
+        self.rotating = Some(epoch);
+        if let Err(error) = self.finish_rotation(epoch) {
+            self.failed(&error);
+            return Err(AuditError::unavailable(format!("the epoch is not over yet, and it is tried again: {error}")));
+        }
+        self.write_now()
+    }
+
+    /// Everything after the last checkpoint of an epoch. Interrupted, it is done by doing it again.
+    fn finish_rotation(&mut self, epoch: u64) -> Result<(), AuditError> {
+        let shared = Arc::clone(&self.shared);
+        let mut cutting = lock(&shared.cutting);
+        let disk = shared.options.disk.clone();
         archive(&disk, &shared.folder, epoch)?;
         let next = epoch.saturating_add(1);
         let origin = shared.options.origin_of(next);
         let wal = shared.folder.join("wal");
-        disk.create_folder(&wal, 0o700).map_err(AuditError::io("cannot make", wal.clone()))?;
+        disk.create_folder_durably(&wal, 0o700).map_err(AuditError::io("cannot make", wal.clone()))?;
         let key = format!("{}\n", verifier_key(&origin, &*shared.signer));
         let path = shared.folder.join("verifier.pub");
         disk.write_whole(&path, key.as_bytes(), 0o644).map_err(AuditError::io("cannot write", path.clone()))?;
+        self.rotating = None;
         self.wal = Wal::new(disk.clone(), wal, shared.options.segment_bytes, &origin);
         self.frame = Frame::new(Frontier::default());
         *cutting = Cutting::new(Cutter::new(disk, shared.folder.clone()), &shared.folder);
         let mut state = shared.state();
         (state.origin, state.epoch) = (origin, next);
         (state.durable_size, state.checkpoint_size) = (0, 0);
+        state.durable_root = Frontier::default().root();
+        state.hurry_checkpoint = true;
         drop(state);
         drop(cutting);
         self.say(Kind::Epoch, &epoch_members(&shared.folder.join("epochs").join(epoch.to_string())));
-        self.write_now()?;
-        shared.state().hurry_checkpoint = true;
         shared.work.notify_all();
         Ok(())
     }
@@ -312,7 +361,10 @@ impl Writer {
             std::thread::sleep(Duration::from_millis(1));
         }
         if !lock(&self.shared.outcomes).is_empty() {
-            self.publish_outcomes();
+            if !self.publish_outcomes() && self.gave_up_closing() {
+                self.failed(&AuditError::unavailable("the log's ring is full of records that are never published"));
+                return false;
+            }
             return true;
         }
         let mut members = Vec::new();
@@ -334,8 +386,16 @@ impl Writer {
     }
 }
 
-/// Finds the payload of an entry and erases it. Returns the commitment that the entry has to it.
-pub(super) fn erase_payload(disk: &super::disk::Disk, folder: &Path, index: u64) -> Result<[u8; 32], AuditError> {
+/// What became of a payload.
+pub(super) enum Erased {
+    /// It was there: the commitment that the entry has to it, if it was whole
+    Now(Option<[u8; 32]>),
+    /// Nothing of it was left
+    Before,
+}
+
+/// Finds the payload of an entry and erases it, or what an erasure before has left of it.
+pub(super) fn erase_payload(disk: &super::disk::Disk, folder: &Path, index: u64) -> Result<Erased, AuditError> {
     let all = segments(folder)?;
     let found = all.iter().rev().find(|segment| segment.first_index <= index);
     let none = || AuditError::invalid(format!("entry {index} has no payload here"));
@@ -349,13 +409,13 @@ pub(super) fn erase_payload(disk: &super::disk::Disk, folder: &Path, index: u64)
         let Found::Frame(frame) = scan.next()? else { break };
         let payload = frame.payloads().find(|p| header.first_index.saturating_add(p.index.into()) == index);
         let payload = payload.ok_or_else(none)?;
-        if payload.erased {
-            return Err(AuditError::invalid(format!("the payload of entry {index} is erased already")));
+        if payload.erased && payload.is_blank() {
+            return Ok(Erased::Before);
         }
-        let commitment = commitment(payload.salt, payload.bytes);
+        let commitment = payload.is_intact().then(|| commitment(payload.salt, payload.bytes));
         erase(disk, &segment.path, payload.offset, payload.bytes.len())
             .map_err(AuditError::io("cannot erase in", segment.path.clone()))?;
-        return Ok(commitment);
+        return Ok(Erased::Now(commitment));
     }
     Err(none())
 }
@@ -365,24 +425,39 @@ pub(super) fn erase_payload(disk: &super::disk::Disk, folder: &Path, index: u64)
 pub(super) struct Cutting {
     cutter: Cutter,
     folder: PathBuf,
-    /// The segment it is in
-    scan: Option<(u64, Scan)>,
+    place: Option<Place>,
+}
+
+/// Where the cutter reads.
+#[derive(Debug)]
+struct Place {
+    /// First index of the next segment: what stands here from there on was not acknowledged
+    end: Option<u64>,
+    /// First index of the newest segment when this one was opened
+    segment_from: u64,
+    scan: Scan,
+}
+
+impl Place {
+    fn is_over(&self, next: u64) -> bool {
+        self.end.is_some_and(|end| next >= end)
+    }
 }
 
 impl Cutting {
     pub(super) fn new(cutter: Cutter, folder: &Path) -> Self {
-        Self { cutter, folder: folder.to_owned(), scan: None }
+        Self { cutter, folder: folder.to_owned(), place: None }
     }
 
     /// Cuts everything that is durable and signs a checkpoint for it, if there is anything new.
     pub(super) fn cut(&mut self, shared: &Shared) -> Result<(), AuditError> {
         let state = shared.state();
         let (size, seq, origin) = (state.durable_size, state.durable_seq, state.origin.clone());
-        let signed = state.checkpoint_size;
+        let (signed, segment_from, root) = (state.checkpoint_size, state.segment_from, state.durable_root);
         drop(state);
-        let mut done = self.read_to(size);
+        let mut done = self.read_to(size, segment_from);
         if done.is_ok() && (signed < size || size == 0) {
-            done = self.cutter.commit_with_partials().and_then(|()| self.sign(shared, &origin, size));
+            done = self.cutter.commit_with_partials().and_then(|()| self.sign(shared, &origin, size, &root));
         }
         if let Err(error) = done {
             // What is on the disk is what counts: begin where the last checkpoint ends.
@@ -401,37 +476,26 @@ impl Cutting {
         let disk = || shared.options.disk.clone();
         let loaded = signed.and_then(|s| Cutter::load(disk(), self.folder.clone(), s.size, &s.root));
         self.cutter = loaded.unwrap_or_else(|| Cutter::new(disk(), self.folder.clone()));
-        self.scan = None;
+        self.place = None;
     }
 
     /// Feeds the cutter all entries up to a size.
-    fn read_to(&mut self, size: u64) -> Result<(), AuditError> {
+    fn read_to(&mut self, size: u64, segment_from: u64) -> Result<(), AuditError> {
         while self.cutter.size() < size {
             let next = self.cutter.size();
-            let folder = self.folder.join("wal");
-            if self.scan.is_none() {
-                let all = segments(&folder)?;
-                let segment = all.iter().rev().find(|segment| segment.first_index <= next).cloned();
-                self.scan = segment.and_then(|s: Segment| Some((s.first_index, Scan::open(&s, false).ok()??)));
+            if self.place.as_ref().is_none_or(|place| place.segment_from != segment_from || place.is_over(next)) {
+                self.place = Some(self.find(next, segment_from)?);
             }
-            let gone = || AuditError::format(&folder, format!("entry {next} is not there any more"));
-            let (first, scan) = self.scan.as_mut().ok_or_else(gone)?;
-            let Found::Frame(frame) = scan.next()? else {
-                // The end of a segment: the next one begins with this entry.
-                if *first == next || !segments(&folder)?.iter().any(|segment| segment.first_index == next) {
-                    return Err(gone());
-                }
-                self.scan = None;
-                continue;
-            };
-            let from = frame.header.first_index;
-            if from > next || from.saturating_add(frame.header.count.into()) <= next {
-                if from > next {
-                    return Err(gone());
-                }
+            let gone = || AuditError::format(self.folder.join("wal"), format!("entry {next} is not there any more"));
+            let scan = &mut self.place.as_mut().ok_or_else(gone)?.scan;
+            let header = scan.peek()?.ok_or_else(gone)?;
+            if header.first_index.saturating_add(header.count.into()) <= next {
+                scan.skip(&header);
                 continue;
             }
-            for entry in frame.entries().skip(usize::try_from(next.saturating_sub(from)).unwrap_or(usize::MAX)) {
+            let Found::Frame(frame) = scan.next()? else { return Err(gone()) };
+            let before = next.checked_sub(header.first_index).and_then(|before| usize::try_from(before).ok());
+            for entry in frame.entries().skip(before.ok_or_else(gone)?) {
                 self.cutter.push(entry)?;
             }
             if self.cutter.wants_commit() {
@@ -441,36 +505,60 @@ impl Cutting {
         Ok(())
     }
 
+    /// The segment that an entry counts in: the last one that begins at or before it.
+    fn find(&self, index: u64, segment_from: u64) -> Result<Place, AuditError> {
+        let folder = self.folder.join("wal");
+        let all = segments(&folder)?;
+        let at = all.iter().rposition(|segment| segment.first_index <= index);
+        let found = at.and_then(|at| Some((all.get(at)?, all.get(at.saturating_add(1)))));
+        let gone = || AuditError::format(&folder, format!("entry {index} is not there any more"));
+        let (segment, next) = found.ok_or_else(gone)?;
+        let scan = Scan::open(segment, false)?.ok_or_else(gone)?;
+        Ok(Place { end: next.map(|next| next.first_index), segment_from, scan })
+    }
+
     /// Signs the tree as it is on the disk, and makes that the checkpoint.
-    fn sign(&self, shared: &Shared, origin: &str, size: u64) -> Result<(), AuditError> {
-        let root = self.cutter.frontier().root();
-        if self.cutter.size() != size {
-            return Err(AuditError::unavailable("the tiles are not those of the size to be signed"));
+    ///
+    /// What the writer has written and what was read of it again have to be the same.
+    fn sign(&self, shared: &Shared, origin: &str, size: u64, root: &Hash) -> Result<(), AuditError> {
+        if self.cutter.size() != size || self.cutter.frontier().root() != *root {
+            return Err(AuditError::unavailable("the tiles are not those of the tree to be signed"));
         }
-        let text = checkpoint(origin, size, &root, &*shared.signer)?;
+        let text = checkpoint(origin, size, root, &*shared.signer)?;
         let disk = &shared.options.disk;
-        append_checkpoint(&self.folder.join("checkpoints.log"), &text)?;
+        let kept = self.folder.join("checkpoints.log");
+        append_checkpoint(disk, &kept, &text).map_err(AuditError::io("cannot write", kept))?;
         let path = self.folder.join("checkpoint");
         disk.write_whole(&path, text.as_bytes(), 0o644).map_err(AuditError::io("cannot write", path))
     }
 }
 
-/// Keeps every checkpoint, one after the other.
-fn append_checkpoint(path: &Path, text: &str) -> Result<(), AuditError> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let append = || -> std::io::Result<()> {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).mode(0o644).open(path)?;
-        file.write_all(format!("{text}---\n").as_bytes())
-    };
-    append().map_err(AuditError::io("cannot write", path))
+/// Keeps every checkpoint, one after the other, each once. What a death has left half written is overwritten.
+fn append_checkpoint(disk: &super::disk::Disk, path: &Path, text: &str) -> std::io::Result<()> {
+    let file = disk.open_or_create(path, 0o644)?;
+    let (blocks, end) = last_blocks(&file)?;
+    let block = format!("{text}---\n");
+    if !blocks.ends_with(block.as_bytes()) {
+        if file.metadata()?.len() > end {
+            disk.truncate(&file, path, end)?;
+        }
+        disk.write_at(&file, path, block.as_bytes(), end)?;
+    }
+    disk.sync(&file, path)
 }
 
 /// The thread that cuts.
 pub(super) fn run_cutter(shared: &Arc<Shared>) {
     let interval = Duration::from_millis(shared.options.checkpoint_interval_ms.max(1));
     let mut last: Option<Instant> = None;
+    let mut followed = Instant::now();
     loop {
+        if followed.elapsed() >= LOOK {
+            followed = Instant::now();
+            let mut work = std::mem::take(&mut *lock(&shared.followed));
+            work.retain_mut(|work| work());
+            lock(&shared.followed).append(&mut work);
+        }
         let mut state = shared.state();
         let over = state.writer_over;
         let fresh = state.durable_size.saturating_sub(state.checkpoint_size);
@@ -478,7 +566,7 @@ pub(super) fn run_cutter(shared: &Arc<Shared>) {
         if !over && !(fresh > 0 && (due || state.hurry_checkpoint)) {
             state.hurry_checkpoint &= fresh > 0;
             let wait = last.map_or(interval, |last| interval.saturating_sub(last.elapsed()));
-            let wait = if fresh > 0 { wait } else { interval }.max(Duration::from_millis(1));
+            let wait = if fresh > 0 { wait } else { interval }.clamp(Duration::from_millis(1), LOOK);
             drop(shared.work.wait_timeout(state, wait));
             continue;
         }

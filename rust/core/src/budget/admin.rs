@@ -281,6 +281,27 @@ impl Ledger {
         (state.generation() == id.generation).then(|| self.hold_state(id.slot, slot, state)).flatten()
     }
 
+    /// What a hold has reserved, and what is left of each unit where there is least of it among the cells that it
+    /// reserved from. `None` if it has ended.
+    ///
+    /// # Cost
+    /// A load for each cell; nothing is allocated.
+    pub fn held(&self, id: HoldId) -> Option<([i64; UNITS], [Option<i64>; UNITS])> {
+        let slot = self.memory.slot(id.slot)?;
+        let mut left = [None; UNITS];
+        for (place, units) in slot.entries() {
+            let Some(period) = self.memory.period(place) else { continue };
+            for unit in units_of(units) {
+                if let (Some(free), Some(left)) = (cell(&period.free, unit), left.get_mut(unit)) {
+                    let free = free.load(Relaxed);
+                    *left = Some(left.map_or(free, |least: i64| least.min(free)));
+                }
+            }
+        }
+        let amounts = read(&slot.amounts);
+        (State(slot.state.load(Acquire)).generation() == id.generation).then_some((amounts, left))
+    }
+
     /// Every hold that lives, of every process.
     pub fn holds(&self) -> Vec<HoldState> {
         let slots = (0_u32..).zip(self.memory.slots.iter());

@@ -8,8 +8,8 @@
 //! 4. **budget**: what step 3 allowed is reserved at the run's budget and all above it, or denied. It comes last, so a
 //!    denial anywhere leaves nothing behind. What costs is denied in a run that names no budget; a tool without a cost
 //!    costs a run that has one a request;
-//! 5. **audit** will claim a slot of its ring before step 4 and publish it with the final verdict, denials of steps 1 to
-//!    3 included.
+//! 5. **audit**: a place in the log's ring is claimed before step 4 and published after it with the final verdict,
+//!    denials of steps 1 to 3 included. Without a place nothing is reserved and the action is denied.
 //!
 //! A model call takes the same steps under `Action::"call_model"` on `Model::"NAME"`; a run's list of tools does not
 //! speak of models.
@@ -20,6 +20,7 @@
 //! No step waits, takes a lock or does I/O.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bumpalo::Bump;
 use smallvec::SmallVec;
@@ -28,6 +29,7 @@ use super::Gate;
 use super::budget_context;
 use super::code::Code;
 use super::decision::{Decision, Detail};
+use super::evidence::{Buffers, Call, Links, push_seen};
 use super::model_call::{self, ModelCall, ModelRequest, Plan};
 use super::payer::{self, Paid, Payer};
 use super::scope::Scope;
@@ -48,6 +50,7 @@ pub struct Scratch {
     conversions: Vec<Conversion>,
     /// Holds `context.budget`, of a set that reads it
     budget: Bump,
+    evidence: Buffers,
 }
 
 impl Scratch {
@@ -72,22 +75,33 @@ impl Gate {
         now_ms: i64,
         scratch: &mut Scratch,
     ) -> Decision {
-        let state = self.state();
+        self.check_linked(scope, tool, arguments, now_ms, Links::default(), scratch)
+    }
+
+    /// The same, with what led to the call.
+    pub fn check_linked(
+        &self,
+        scope: Option<&Scope>,
+        tool: &str,
+        arguments: &mut Arguments,
+        now_ms: i64,
+        links: Links<'_>,
+        scratch: &mut Scratch,
+    ) -> Decision {
+        let state = &*self.state.load();
         let tool_index = state.registry().find(tool);
-        let admitted = admit(&state, scope, tool_index, tool, arguments, now_ms, scratch);
-        let mut decision = self.blank(state);
+        scratch.evidence.seen.clear();
+        let admitted = admit(state, scope, tool_index, tool, arguments, now_ms, scratch);
+        let mut decision = self.blank(Arc::clone(state));
         decision.tool = tool_index;
-        match admitted {
-            Ok((outcome, verdict)) => {
-                decision.outcome = Some(outcome);
-                verdict.write(&mut decision);
-                if let Some(scope) = scope.filter(|_| decision.goes_ahead()) {
-                    let paid = pay_tool(&decision, scope, now_ms);
-                    decision.pay(paid);
-                }
+        decision.admit(admitted);
+        let call = Call::Tool { name: tool, index: tool_index, arguments: Some(arguments) };
+        recorded(state, &mut decision, scope, &call, now_ms, links, scratch, |decision| {
+            if let Some(scope) = scope.filter(|_| decision.goes_ahead()) {
+                let paid = pay_tool(decision, scope, now_ms);
+                decision.pay(paid);
             }
-            Err((code, detail)) => (decision.code, decision.detail) = (code, detail),
-        }
+        });
         decision
     }
 
@@ -102,41 +116,67 @@ impl Gate {
         now_ms: i64,
         scratch: &mut Scratch,
     ) -> (Decision, ModelCall) {
-        let state = self.state();
-        let admitted = admit_model(&state, scope, request, now_ms, scratch);
-        let mut decision = self.blank(state);
+        self.check_model_linked(scope, request, now_ms, Links::default(), scratch)
+    }
+
+    /// The same, with what led to the call.
+    pub fn check_model_linked(
+        &self,
+        scope: Option<&Scope>,
+        request: &ModelRequest<'_>,
+        now_ms: i64,
+        links: Links<'_>,
+        scratch: &mut Scratch,
+    ) -> (Decision, ModelCall) {
+        let state = &*self.state.load();
+        scratch.evidence.seen.clear();
+        let admitted = admit_model(state, scope, request, now_ms, scratch);
+        let mut decision = self.blank(Arc::clone(state));
         decision.model = Some(request.model.into());
+        decision.admit(admitted);
         let mut plan = None;
-        match admitted {
-            Ok((outcome, verdict)) => {
-                decision.outcome = Some(outcome);
-                verdict.write(&mut decision);
-                if let Some(scope) = scope.filter(|_| decision.goes_ahead()) {
-                    let (paid, planned) = pay_model(&decision, scope, request, now_ms);
-                    decision.pay(paid);
-                    plan = planned;
-                }
+        recorded(state, &mut decision, scope, &Call::Model(request), now_ms, links, scratch, |decision| {
+            if let Some(scope) = scope.filter(|_| decision.goes_ahead()) {
+                let (paid, planned) = pay_model(decision, scope, request, now_ms);
+                decision.pay(paid);
+                plan = planned;
             }
-            Err((code, detail)) => (decision.code, decision.detail) = (code, detail),
-        }
+        });
         let call = ModelCall::new(request, plan.as_ref(), decision.hold().cloned());
         (decision, call)
     }
 
-    /// The decision for arguments of which no snapshot could be taken.
-    pub fn refuse_arguments(&self, tool: &str, error: &ArgumentsError) -> Decision {
-        let mut decision = self.blank(self.state());
-        decision.code = match error {
-            ArgumentsError::TooLarge { .. } | ArgumentsError::TooDeep { .. } => Code::InputTooLarge,
-            ArgumentsError::DuplicateKey | ArgumentsError::NullInList => Code::InputUnrepresentable,
-        };
-        decision.tool = decision.state.registry().find(tool);
-        decision.detail = Detail::Text(error.to_string().into());
+    /// The decision for arguments of which no snapshot could be taken, recorded like any other: `code` is that of the
+    /// snapshot, `reason` holds no value.
+    pub fn refuse_call(
+        &self,
+        scope: Option<&Scope>,
+        tool: &str,
+        (code, reason): (Code, String),
+        now_ms: i64,
+        links: Links<'_>,
+        scratch: &mut Scratch,
+    ) -> Decision {
+        let mut decision = self.refuse(code, Some(reason));
+        let state = &*self.state.load();
+        decision.tool = state.registry().find(tool);
+        scratch.evidence.seen.clear();
+        let call = Call::Tool { name: tool, index: decision.tool, arguments: None };
+        recorded(state, &mut decision, scope, &call, now_ms, links, scratch, |_| {});
         decision
     }
 
-    /// A denial that does not come from the pipeline: a closed or forked gate, a panic that the binding caught, or
-    /// arguments that are no plain data (with a sentence that holds no value).
+    /// What [`Gate::refuse_call`] is told of a snapshot that failed.
+    pub fn refusal_of(error: &ArgumentsError) -> (Code, String) {
+        let code = match error {
+            ArgumentsError::TooLarge { .. } | ArgumentsError::TooDeep { .. } => Code::InputTooLarge,
+            ArgumentsError::DuplicateKey | ArgumentsError::NullInList => Code::InputUnrepresentable,
+        };
+        (code, error.to_string())
+    }
+
+    /// A denial that does not come from the pipeline and is not recorded: a closed or forked gate, or a panic that the
+    /// binding caught.
     pub fn refuse(&self, code: Code, reason: Option<String>) -> Decision {
         let mut decision = self.blank(self.state());
         // This is for denials; asked for anything else it still denies.
@@ -159,11 +199,61 @@ impl Gate {
             model: None,
             hold: None,
             outcome: None,
+            recorded: None,
+            ended: AtomicBool::new(false),
         }
     }
 }
 
 type Denial = (Code, Detail);
+
+impl Decision {
+    /// Takes over what the first three steps came to.
+    #[inline]
+    fn admit(&mut self, admitted: Result<(Outcome, Verdict), Denial>) {
+        match admitted {
+            Ok((outcome, verdict)) => {
+                self.outcome = Some(outcome);
+                verdict.write(self);
+            }
+            Err((code, detail)) => (self.code, self.detail) = (code, detail),
+        }
+    }
+}
+
+/// Runs the budget step between the claim of a place in the log and the record's publication. Without a log it only runs
+/// the step; without a place it is not run, unless the configuration lets such actions pass.
+#[inline]
+#[expect(clippy::too_many_arguments, reason = "everything that a record says")]
+fn recorded(
+    state: &Arc<GateState>,
+    decision: &mut Decision,
+    scope: Option<&Scope>,
+    call: &Call<'_>,
+    now_ms: i64,
+    links: Links<'_>,
+    scratch: &mut Scratch,
+    pay: impl FnOnce(&mut Decision),
+) {
+    let buffers = &mut scratch.evidence;
+    let opened = match (state.open_record(decision, scope, call, links, buffers), state.audit()) {
+        (Some(Err(refused)), Some(audit)) => {
+            decision.unrecorded(audit, refused, now_ms);
+            None
+        }
+        (Some(Ok(opened)), _) => Some(opened),
+        _ => None,
+    };
+    pay(decision);
+    let Some(opened) = opened else { return };
+    if !state.publish_record(opened, decision, scope, call, now_ms, buffers) {
+        // It said less beforehand than it had to say: a defect, and nothing that goes on unrecorded.
+        if let Some(hold) = decision.hold.take() {
+            hold.hold().release();
+        }
+        decision.deny_unrecorded("the record is larger than what was claimed for it".to_owned());
+    }
+}
 
 fn admit(
     state: &GateState,
@@ -299,11 +389,15 @@ fn evaluate(
         (Code::ScopeMissing, Detail::Text(reason.into()))
     })?;
     let session = [("id", Value::Str(scope.session())), ("labels", scope.labels().as_value())];
-    let Scratch { policy, budget, .. } = scratch;
+    let Scratch { policy, budget, evidence, .. } = scratch;
     let mut fields: SmallVec<[(&str, Value<'_>); 5]> = SmallVec::new();
     if let (true, Some(payer), Some(ledger)) = (state.reads_budget(), scope.payer(), state.cells()) {
         budget.reset();
-        fields.push(("budget", budget_context::snapshot(ledger, payer.path(), budget)));
+        let seen = budget_context::snapshot(ledger, payer.path(), budget);
+        if state.audit().is_some() {
+            push_seen(&mut evidence.seen, &seen);
+        }
+        fields.push(("budget", seen));
     }
     fields.push(("input", asked.input));
     fields.push(("now", Value::Datetime(now_ms)));

@@ -41,6 +41,8 @@ pub enum Code {
     BudgetUnavailable,
     /// A permit applies only after an approval
     ApprovalRequired,
+    /// The audit log cannot take the record
+    AuditUnavailable,
     /// The gate was opened before a fork
     GateForked,
     /// The gate was closed
@@ -51,7 +53,7 @@ pub enum Code {
 
 impl Code {
     /// All codes.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Allow,
         Self::PolicyForbidden,
         Self::PolicyNoPermit,
@@ -67,6 +69,7 @@ impl Code {
         Self::BudgetUnpriced,
         Self::BudgetUnavailable,
         Self::ApprovalRequired,
+        Self::AuditUnavailable,
         Self::GateForked,
         Self::GateClosed,
         Self::InternalPanic,
@@ -90,6 +93,7 @@ impl Code {
             Self::BudgetUnpriced => DenialKind::Unpriced.slug(),
             Self::BudgetUnavailable => DenialKind::Unavailable.slug(),
             Self::ApprovalRequired => "approval.required",
+            Self::AuditUnavailable => "audit.unavailable",
             Self::GateForked => "gate.forked",
             Self::GateClosed => "gate.closed",
             Self::InternalPanic => "internal.panic",
@@ -126,6 +130,9 @@ impl Code {
                 "The action costs something, and the run has no budget, or the ledger cannot answer."
             }
             Self::ApprovalRequired => "A policy permits the action only after an approval of these exact arguments.",
+            Self::AuditUnavailable => {
+                "The decision cannot be recorded: the log is full or its disk refuses; nothing was reserved."
+            }
             Self::GateForked => "The gate was opened in a parent process; open one in this process.",
             Self::GateClosed => "The gate was closed.",
             Self::InternalPanic => "A defect inside the gate; the action is denied.",

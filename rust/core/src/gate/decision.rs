@@ -4,11 +4,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::code::Code;
+use super::evidence::Recorded;
 use super::payer::{Handle, Paid, Reservation};
 use super::state::{GateMode, GateState};
 use super::tools::{self, Tool};
+use crate::audit::log::Durability;
 use crate::budget::denial::Denial;
 use crate::policy::set::{Outcome, PolicyFault};
 use crate::policy::tree::Effect;
@@ -18,7 +21,7 @@ const NAMED_MAX: usize = 3;
 /// Characters of an annotation that a sentence shows.
 const ANNOTATION_CHARS_MAX: usize = 500;
 
-/// Names a decision: the gate that made it and how many it had made before. Budget and audit will know the same id.
+/// Names a decision: the gate that made it and how many it had made before. Its entry in the audit log has the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DecisionId {
     /// The gate instance
@@ -66,6 +69,10 @@ pub struct Decision {
     pub(super) model: Option<Box<str>>,
     pub(super) hold: Option<Reservation>,
     pub(super) outcome: Option<Outcome>,
+    /// Its record in the audit log
+    pub(super) recorded: Option<Recorded>,
+    /// What became of the action is recorded
+    pub(super) ended: AtomicBool,
 }
 
 impl Decision {
@@ -149,6 +156,31 @@ impl Decision {
             (self.code, self.would_deny) = (code, None);
         }
         self.detail = Detail::Budget(denial);
+    }
+
+    /// Its record in the audit log; `None` without a log, or where the configuration lets actions pass unrecorded.
+    pub const fn recorded(&self) -> Option<Recorded> {
+        self.recorded
+    }
+
+    /// How certain its record has to be: what the gate says, or more if a policy that decided does.
+    pub(super) fn durability(&self, least: Durability) -> Durability {
+        let mut most = least;
+        if self.state.any_marks().durability > least {
+            self.each_deciding(self.code, false, |policy| most = most.max(self.state.marks(policy).durability));
+        }
+        most
+    }
+
+    /// Visits the policies that make a code, in no order.
+    pub(super) fn each_deciding(&self, code: Code, with_shadow: bool, mut visit: impl FnMut(u32)) {
+        let Some(outcome) = &self.outcome else { return };
+        let counts = |policy: &u32| with_shadow || !self.state.marks(*policy).shadow;
+        match code {
+            Code::Allow => outcome.permits.iter().copied().filter(counts).for_each(visit),
+            Code::PolicyForbidden => outcome.forbids.iter().copied().filter(counts).for_each(visit),
+            _ => self.deciding(code, with_shadow).into_iter().for_each(&mut visit),
+        }
     }
 
     /// Ids of the policies that decided, in the order of their texts.

@@ -6,13 +6,16 @@
 //! [`payer`] is who pays and the hold that a decision carries, [`model_call`] what a model call holds and is charged,
 //! `budget_context` what policies see of budgets.
 //!
-//! A gate knows nothing of transports, runtimes or files: it is handed texts, values and an open ledger. What it does not
-//! do yet is listed in [`check`]: audit has its place in the pipeline and nothing stands in for it.
+//! [`evidence`] is what the audit log is told of all that.
+//!
+//! A gate knows nothing of transports, runtimes or files: it is handed texts, values, an open ledger and an open log.
 
 mod budget_context;
 pub mod check;
 pub mod code;
 pub mod decision;
+pub mod evidence;
+mod follow;
 pub mod model_call;
 pub mod names;
 pub mod payer;
@@ -27,26 +30,49 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 
 use self::decision::DecisionId;
+use self::follow::Follower;
+use self::scope::Scope;
 use self::state::{GateSources, GateState};
 use self::tools::ToolSpec;
+use crate::audit::entry::{Kind, Private, Record};
+use crate::audit::error::AuditError;
 use crate::budget::clock::{Clock as _, SystemClock};
-use crate::policy::error::PolicyErrors;
+use crate::policy::error::{PolicyError, PolicyErrors};
 
 /// A gate: a state that can be swapped, and a count of decisions.
 #[derive(Debug)]
 pub struct Gate {
     instance: u64,
-    state: ArcSwap<GateState>,
+    state: Arc<ArcSwap<GateState>>,
     decisions: AtomicU64,
+    runs: AtomicU64,
     /// Held while a new state is built, so that a reload and a registration do not undo each other. No check takes it.
     changing: Mutex<()>,
+    /// Records what happens to the ledger
+    _follower: Option<Follower>,
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+fn unkept(error: AuditError) -> PolicyErrors {
+    PolicyError::new(error.code(), error.to_string()).into()
+}
+
+/// Keeps what decides from now on, and records that it does. What cannot be recorded does not decide.
+fn announce(sources: &GateSources<'_>, state: &GateState) -> Result<(), PolicyErrors> {
+    let Some(audit) = state.audit() else { return Ok(()) };
+    let now_ms = state.ledger().map_or_else(|| SystemClock.wall_ms(), |ledger| ledger.clock().wall_ms());
+    evidence::announce(audit, sources, state, now_ms).map_err(unkept)
 }
 
 impl Gate {
     /// Loads a gate. `instance` tells its decisions from those of other gates: a random number, passed in.
     pub fn open(sources: &GateSources<'_>, instance: u64) -> Result<Self, PolicyErrors> {
-        let state = ArcSwap::from_pointee(GateState::load(sources)?);
-        Ok(Self { instance, state, decisions: AtomicU64::new(0), changing: Mutex::new(()) })
+        let state = Arc::new(GateState::load(sources)?);
+        announce(sources, &state)?;
+        let state = Arc::new(ArcSwap::from(state));
+        let follower = state.load().audit().map(|audit| Follower::start(&audit.log, &state));
+        let (decisions, runs) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { instance, state, decisions, runs, changing: Mutex::new(()), _follower: follower })
     }
 
     /// Loads everything anew and swaps it in; tools registered at run time stay. If anything is wrong nothing changes.
@@ -56,6 +82,7 @@ impl Gate {
     pub fn reload(&self, sources: &GateSources<'_>) -> Result<Arc<GateState>, PolicyErrors> {
         let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let state = Arc::new(GateState::load_after(sources, Some(&self.state.load()))?);
+        announce(sources, &state)?;
         self.state.store(Arc::clone(&state));
         drop(changing);
         Ok(state)
@@ -65,6 +92,9 @@ impl Gate {
     pub fn register(&self, tools: &[ToolSpec]) -> Result<(), PolicyErrors> {
         let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let state = self.state.load().with_tools(tools)?;
+        if let Some(audit) = state.audit() {
+            evidence::keep_tools(audit, tools).map_err(unkept)?;
+        }
         self.state.store(Arc::new(state));
         drop(changing);
         Ok(())
@@ -84,6 +114,26 @@ impl Gate {
     /// The gate's instance number.
     pub const fn instance(&self) -> u64 {
         self.instance
+    }
+
+    /// A number for a run, counted from 1.
+    pub fn next_run(&self) -> u64 {
+        self.runs.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+    }
+
+    /// Records that a run has begun, with what the user asked for kept outside the log: salt and text of the commitment
+    /// that the scope has. Nothing without a log.
+    pub fn record_run(&self, scope: &Scope, outer: u64, request: Option<(&[u8; 32], &str)>) {
+        let state = self.state.load();
+        let Some(audit) = state.audit() else { return };
+        let members = scope.fragments().run_members(outer, scope.tools(), scope.budget());
+        let private = request.map_or(Private::None, |(salt, text)| Private::Salted { salt, bytes: text.as_bytes() });
+        let now_ms = self.now_ms();
+        let record = Record { kind: Kind::Run, time_ms: now_ms, head: &members, tail: &[], private };
+        if audit.log.append_later(&record).is_err() {
+            // Whatever the run tries to do is denied for the same reason.
+            audit.log.count_unlogged(false, now_ms);
+        }
     }
 
     fn next_id(&self) -> DecisionId {

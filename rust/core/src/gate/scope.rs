@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 
+use super::evidence::{ScopeFragments, Who};
 use super::payer::Payer;
 use super::state::GateState;
+use crate::audit::tree::Hash;
 use crate::limits::{SESSION_LABELS_MAX, SESSION_TEXT_BYTES_MAX};
 use crate::policy::entities::{Entities, EntityData};
 use crate::policy::error::{PolicyError, PolicyErrors};
@@ -48,6 +50,10 @@ pub struct Scope {
     /// Sorted
     tools: Option<Vec<Box<str>>>,
     payer: Option<Payer>,
+    run: u64,
+    request: Option<Hash>,
+    /// What it says in each entry of the audit log
+    fragments: ScopeFragments,
     /// The entities with the principal in them, for the state they were made for
     resolved: ArcSwapOption<Resolved>,
 }
@@ -73,10 +79,13 @@ impl Scope {
             on_behalf_of: spec.on_behalf_of.map(Arc::new),
             tools: spec.tools.map(|tools| sorted(&tools)),
             payer: spec.budget.map(|path| Payer::new(&path, state)).transpose()?,
+            run: 0,
+            request: None,
+            fragments: ScopeFragments::default(),
             resolved: ArcSwapOption::empty(),
         };
         scope.resolve(state)?;
-        Ok(scope)
+        Ok(scope.with_fragments())
     }
 
     /// A scope inside this one: only the tools that both allow, this one's labels and more, its budget or one below it.
@@ -102,8 +111,48 @@ impl Scope {
             on_behalf_of: self.on_behalf_of.clone(),
             tools,
             payer: Payer::narrowed(self.payer.as_ref(), budget, state)?,
+            run: self.run,
+            request: self.request,
+            fragments: ScopeFragments::default(),
             resolved: ArcSwapOption::new(self.resolved.load_full()),
-        })
+        }
+        .with_fragments())
+    }
+
+    /// The same as a run of its own: what the audit log calls it, and the commitment of what the user asked for. Without
+    /// one that of the run around it stays.
+    #[must_use]
+    pub fn as_run(mut self, run: u64, request: Option<Hash>) -> Self {
+        self.run = run;
+        self.request = request.or(self.request);
+        self.with_fragments()
+    }
+
+    fn with_fragments(mut self) -> Self {
+        self.fragments = ScopeFragments::new(&Who {
+            principal: &self.principal,
+            on_behalf_of: self.on_behalf_of.as_deref(),
+            session: &self.session,
+            run: self.run,
+            request: self.request.as_ref(),
+            labels: &self.labels,
+            data: self.data.as_ref(),
+        });
+        self
+    }
+
+    pub(super) const fn fragments(&self) -> &ScopeFragments {
+        &self.fragments
+    }
+
+    /// What the audit log calls the run; 0 for nothing.
+    pub const fn run(&self) -> u64 {
+        self.run
+    }
+
+    /// The only tools it may call, sorted.
+    pub fn tools(&self) -> Option<&[Box<str>]> {
+        self.tools.as_deref()
     }
 
     /// Who acts.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::budget_context;
+use super::evidence::{Audit, Fragments};
 use super::tools::{CALL_TOOL, Registry, Tool, ToolSpec};
+use crate::audit::log::Durability;
 use crate::budget::ledger::Ledger;
 use crate::policy::entities::{Entities, EntityData};
 use crate::policy::error::{PolicyError, PolicyErrors};
@@ -66,6 +68,8 @@ pub struct GateSources<'a> {
     pub unguarded_forbid: UnguardedForbid,
     /// What pays for actions; without one nothing costs anything
     pub ledger: Option<Arc<Ledger>>,
+    /// What records decisions
+    pub audit: Option<Arc<Audit>>,
 }
 
 /// What the gate reads off a policy's annotations.
@@ -75,6 +79,10 @@ pub(super) struct Marks {
     pub(super) shadow: bool,
     /// `@approval`
     pub(super) approval: bool,
+    /// `@obligation`
+    pub(super) obligation: bool,
+    /// `@durability`
+    pub(super) durability: Durability,
 }
 
 /// One loaded state of a gate.
@@ -93,6 +101,8 @@ pub struct GateState {
     warnings: Vec<String>,
     budgets: Budgets,
     call_model: Arc<EntityUid>,
+    audit: Option<Arc<Audit>>,
+    fragments: Fragments,
 }
 
 /// The ledgers of a state.
@@ -150,7 +160,7 @@ impl GateState {
         let options = LoadOptions { ids: Ids::Annotation, ..LoadOptions::default() };
         let set = PolicySet::load(&sources.policies, sources.schema.as_ref(), options)?;
         let mut warnings = set.warnings().to_vec();
-        let marks = read_marks(&set, &mut warnings)?;
+        let marks = read_marks(&set, sources.audit.is_some(), &mut warnings)?;
         let reads_budget = set.may_read_context("budget");
         if !set.is_validated() {
             check_guards(&set, sources.unguarded_forbid, reads_budget, &mut warnings)?;
@@ -161,7 +171,14 @@ impl GateState {
         let known = before.map_or(&[][..], |state| state.registry.tools());
         tools.extend(known.iter().filter(|tool| tool.by_runtime).map(Arc::clone));
         let registry = Registry::new(tools)?;
-        let any_marks = Marks { shadow: marks.iter().any(|m| m.shadow), approval: marks.iter().any(|m| m.approval) };
+        let any_marks = Marks {
+            shadow: marks.iter().any(|m| m.shadow),
+            approval: marks.iter().any(|m| m.approval),
+            obligation: marks.iter().any(|m| m.obligation),
+            durability: marks.iter().map(|m| m.durability).max().unwrap_or_default(),
+        };
+        let audit = sources.audit.clone();
+        let fragments = audit.as_ref().map(|_| Fragments::new(sources, &set, &registry)).unwrap_or_default();
         Ok(Self {
             generation: next_generation(),
             entities: with_actions(&plain_entities, &registry)?,
@@ -175,6 +192,8 @@ impl GateState {
             warnings,
             budgets: Budgets::load(sources, before.map(|state| &state.budgets), reads_budget)?,
             call_model: Arc::new(EntityUid::new("Action", CALL_MODEL)),
+            audit,
+            fragments,
         })
     }
 
@@ -185,6 +204,7 @@ impl GateState {
             tools.push(Arc::new(Tool::new(spec, true)?));
         }
         let registry = Registry::new(tools)?;
+        let fragments = self.audit.as_ref().map(|_| self.fragments.with_tools(&registry)).unwrap_or_default();
         Ok(Self {
             generation: next_generation(),
             entities: with_actions(&self.plain_entities, &registry)?,
@@ -198,6 +218,8 @@ impl GateState {
             warnings: self.warnings.clone(),
             budgets: self.budgets.clone(),
             call_model: Arc::clone(&self.call_model),
+            audit: self.audit.clone(),
+            fragments,
         })
     }
 
@@ -248,6 +270,21 @@ impl GateState {
             Some(shadow) => Some(shadow),
             None => self.budgets.ledger.as_ref(),
         }
+    }
+
+    /// What records decisions.
+    #[inline]
+    pub const fn audit(&self) -> Option<&Arc<Audit>> {
+        self.audit.as_ref()
+    }
+
+    #[inline]
+    pub(super) const fn fragments(&self) -> &Fragments {
+        &self.fragments
+    }
+
+    pub(super) const fn has_obligations(&self) -> bool {
+        self.any_marks.obligation
     }
 
     /// Whether a policy may read `context.budget`.
@@ -360,7 +397,7 @@ fn close(name: &str, known: &str) -> bool {
 }
 
 /// Reads the annotations that mean something here. A meaning that cannot be kept is refused, not ignored.
-fn read_marks(set: &PolicySet, warnings: &mut Vec<String>) -> Result<Vec<Marks>, PolicyErrors> {
+fn read_marks(set: &PolicySet, audited: bool, warnings: &mut Vec<String>) -> Result<Vec<Marks>, PolicyErrors> {
     let mut errors: Vec<PolicyError> = Vec::new();
     let mut all = Vec::with_capacity(set.len());
     for (index, body) in (0_u32..).zip(set.policies()) {
@@ -391,8 +428,20 @@ fn read_marks(set: &PolicySet, warnings: &mut Vec<String>) -> Result<Vec<Marks>,
                 errors.push(refuse(format!("policy `{policy}` has @{shown}, which means nothing; is it @{known}?")));
             }
         }
-        if set.annotation(index, "durability").is_some() {
-            errors.push(refuse(format!("policy `{}` has @durability, which needs the audit log", body.id)));
+        marks.obligation = set.annotation(index, "obligation").is_some();
+        match set.annotation(index, "durability").map(Durability::parse) {
+            None => {}
+            Some(Some(class)) if audited || class == Durability::Group => marks.durability = class,
+            Some(Some(_)) => {
+                let mut error =
+                    refuse(format!("policy `{}` has @durability, and this gate keeps no audit log", body.id));
+                error.help = Some("add to tollkeeper.toml: [audit] dir = \"audit\"".to_owned());
+                errors.push(error);
+            }
+            Some(None) => {
+                let classes = Durability::ALL.map(Durability::name).join(", ");
+                errors.push(refuse(format!("policy `{}` has an unknown @durability; it is one of {classes}", body.id)));
+            }
         }
         all.push(marks);
     }

@@ -11,6 +11,7 @@ use unicode_normalization::is_nfc;
 use super::names;
 use super::schema::ToolSchema;
 use crate::arguments::{Argument, ArgumentRef, Arguments};
+use crate::audit::tree::Hash;
 use crate::budget::unit::{Amounts, Unit};
 use crate::limits::TOOLS_MAX;
 use crate::policy::error::{PolicyError, PolicyErrors};
@@ -43,6 +44,8 @@ pub struct Tool {
     schema: Option<ToolSchema>,
     paths: Vec<Box<str>>,
     cost: Option<Amounts>,
+    /// Digest of its definition
+    pin: Hash,
     /// Registered while the gate was open, so a reload of the files keeps it
     pub(super) by_runtime: bool,
 }
@@ -77,6 +80,7 @@ impl Tool {
             schema,
             paths: spec.paths.iter().map(|path| path.as_str().into()).collect(),
             cost: spec.cost,
+            pin: super::evidence::pin(spec),
             by_runtime,
         })
     }
@@ -103,6 +107,11 @@ impl Tool {
     /// The server or system that owns it.
     pub fn resource(&self) -> &EntityUid {
         &self.resource
+    }
+
+    /// SHA-256 of its definition, which the audit log records.
+    pub const fn pin(&self) -> &Hash {
+        &self.pin
     }
 
     /// The schema of its arguments.

@@ -384,6 +384,13 @@ impl PolicySet {
         self.schema.is_some()
     }
 
+    /// The text of a policy, or of the template it was linked from.
+    pub fn text(&self, policy: u32) -> &str {
+        let Some(body) = self.bodies.get(policy as usize) else { return "" };
+        let text = self.sources.get(body.source as usize).map_or("", |source| &*source.text);
+        text.get(body.span.start as usize..body.span.end as usize).unwrap_or_default()
+    }
+
     /// Where a policy stands: file name, line and column (from 1) of its first character.
     pub fn place(&self, policy: u32) -> (Option<&str>, u32, u32) {
         self.bodies.get(policy as usize).map_or((None, 0, 0), |body| self.position(body.source, body.span.start))

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Entities, EntityRef, Field, refuse, shown};
+use super::{Entities, EntityData, EntityRef, Field, refuse, shown};
 use crate::policy::error::PolicyErrors;
 use crate::uid::EntityUid;
 use crate::value::{Ip, Val};
@@ -17,6 +17,16 @@ impl Entities {
         entities.sort_by(|a, b| a.uid().cmp(b.uid()));
         entities.iter().map(entity_json).collect::<Result<_, _>>().map(Json::Array)
     }
+}
+
+/// One entity that is not in a store, as Cedar's JSON; `None` where it cannot be written.
+pub(crate) fn entity_json_text(entity: &EntityData) -> Option<String> {
+    let mut json = Map::new();
+    json.insert("uid".to_owned(), uid_json(&entity.uid));
+    json.insert("attrs".to_owned(), fields_json(&entity.attrs)?);
+    json.insert("parents".to_owned(), entity.parents.iter().map(|uid| uid_json(uid)).collect());
+    json.insert("tags".to_owned(), fields_json(&entity.tags)?);
+    Some(Json::Object(json).to_string())
 }
 
 fn entity_json(entity: &EntityRef<'_>) -> Result<Json, PolicyErrors> {

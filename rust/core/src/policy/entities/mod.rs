@@ -23,6 +23,7 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 
 use self::build::Builder;
+pub(crate) use self::dump::entity_json_text;
 pub use self::load::{context_from_json, context_from_json_with_schema, read_json};
 use super::error::{PolicyError, PolicyErrors};
 use crate::limits;

@@ -1,0 +1,680 @@
+//! What the gate tells the audit log of a decision, and when.
+//!
+//! Everything that stays the same from check to check is rendered once: what a scope says of the principal, what a tool
+//! and a policy are called and which digest they have, which bundle decides. A check copies that. It claims its place
+//! in the ring before the budget reserves and publishes after it, so that no money is held that the log does not know
+//! of; what is refused here is denied with `audit.unavailable`, unless the configuration says to go on and leave a gap.
+//!
+//! An entry never holds an argument: the snapshot goes into the ring beside it, and the writer commits to it.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::code::Code;
+use super::decision::{Decision, Detail};
+use super::model_call::ModelRequest;
+use super::state::{GateMode, GateSources, GateState};
+use super::tools::{Registry, ToolSpec};
+use crate::arguments::{Arguments, push_json_str};
+use crate::audit::entry::{Kind, Private, Record, push_hash, push_name, push_number, push_text};
+use crate::audit::error::AuditError;
+use crate::audit::log::{Durability, Log, LogClaim, Refused};
+use crate::audit::tree::{Hash, digest};
+use crate::budget::denial::Denial;
+use crate::budget::unit::Unit;
+use crate::policy::entities::EntityData;
+use crate::policy::set::PolicySet;
+use crate::value::{Val, Value};
+
+/// Policies and obligations named in one entry; more are counted.
+const NAMED_MAX: usize = 64;
+/// Bytes of a tool's or a model's name that nobody registered.
+const NAME_BYTES_MAX: usize = 256;
+/// Bytes of an obligation in an entry.
+const OBLIGATION_BYTES_MAX: usize = 1_000;
+/// Bytes that the verdict may take beside what is counted: fixed names, numbers, two budget paths.
+const VERDICT_BYTES: usize = 2_048;
+
+/// What a full ring does to an action that is allowed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnFull {
+    /// It is denied
+    #[default]
+    Deny,
+    /// It goes on, and an entry says how many did
+    Allow,
+}
+
+/// The log of a gate and how it is used.
+#[derive(Debug)]
+pub struct Audit {
+    /// The log
+    pub log: Arc<Log>,
+    /// What a full ring does
+    pub on_full: OnFull,
+    /// How certain a record is before a guard goes on, where no policy says more
+    pub durability: Durability,
+}
+
+/// What led to a call.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Links<'a> {
+    /// Id of the decision that this one follows from
+    pub parent: Option<&'a str>,
+    /// Trace and span ids of W3C trace context
+    pub trace: Option<(u128, u64)>,
+}
+
+/// Where a decision's record is.
+#[derive(Debug, Clone, Copy)]
+pub struct Recorded {
+    /// Its sequence number
+    pub seq: u64,
+    /// How certain it should be before the action begins
+    pub durability: Durability,
+}
+
+/// Buffers of a check.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+    structure: Vec<u8>,
+    /// What policies saw of budgets
+    pub(super) seen: Vec<u8>,
+}
+
+/// What a state says in each entry.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Fragments {
+    /// By tool: action, resource, name, digest of the definition
+    tools: Vec<Box<[u8]>>,
+    /// By policy: id and digest
+    policies: Arc<[Box<[u8]>]>,
+    /// Mode, bundle, entities
+    rest: Box<[u8]>,
+    /// Digest of the entities' text
+    pub(super) entities: Hash,
+}
+
+/// The document that a bundle digest is of: everything that decides but for what a runtime registers.
+fn bundle(sources: &GateSources<'_>) -> Vec<u8> {
+    let named = |source: &crate::policy::parse::Source<'_>| json!([source.name, source.text]);
+    let document = json!({
+        "policies": sources.policies.iter().map(named).collect::<Vec<_>>(),
+        "schema": sources.schema.as_ref().map(named),
+        "entities": sources.entities.as_ref().map(named),
+        "tools": sources.tools.iter().map(tool_document).collect::<Vec<_>>(),
+        "mode": mode(sources.mode),
+        "on_error": match sources.on_error { super::state::OnError::Deny => "deny", super::state::OnError::Cedar => "cedar" },
+        "unguarded_forbid": match sources.unguarded_forbid {
+            super::state::UnguardedForbid::Refuse => "refuse",
+            super::state::UnguardedForbid::Warn => "warn",
+        },
+        "engine": env!("CARGO_PKG_VERSION"),
+    });
+    document.to_string().into_bytes()
+}
+
+const fn mode(mode: GateMode) -> &'static str {
+    match mode {
+        GateMode::Enforce => "enforce",
+        GateMode::Shadow => "shadow",
+    }
+}
+
+fn tool_document(spec: &ToolSpec) -> serde_json::Value {
+    let cost = spec.cost.map(|cost| {
+        let amounts = cost.iter().filter(|(_, amount)| *amount != 0);
+        amounts.map(|(unit, amount)| (unit.name().to_owned(), json!(amount))).collect::<serde_json::Map<_, _>>()
+    });
+    // A schema that cannot be read was refused before.
+    let schema = spec.schema.as_deref().and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+    json!({
+        "name": spec.name,
+        "resource": spec.resource.to_string(),
+        "schema": schema,
+        "paths": spec.paths,
+        "cost": cost,
+    })
+}
+
+/// The digest of a tool's definition.
+pub(super) fn pin(spec: &ToolSpec) -> Hash {
+    digest(tool_document(spec).to_string().as_bytes())
+}
+
+impl Fragments {
+    pub(super) fn new(sources: &GateSources<'_>, set: &PolicySet, registry: &Registry) -> Self {
+        let bundle = digest(&bundle(sources));
+        let entities = digest(sources.entities.as_ref().map_or("[]", |source| source.text).as_bytes());
+        let mut rest = Vec::new();
+        push_text(&mut rest, "mode", mode(sources.mode));
+        for (name, hash) in [("bundle", &bundle), ("entities", &entities)] {
+            push_name(&mut rest, name);
+            push_quoted_hash(&mut rest, hash);
+        }
+        let policies = (0_u32..).zip(set.policies()).map(|(policy, body)| {
+            let mut fragment = Vec::new();
+            push_json_str(&mut fragment, &body.id);
+            fragment.push(b':');
+            push_quoted_hash(&mut fragment, &digest(set.text(policy).as_bytes()));
+            fragment.into()
+        });
+        let policies = policies.collect();
+        Self { tools: Vec::new(), policies, rest: rest.into(), entities }.with_tools(registry)
+    }
+
+    /// The same with other tools.
+    pub(super) fn with_tools(&self, registry: &Registry) -> Self {
+        let tools = registry.tools().iter().map(|tool| {
+            let mut fragment = Vec::new();
+            push_text(&mut fragment, "action", &tool.action().to_string());
+            push_text(&mut fragment, "resource", &tool.resource().to_string());
+            push_text(&mut fragment, "tool", tool.name());
+            push_name(&mut fragment, "pin");
+            push_quoted_hash(&mut fragment, tool.pin());
+            fragment.into()
+        });
+        Self { tools: tools.collect(), ..self.clone() }
+    }
+}
+
+fn push_quoted_hash(out: &mut Vec<u8>, hash: &Hash) {
+    out.push(b'"');
+    push_hash(out, hash);
+    out.push(b'"');
+}
+
+/// What a scope says in each entry, and what goes with the arguments of its calls.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ScopeFragments {
+    who: Box<[u8]>,
+    /// How much of it is not about the request
+    without_request: usize,
+    labels: Box<[u8]>,
+    /// `,"principal":{...}` of a principal that the run describes
+    payload: Box<[u8]>,
+}
+
+/// What a scope is, for its fragments.
+pub(super) struct Who<'a> {
+    pub(super) principal: &'a crate::uid::EntityUid,
+    pub(super) on_behalf_of: Option<&'a crate::uid::EntityUid>,
+    pub(super) session: &'a str,
+    pub(super) run: u64,
+    pub(super) request: Option<&'a Hash>,
+    pub(super) labels: &'a Val,
+    pub(super) data: Option<&'a EntityData>,
+}
+
+impl ScopeFragments {
+    pub(super) fn new(scope: &Who<'_>) -> Self {
+        let mut who = Vec::new();
+        push_text(&mut who, "principal", &scope.principal.to_string());
+        if let Some(user) = scope.on_behalf_of {
+            push_text(&mut who, "on_behalf_of", &user.to_string());
+        }
+        push_text(&mut who, "session", scope.session);
+        if scope.run != 0 {
+            push_text(&mut who, "run", &format!("r{}", scope.run));
+        }
+        let without_request = who.len();
+        if let Some(request) = scope.request {
+            push_name(&mut who, "request");
+            push_quoted_hash(&mut who, request);
+        }
+        let mut labels = Vec::new();
+        if let Val::Set(items) = scope.labels
+            && !items.is_empty()
+        {
+            let texts = items.iter().filter_map(|item| if let Val::Str(text) = item { Some(&**text) } else { None });
+            push_texts(&mut labels, "labels", texts);
+        }
+        let mut payload = Vec::new();
+        if let Some(json) = scope.data.and_then(crate::policy::entities::entity_json_text) {
+            push_name(&mut payload, "principal");
+            payload.extend_from_slice(json.as_bytes());
+        }
+        Self { who: who.into(), without_request, labels: labels.into(), payload: payload.into() }
+    }
+
+    /// The members of the entry that begins a run.
+    pub(super) fn run_members(&self, outer: u64, tools: Option<&[Box<str>]>, budget: Option<&str>) -> Vec<u8> {
+        // The request is what this entry itself commits to.
+        let mut members = self.who.get(..self.without_request).unwrap_or_default().to_vec();
+        if outer != 0 {
+            push_text(&mut members, "inside", &format!("r{outer}"));
+        }
+        if let Some(tools) = tools {
+            push_texts(&mut members, "tools", tools.iter().map(|tool| &**tool));
+        }
+        if let Some(budget) = budget {
+            push_text(&mut members, "path", budget);
+        }
+        members.extend_from_slice(&self.labels);
+        members
+    }
+}
+
+/// A member that is a list of texts.
+fn push_texts<'a>(out: &mut Vec<u8>, name: &str, texts: impl Iterator<Item = &'a str>) {
+    push_name(out, name);
+    out.push(b'[');
+    for (place, text) in texts.enumerate() {
+        if place > 0 {
+            out.push(b',');
+        }
+        push_json_str(out, text);
+    }
+    out.push(b']');
+}
+
+/// What was asked for.
+#[derive(Clone, Copy)]
+pub(super) enum Call<'a> {
+    /// A tool by the name that was given, with its number if it has one, and its arguments if a snapshot was taken
+    Tool { name: &'a str, index: Option<u32>, arguments: Option<&'a Arguments> },
+    /// A model
+    Model(&'a ModelRequest<'a>),
+}
+
+/// A check's place in the log.
+pub(super) struct Opened<'l> {
+    claim: LogClaim<'l>,
+    trace: Option<(u128, u64)>,
+}
+
+impl GateState {
+    /// Renders what is known before the verdict and claims a place for the whole record. `None` without a log.
+    #[inline]
+    pub(super) fn open_record<'s>(
+        &'s self,
+        decision: &Decision,
+        scope: Option<&super::scope::Scope>,
+        call: &Call<'_>,
+        links: Links<'_>,
+        buffers: &mut Buffers,
+    ) -> Option<Result<Opened<'s>, Refused>> {
+        let audit = self.audit()?;
+        buffers.head.clear();
+        buffers.structure.clear();
+        let head = &mut buffers.head;
+        push_id(head, "id", decision);
+        let mut more = 0;
+        if let Some(scope) = scope {
+            head.extend_from_slice(&scope.fragments().who);
+            more = scope.fragments().payload.len().saturating_add(scope.fragments().labels.len());
+        }
+        if let Some(parent) = links.parent {
+            push_text(head, "parent", shortened(parent, NAME_BYTES_MAX));
+        }
+        match call {
+            Call::Tool { name, index, arguments } => {
+                match index.and_then(|index| self.fragments().tools.get(index as usize)) {
+                    Some(fragment) => head.extend_from_slice(fragment),
+                    None => push_text(head, "tool", shortened(name, NAME_BYTES_MAX)),
+                }
+                if let Some(arguments) = arguments {
+                    arguments.write_structure(&mut buffers.structure);
+                    more = more.saturating_add(arguments.text().len()).saturating_add(buffers.structure.len());
+                }
+            }
+            Call::Model(request) => push_model(head, self, request),
+        }
+        let bytes = more
+            .saturating_add(head.len())
+            .saturating_add(buffers.seen.len())
+            .saturating_add(self.fragments().rest.len())
+            .saturating_add(self.verdict_bytes(decision));
+        Some(audit.log.claim(Log::bytes_for(bytes)).map(|claim| Opened { claim, trace: links.trace }))
+    }
+
+    /// An upper bound of what the verdict's policies take in an entry.
+    fn verdict_bytes(&self, decision: &Decision) -> usize {
+        let fragment = |policy: &u32| self.fragments().policies.get(*policy as usize).map_or(0, |bytes| bytes.len());
+        let outcome = decision.outcome.as_ref();
+        let mut bytes = VERDICT_BYTES;
+        for policy in outcome.into_iter().flat_map(|outcome| outcome.permits.iter().chain(&outcome.forbids)) {
+            // Once as what decided and once as what would, and its obligation, every character of which may be escaped.
+            let obligation = self.set().annotation(*policy, "obligation").map_or(0, str::len).min(OBLIGATION_BYTES_MAX);
+            bytes =
+                bytes.saturating_add(fragment(policy).saturating_mul(2)).saturating_add(obligation.saturating_mul(6));
+            bytes = bytes.saturating_add(8);
+        }
+        if outcome.is_some_and(|outcome| outcome.errors_len() > 0) {
+            let errors = decision.faults();
+            let ids = errors.iter().take(NAMED_MAX).map(|fault| fragment(&fault.policy).saturating_add(8));
+            bytes = ids.fold(bytes, usize::saturating_add);
+        }
+        bytes
+    }
+
+    /// Publishes a record with its verdict. False if it could not be: then the action must not go ahead.
+    #[inline]
+    pub(super) fn publish_record(
+        &self,
+        opened: Opened<'_>,
+        decision: &mut Decision,
+        scope: Option<&super::scope::Scope>,
+        call: &Call<'_>,
+        now_ms: i64,
+        buffers: &mut Buffers,
+    ) -> bool {
+        let Some(audit) = self.audit() else { return true };
+        let durability = decision.durability(audit.durability);
+        let Buffers { head, tail, structure, seen } = buffers;
+        tail.clear();
+        push_verdict(tail, self, decision);
+        if let Some(scope) = scope {
+            tail.extend_from_slice(&scope.fragments().labels);
+        }
+        push_budget(tail, decision);
+        if !seen.is_empty() {
+            push_name(tail, "budget_seen");
+            tail.extend_from_slice(seen);
+        }
+        tail.extend_from_slice(&self.fragments().rest);
+        if durability != Durability::Group {
+            push_text(tail, "durability", durability.name());
+        }
+        push_trace(tail, opened.trace);
+        push_text(tail, "engine", env!("CARGO_PKG_VERSION"));
+        let more: &[u8] = scope.map_or(&[], |scope| &scope.fragments().payload);
+        let private = match call {
+            Call::Tool { arguments: Some(arguments), .. } => {
+                Private::Arguments { structure, text: arguments.text(), more }
+            }
+            _ => Private::None,
+        };
+        let seq = opened.claim.seq();
+        let record = Record { kind: Kind::Decision, time_ms: now_ms, head, tail, private };
+        let published = opened.claim.publish(&record);
+        if published {
+            decision.recorded = Some(Recorded { seq, durability });
+        }
+        published
+    }
+}
+
+fn push_id(out: &mut Vec<u8>, name: &str, decision: &Decision) {
+    use std::io::Write as _;
+    push_name(out, name);
+    // Writing to memory does not fail.
+    let _ = write!(out, "\"{}\"", decision.id());
+}
+
+/// At most so many bytes of a text.
+fn shortened(text: &str, bytes_max: usize) -> &str {
+    let mut end = text.len().min(bytes_max);
+    while !text.is_char_boundary(end) {
+        end = end.saturating_sub(1);
+    }
+    text.get(..end).unwrap_or_default()
+}
+
+fn push_model(out: &mut Vec<u8>, state: &GateState, request: &ModelRequest<'_>) {
+    let name = shortened(request.model, NAME_BYTES_MAX);
+    push_text(out, "action", &state.call_model().to_string());
+    push_text(out, "resource", &crate::uid::EntityUid::new("Model", name).to_string());
+    push_name(out, "model");
+    out.extend_from_slice(b"{\"name\":");
+    push_json_str(out, name);
+    push_number(out, "prompt_tokens", request.prompt_tokens);
+    push_number(out, "max_tokens", request.max_tokens);
+    push_number(out, "n", request.n);
+    out.push(b'}');
+}
+
+fn push_verdict(out: &mut Vec<u8>, state: &GateState, decision: &Decision) {
+    push_name(out, "decision");
+    out.extend_from_slice(if decision.allowed() { b"\"allow\"" } else { b"\"deny\"" });
+    push_text(out, "code", decision.code().slug());
+    if let Some(code) = decision.would_deny() {
+        push_text(out, "would_deny", code.slug());
+    }
+    let fragments = state.fragments();
+    let mut named = 0;
+    decision.each_deciding(decision.code(), false, |policy| {
+        if let Some(fragment) = fragments.policies.get(policy as usize).filter(|_| named < NAMED_MAX) {
+            if named == 0 {
+                push_name(out, "policies");
+            }
+            out.push(if named == 0 { b'{' } else { b',' });
+            out.extend_from_slice(fragment);
+            named = named.saturating_add(1);
+        }
+    });
+    if named > 0 {
+        out.push(b'}');
+    }
+    if decision.would_deny().is_some() {
+        push_texts(out, "would_deny_policies", decision.would_deny_policies().into_iter().take(NAMED_MAX));
+    }
+    if decision.outcome.as_ref().is_some_and(|outcome| outcome.errors_len() > 0) {
+        let faults = decision.faults();
+        push_texts(out, "errors", faults.iter().take(NAMED_MAX).map(|fault| state.set().id(fault.policy)));
+    }
+    if decision.allowed() && state.has_obligations() {
+        let obligations = decision.obligations();
+        if !obligations.is_empty() {
+            let texts = obligations.into_iter().take(NAMED_MAX).map(|text| shortened(text, OBLIGATION_BYTES_MAX));
+            push_texts(out, "obligations", texts);
+        }
+    }
+}
+
+fn push_budget(out: &mut Vec<u8>, decision: &Decision) {
+    let (hold, denial) = (decision.hold(), decision.denial());
+    if hold.is_none() && denial.is_none() {
+        return;
+    }
+    push_name(out, "budget");
+    let path = hold.map_or_else(|| denial.map_or("", |denial| &denial.path), super::payer::Handle::path);
+    out.extend_from_slice(b"{\"path\":");
+    push_json_str(out, path);
+    if let Some((reserved, remaining)) = hold.and_then(|hold| hold.ledger().held(hold.id())) {
+        let reserved = Unit::ALL.into_iter().zip(reserved).filter(|(_, amount)| *amount != 0);
+        push_units(out, "reserved", reserved);
+        let remaining = Unit::ALL.into_iter().zip(remaining).filter_map(|(unit, left)| Some((unit, left?)));
+        push_units(out, "remaining", remaining);
+    }
+    if let Some(denial) = denial {
+        push_refused(out, denial);
+    }
+    out.push(b'}');
+}
+
+fn push_units(out: &mut Vec<u8>, name: &str, amounts: impl Iterator<Item = (Unit, i64)>) {
+    push_name(out, name);
+    out.push(b'{');
+    for (place, (unit, amount)) in amounts.enumerate() {
+        if place > 0 {
+            out.push(b',');
+        }
+        out.push(b'"');
+        out.extend_from_slice(unit.name().as_bytes());
+        out.extend_from_slice(b"\":");
+        out.extend_from_slice(itoa::Buffer::new().format(amount).as_bytes());
+    }
+    out.push(b'}');
+}
+
+fn push_refused(out: &mut Vec<u8>, denial: &Denial) {
+    push_name(out, "refused");
+    out.extend_from_slice(b"{\"path\":");
+    push_json_str(out, &denial.path);
+    if let Some(unit) = denial.unit {
+        push_text(out, "unit", unit.name());
+    }
+    if let Some(window) = denial.window {
+        push_text(out, "window", window.name());
+    }
+    if denial.unit.is_some() {
+        for (name, value) in
+            [("requested", denial.requested), ("limit", denial.limit), ("used", denial.used), ("held", denial.held)]
+        {
+            push_number(out, name, value);
+        }
+    }
+    if let Some(ms) = denial.retry_after_ms {
+        push_number(out, "retry_after_ms", ms);
+    }
+    out.push(b'}');
+}
+
+fn push_trace(out: &mut Vec<u8>, trace: Option<(u128, u64)>) {
+    use std::io::Write as _;
+    if let Some((trace, span)) = trace {
+        push_name(out, "trace");
+        // Writing to memory does not fail.
+        let _ = write!(out, "{{\"trace_id\":\"{trace:032x}\",\"span_id\":\"{span:016x}\"}}");
+    }
+}
+
+/// Renders `context.budget` as policies saw it.
+pub(super) fn push_seen(out: &mut Vec<u8>, value: &Value<'_>) {
+    match value {
+        Value::RecordTemp(fields) => {
+            out.push(b'{');
+            for (place, (name, value)) in fields.iter().enumerate() {
+                if place > 0 {
+                    out.push(b',');
+                }
+                push_json_str(out, name);
+                out.push(b':');
+                push_seen(out, value);
+            }
+            out.push(b'}');
+        }
+        Value::Long(number) => out.extend_from_slice(itoa::Buffer::new().format(*number).as_bytes()),
+        Value::Str(text) => push_json_str(out, text),
+        _ => out.extend_from_slice(b"null"),
+    }
+}
+
+/// How an action ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// It returned
+    Ok,
+    /// It raised
+    Error,
+    /// It was cancelled
+    Cancelled,
+    /// Nobody knows
+    Unknown,
+}
+
+impl Status {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ok, Self::Error, Self::Cancelled, Self::Unknown];
+
+    /// Its name in an entry.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Error => "error",
+            Self::Cancelled => "cancelled",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What became of an allowed action.
+#[derive(Debug, Clone, Copy)]
+pub struct Ending<'a> {
+    /// How it ended
+    pub status: Status,
+    /// The kind of error, never its text
+    pub error: Option<&'a str>,
+    /// What it used, by name
+    pub usage: &'a [(&'a str, i64)],
+    /// How long it took
+    pub duration_ms: Option<i64>,
+    /// Where it was traced
+    pub trace: Option<(u128, u64)>,
+}
+
+impl Decision {
+    /// Records what became of the action; once for each decision. It never waits: without room in the ring it stands in
+    /// line. False if there is no log, or it is recorded already.
+    pub fn record_outcome(&self, ending: &Ending<'_>, now_ms: i64) -> Result<bool, AuditError> {
+        let Some(audit) = self.state.audit().filter(|_| self.recorded.is_some()) else { return Ok(false) };
+        // Relaxed: only one caller gets the false, and nothing else hangs on it.
+        if self.ended.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let mut members = Vec::with_capacity(256);
+        push_id(&mut members, "of", self);
+        push_text(&mut members, "status", ending.status.name());
+        if let Some(error) = ending.error {
+            push_text(&mut members, "error", shortened(error, NAME_BYTES_MAX));
+        }
+        if !ending.usage.is_empty() {
+            push_name(&mut members, "usage");
+            for (place, (name, count)) in ending.usage.iter().take(NAMED_MAX).enumerate() {
+                members.push(if place == 0 { b'{' } else { b',' });
+                push_json_str(&mut members, shortened(name, NAME_BYTES_MAX));
+                members.push(b':');
+                members.extend_from_slice(itoa::Buffer::new().format(*count).as_bytes());
+            }
+            members.push(b'}');
+        }
+        if let Some(model) = &self.model {
+            push_text(&mut members, "model", shortened(model, NAME_BYTES_MAX));
+        }
+        if let Some(duration_ms) = ending.duration_ms {
+            push_number(&mut members, "duration_ms", duration_ms);
+        }
+        push_trace(&mut members, ending.trace);
+        let record = Record { kind: Kind::Outcome, time_ms: now_ms, head: &members, tail: &[], private: Private::None };
+        let appended = audit.log.append_later(&record);
+        if appended.is_err() {
+            self.ended.store(false, std::sync::atomic::Ordering::Relaxed);
+        }
+        appended.map(|_| true)
+    }
+
+    /// What a check that found no room in the log comes to.
+    #[cold]
+    pub(super) fn unrecorded(&mut self, audit: &Audit, refused: Refused, now_ms: i64) {
+        let passes = self.allowed() && audit.on_full == OnFull::Allow && refused == Refused::Full;
+        audit.log.count_unlogged(passes, now_ms);
+        if self.allowed() && !passes {
+            self.deny_unrecorded(audit.log.reason(refused));
+        }
+    }
+
+    pub(super) fn deny_unrecorded(&mut self, reason: String) {
+        (self.code, self.would_deny, self.by_shadow_policies) = (Code::AuditUnavailable, None, false);
+        self.detail = Detail::Text(reason.into());
+    }
+}
+
+/// Keeps what decides, and says in the log that it does.
+pub(super) fn announce(
+    audit: &Audit,
+    sources: &GateSources<'_>,
+    state: &GateState,
+    now_ms: i64,
+) -> Result<(), AuditError> {
+    let kept = audit.log.keep(&bundle(sources))?;
+    let mut members = Vec::new();
+    push_name(&mut members, "bundle");
+    push_quoted_hash(&mut members, &kept);
+    push_name(&mut members, "entities");
+    push_quoted_hash(&mut members, &state.fragments().entities);
+    push_number(&mut members, "policies", i64::try_from(state.set().len()).unwrap_or(i64::MAX));
+    push_number(&mut members, "tools", i64::try_from(state.registry().tools().len()).unwrap_or(i64::MAX));
+    push_text(&mut members, "mode", mode(state.mode()));
+    push_text(&mut members, "on_full", if audit.on_full == OnFull::Deny { "deny" } else { "allow" });
+    let record = Record { kind: Kind::PolicyLoad, time_ms: now_ms, head: &members, tail: &[], private: Private::None };
+    audit.log.append(&record, 1_000).map(drop)
+}
+
+/// Keeps the definitions of tools that a runtime registers.
+pub(super) fn keep_tools(audit: &Audit, specs: &[ToolSpec]) -> Result<(), AuditError> {
+    specs.iter().try_for_each(|spec| audit.log.keep(tool_document(spec).to_string().as_bytes()).map(drop))
+}
