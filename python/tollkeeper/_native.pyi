@@ -95,6 +95,7 @@ class AuditLog:
         ring_bytes: int = ...,
         segment_bytes: int = ...,
         exported: bool = False,
+        slot: bool = False,
     ) -> typing.Self:
         """
         Args:
@@ -107,6 +108,7 @@ class AuditLog:
             ring_bytes: Size of the ring, a power of two.
             segment_bytes: Size of a write-ahead segment.
             exported: Whether something outside takes each checkpoint.
+            slot: Whether the folder is one of logs, of which the first that no process has is opened.
 
         Raises:
             AuditError: Another process has the log, it is damaged, or the folder cannot be used.
