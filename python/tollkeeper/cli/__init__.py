@@ -25,6 +25,8 @@ VERBS = {
     "decide": ("decide", "run a file of actions through a gate"),
     "policy": (None, "ask, test, explain and validate policies"),
     "budget": (None, "show, explain and change what budgets have left; replay a trace"),
+    "audit": (None, "verify, show, prove, export and operate audit logs; decide recorded actions again"),
+    "why": ("why", "say from the log why an action was denied, and what would change it"),
     "doctor": ("doctor", "say what this installation and this folder can and cannot do"),
 }
 POLICY_VERBS = {
@@ -44,7 +46,21 @@ BUDGET_VERBS = {
     "set-limit": ("budget_set_limit", "change a limit of a ledger that is in use"),
     "replay": ("budget_replay", "drive recorded requests through budgets"),
 }
-GROUPS = {"policy": POLICY_VERBS, "budget": BUDGET_VERBS}
+AUDIT_VERBS = {
+    "verify": ("audit_verify", "say what of a log holds: integrity, completeness, and how far it is anchored"),
+    "show": ("audit_show", "print entries"),
+    "tail": ("audit_tail", "print the newest entries, and follow"),
+    "prove": ("audit_prove", "write the proof that an entry is in the log"),
+    "check-proof": ("audit_check_proof", "check such a proof, without the log"),
+    "export": ("audit_export", "write all entries to a file"),
+    "erase": ("audit_erase", "erase what an entry commits to; the entry and its proofs stay"),
+    "keygen": ("audit_keygen", "make a log's key and print its public half"),
+    "checkpoints": ("audit_checkpoints", "print the checkpoints, or hand new ones to somebody else"),
+    "rotate": ("audit_rotate", "end a log's epoch and begin the next"),
+    "status": ("audit_status", "say how large a log is, who writes it, and who could rewrite it"),
+    "replay": ("audit_replay", "decide recorded actions again, by the recorded policies or by others"),
+}
+GROUPS = {"policy": POLICY_VERBS, "budget": BUDGET_VERBS, "audit": AUDIT_VERBS}
 
 
 class Parser(argparse.ArgumentParser):

@@ -70,8 +70,7 @@ def sources(arguments: argparse.Namespace) -> Sources:
     """The files that are named, or else those of the configuration."""
     entities = getattr(arguments, "entities", None)
     if arguments.policies is not None:
-        files = [file for path in arguments.policies for file in _cedar_files(path)]
-        return Sources(files, arguments.schema, entities)
+        return Sources(cedar_files(arguments.policies), arguments.schema, entities)
     settings = load_config(arguments.config)
     if not settings.policy_files:
         raise InputError(f"{settings.file}: policy.files names no policies", 'files = ["policies/*.cedar"]')
@@ -88,6 +87,11 @@ def load_config(path: Path, hint: str = "name policies with --policies") -> conf
         return config.load(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file", f"{hint}, or write one: tollkeeper init") from None
+
+
+def cedar_files(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are, and of folders the Cedar files in them."""
+    return [file for path in paths for file in _cedar_files(path)]
 
 
 def _cedar_files(path: Path) -> list[Path]:

@@ -57,18 +57,34 @@ def _limit(limit: int | None) -> str:
 
 def svg(rows: Sequence[Row], title: str, note: str) -> str:
     """Two panels over the same windows: tokens used against the limit, and requests admitted and denied."""
-    parts = [
+    parts = _head(title, note)
+    used = [(row.used, 0) for row in rows]
+    limits = [row.limit for row in rows if row.limit is not None]
+    parts += _panel(PANEL_TOPS[0], "tokens used", rows, used, ("used", "used"), max(limits, default=None))
+    counts = [(row.admitted, row.denied) for row in rows]
+    parts += _panel(PANEL_TOPS[1], "requests", rows, counts, ("admitted", "denied"), None)
+    return _whole(parts)
+
+
+def compared(before: Sequence[Row], after: Sequence[Row], names: tuple[str, str], title: str, note: str) -> str:
+    """Two panels over the same windows: what was admitted and denied, once and again."""
+    parts = _head(title, note)
+    for top, name, rows in zip(PANEL_TOPS, names, (before, after), strict=True):
+        parts += _panel(top, name, rows, [(row.admitted, row.denied) for row in rows], ("admitted", "denied"), None)
+    return _whole(parts)
+
+
+def _head(title: str, note: str) -> list[str]:
+    return [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">',
         '<g font-family="sans-serif" font-size="12" fill="#2e3436">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         _text(LEFT, 24, title, size=16),
         _text(LEFT, 42, note[:NOTE_CHARACTERS_MAX], size=11),
     ]
-    used = [(row.used, 0) for row in rows]
-    limits = [row.limit for row in rows if row.limit is not None]
-    parts += _panel(PANEL_TOPS[0], "tokens used", rows, used, ("used", "used"), max(limits, default=None))
-    counts = [(row.admitted, row.denied) for row in rows]
-    parts += _panel(PANEL_TOPS[1], "requests", rows, counts, ("admitted", "denied"), None)
+
+
+def _whole(parts: list[str]) -> str:
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, "start of the window (UTC)", anchor="middle"))
     return "\n".join([*parts, "</g>", "</svg>", ""])
 

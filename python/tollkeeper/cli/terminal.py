@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TextIO, TypeVar
 
@@ -162,6 +162,28 @@ def progress(items: Iterable[Item], total: int | None, what: str) -> Generator[I
         return
     try:
         yield _drawn(items, total, what)
+    finally:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
+@contextmanager
+def counter(what: str) -> Generator[Callable[[int, int], None]]:
+    """A function that draws a bar on standard error from what is done and what there is, if that is a terminal.
+
+    Args:
+        what: A plural noun.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+
+    def draw(done: int, total: int) -> None:
+        sys.stderr.write("\r\x1b[K" + _bar(done, total, what))
+        sys.stderr.flush()
+
+    try:
+        yield draw
     finally:
         sys.stderr.write("\r\x1b[K")
         sys.stderr.flush()

@@ -17,6 +17,7 @@ use pyo3::types::{PyBytes, PyDict, PyMapping, PyString, PyTuple};
 use tollkeeper_core::audit::entry::{Kind, Private, Record};
 use tollkeeper_core::audit::error::AuditError;
 use tollkeeper_core::audit::log::{Durability, Health, Key, Log, LogClaim, LogOptions, Refused};
+use tollkeeper_core::audit::note::{Ed25519Signer, check_origin, verifier_key};
 use tollkeeper_core::budget::clock::{Clock as _, SystemClock};
 use tollkeeper_core::limits::{RING_BYTES_DEFAULT, SEGMENT_BYTES_DEFAULT};
 
@@ -196,12 +197,13 @@ impl PyAuditLog {
     ///     segment_bytes: Size of a write-ahead segment.
     ///     exported: Whether something outside takes each checkpoint.
     ///     slot: Whether the folder is one of logs, of which the first that no process has is opened.
+    ///     as_slot: The number of the process slot whose own folder this is; it is part of the origin.
     ///
     /// Raises:
     ///     AuditError: Another process has the log, it is damaged, or the folder cannot be used.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "one for each option, all by name")]
-    #[pyo3(signature = (directory: "str | os.PathLike[str]", *, origin, instance, key: "str | os.PathLike[str] | None" = None, interval_ms = 5, checkpoint_interval_ms = 1000, ring_bytes = RING_BYTES_DEFAULT, segment_bytes = SEGMENT_BYTES_DEFAULT, exported = false, slot = false))]
+    #[pyo3(signature = (directory: "str | os.PathLike[str]", *, origin, instance, key: "str | os.PathLike[str] | None" = None, interval_ms = 5, checkpoint_interval_ms = 1000, ring_bytes = RING_BYTES_DEFAULT, segment_bytes = SEGMENT_BYTES_DEFAULT, exported = false, slot = false, as_slot = None))]
     fn new(
         py: Python<'_>,
         directory: PathBuf,
@@ -214,6 +216,7 @@ impl PyAuditLog {
         segment_bytes: u64,
         exported: bool,
         slot: bool,
+        as_slot: Option<usize>,
     ) -> PyResult<Self> {
         let options = LogOptions {
             ring_bytes,
@@ -222,6 +225,7 @@ impl PyAuditLog {
             checkpoint_interval_ms,
             key: key.map_or(Key::Beside, Key::File),
             exported,
+            slot: as_slot,
             ..LogOptions::new(origin, instance)
         };
         guard(move || {
@@ -544,4 +548,24 @@ fn read_checkpoint(log: &Log) -> Result<Option<String>, AuditError> {
         }
         Err(source) => Err(AuditError::Io { what: "cannot read", path, source }),
     }
+}
+
+/// Makes the key that signs a log's checkpoints, in a file that must not be there.
+///
+/// Args:
+///     path: The file of the key.
+///     origin: What the log calls itself.
+///
+/// Returns:
+///     The public half, as C2SP writes verifier keys.
+///
+/// Raises:
+///     AuditError: The file is there or cannot be written, or the origin cannot be one.
+#[pyfunction]
+pub(crate) fn audit_keygen(path: PathBuf, origin: &str) -> PyResult<String> {
+    guard(|| {
+        check_origin(origin)?;
+        let signer = Ed25519Signer::generate(&path)?;
+        Ok::<_, Error>(verifier_key(origin, &signer))
+    })
 }

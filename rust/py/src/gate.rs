@@ -227,6 +227,41 @@ impl PyGate {
         })
     }
 
+    /// Decides as `check` does, or as a model call does, but at another time: for replays of what was recorded.
+    ///
+    /// Args:
+    ///     scope: Who acts.
+    ///     now_ms: The time, in milliseconds since 1970.
+    ///     tool: Name of a tool; `None` with `model`.
+    ///     arguments: The tool's arguments, of any size that can be recorded.
+    ///     model: Name, tokens of the prompt, most tokens of a completion, completions.
+    #[pyo3(name = "_decide_at", signature = (scope: "Scope", now_ms, tool = None, arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, model: "tuple[str, int, int, int] | None" = None))]
+    fn decide_at(
+        slf: &Bound<'_, Self>,
+        scope: Bound<'_, PyScope>,
+        now_ms: i64,
+        tool: Option<&str>,
+        arguments: Option<&Bound<'_, PyAny>>,
+        model: Option<(String, i64, i64, i64)>,
+    ) -> PyResult<PyDecision> {
+        let gate = &slf.get().inner;
+        let scope = Self::scope_of(slf, Some(scope))?;
+        let scope = scope.as_ref().map(|scope| &scope.get().inner);
+        guard(|| {
+            let mut scratch = Scratch::default();
+            let inner = if let Some((model, prompt_tokens, max_tokens, n)) = model {
+                let request = ModelRequest { model: &model, prompt_tokens, max_tokens, n };
+                gate.check_model(scope, &request, now_ms, &mut scratch).0
+            } else {
+                let tool = tool.unwrap_or_default();
+                let check = |arguments: &mut Arguments| gate.check(scope, tool, arguments, now_ms, &mut scratch);
+                let checked = with_arguments_mut(arguments, ARGUMENT_BYTES_WAIT_MAX, check);
+                checked.unwrap_or_else(|error| gate.refuse(Code::InputUnrepresentable, Some(error.to_string())))
+            };
+            Ok::<_, PyErr>(PyDecision::new(inner, slf.clone().unbind()))
+        })
+    }
+
     /// Loads everything anew and swaps it in; if anything is wrong, the old state stays.
     ///
     /// Raises:

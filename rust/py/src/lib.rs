@@ -66,7 +66,7 @@ mod _native {
     use super::meter::PyMeter;
 
     #[pymodule_export]
-    use super::audit::{PyAuditLog, PyAuditWatch};
+    use super::audit::{PyAuditLog, PyAuditWatch, audit_keygen};
 
     #[pymodule_export]
     use super::batch::PyBatchAnswer;

@@ -77,6 +77,7 @@ struct Seen<'a> {
     id: Option<&'a str>,
     of: Option<&'a str>,
     decision: Option<&'a str>,
+    candidate: Option<&'a str>,
     inner: Option<&'a str>,
     own: Option<&'a str>,
     request: Option<&'a str>,
@@ -92,10 +93,17 @@ impl<'a> Seen<'a> {
     fn take(&mut self, member: Member<'a>) {
         let value = member.value;
         if member.depth > 0 {
-            if member.key == "commitment" && self.order > 4 && self.inner.is_none() {
-                self.inner = Some(value);
+            if member.key == "commitment" && self.order > 4 {
+                self.candidate = Some(value);
             }
             return;
+        }
+        // Members of a member are seen before it is. A program may have members of that name elsewhere.
+        if let Some(candidate) = self.candidate.take()
+            && ["arguments", "private", "request", "oversize"].contains(&member.key)
+            && value.starts_with('{')
+        {
+            self.inner = Some(candidate);
         }
         let place = self.order;
         self.order = place.saturating_add(1);
@@ -160,7 +168,7 @@ pub fn read(entry: &[u8]) -> Result<Envelope<'_>, String> {
     }
     let committed = match kind {
         "erasure" => None,
-        "run" => seen.request.or(seen.own).or(seen.inner),
+        "run" => seen.inner.or(seen.own).or(seen.request),
         _ => seen.inner.or(seen.own),
     };
     let commitment = committed.and_then(plain_string);

@@ -1,0 +1,183 @@
+"""Explains recorded decisions by the policies they were made by: the text that decided, and the condition that failed.
+
+It asks the policy room with the request that the gate had made of the action. The gate's own rules (errors, shadow
+policies, approvals) are not part of an explanation, and nothing is decided here.
+"""
+
+import json
+import re
+import tempfile
+from decimal import Decimal
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from tollkeeper import Context, Entities, Entity, EntityUid, PolicySet
+from tollkeeper.reevaluate import Bundle, Recorded, Skipped
+
+__all__ = ["Policies", "Policy", "nearest_permit"]
+
+_PERMIT: Final = re.compile(r"^nearest permit: (.+), ([^,\n]+:\d+:\d+); it lacks", re.MULTILINE)
+LONG_MAX: Final = (1 << 63) - 1
+DECIMAL_DIGITS: Final = 4
+
+
+class Policy(NamedTuple):
+    """A policy as it was written."""
+
+    id: str
+    place: str
+    """File and line."""
+    effect: str
+    text: str
+
+
+def nearest_permit(explained: str) -> tuple[str, str] | None:
+    """Id and place of the permit that came nearest, out of an explanation."""
+    found = _PERMIT.search(explained)
+    return None if found is None else (found[1], found[2])
+
+
+class Policies:
+    """The policies of a bundle, loaded to be explained: a context manager.
+
+    Policies are named by the files they stood in, so those are written to a folder of their own while it lasts.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="tollkeeper-why-")
+        self._names: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
+        sources: list[str | Path] = []
+        for number, (name, text) in enumerate(self._bundle.sources["policies"]):
+            if name is None:
+                sources.append(text)
+                continue
+            file = Path(self._folder.name) / str(number) / Path(name).name
+            file.parent.mkdir()
+            file.write_text(text, encoding="utf-8", newline="")
+            self._names[str(file)] = name
+            self._texts[name] = text
+            sources.append(file)
+        try:
+            schema = self._bundle.sources["schema"]
+            self._set = PolicySet.from_cedar(sources, None if schema is None else schema[1], ids="annotation")
+        except BaseException:
+            self._folder.cleanup()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._folder.cleanup()
+
+    def policy(self, id_: str) -> Policy | None:
+        """A policy's text; `None` if the bundle has none of this id."""
+        try:
+            file, line, column = self._set.place(id_)
+        except KeyError:
+            return None
+        name = self._names.get(file or "")
+        text = "" if name is None else statement(self._texts[name], line, column)
+        effect = "forbid" if re.search(r"^\s*forbid\b", text, re.MULTILINE) else "permit"
+        return Policy(id_, f"{name or 'a text'}:{line}", effect, text)
+
+    def explain(self, recorded: Recorded) -> str:
+        """Says in words how the request is decided, with the names of the recorded files.
+
+        Raises:
+            Skipped: The log does not hold what is needed for it.
+            TollkeeperError: The request cannot be made.
+        """
+        members, principal = recorded.members, recorded.principal()
+        action, resource = (EntityUid.parse(str(members.get(name))) for name in ("action", "resource"))
+        entities = self._entities(principal, action, is_tool=members.get("tool") is not None)
+        uid = EntityUid.parse(str(members.get("principal")))
+        text = self._set.explain_request(uid, action, resource, self._context(recorded), entities)
+        for file, name in self._names.items():
+            text = text.replace(file, name)
+        return text
+
+    def _entities(self, principal: EntityUid | Entity, action: EntityUid, *, is_tool: bool) -> Entities:
+        text, schema = self._bundle.sources["entities"], self._bundle.sources["schema"]
+        entities = Entities() if text is None else Entities.from_json(text[1], None if schema is None else schema[1])
+        if is_tool:
+            # As the gate does: every tool is in this group.
+            group = EntityUid("Action", "call_tool")
+            entities = entities.update([Entity(action, None, [*entities.ancestors(action), group])])
+        return entities.with_additional([principal]) if isinstance(principal, Entity) else entities
+
+    def _context(self, recorded: Recorded) -> Context:
+        members = recorded.members
+        model = members.get("model")
+        if isinstance(model, dict) and members.get("tool") is None:
+            given = {
+                "model": model.get("name"),
+                "n": 1,
+                **{key: value for key, value in model.items() if key != "name"},
+            }
+            schema: Any = None
+        else:
+            tool = self._bundle.tool(members.get("tool"))
+            given, schema = recorded.input(), None if tool is None or tool[2] is None else json.loads(tool[2])
+        context = {
+            "input": _cedar(given, schema),
+            "now": {"__extn": {"fn": "datetime", "arg": str(members.get("time"))}},
+            "session": {"id": str(members.get("session", "")), "labels": list(members.get("labels") or [])},
+        }
+        if members.get("on_behalf_of") is not None:
+            uid = EntityUid.parse(str(members["on_behalf_of"]))
+            context["on_behalf_of"] = {"__entity": {"type": uid.type, "id": uid.id}}
+        if isinstance(members.get("budget_seen"), dict):
+            context["budget"] = members["budget_seen"]
+        return Context.from_cedar_json(json.dumps(context))
+
+
+def _cedar(value: Any, schema: Any) -> Any:  # noqa: ANN401 - plain data of any shape
+    """Arguments in Cedar's JSON as the gate reads them: null is absent, a number a decimal where a schema says so."""
+    schema = schema if isinstance(schema, dict) else {}
+    if isinstance(value, dict):
+        if not value.keys().isdisjoint({"__entity", "__extn"}):
+            raise Skipped("the arguments hold names that mean something else in Cedar's JSON")
+        inner = schema.get("properties")
+        inner = inner if isinstance(inner, dict) else {}
+        return {key: _cedar(item, inner.get(key)) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_cedar(item, schema.get("items")) for item in value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    kind = schema.get("type")
+    if kind == "integer" or (isinstance(value, int) and kind != "number"):
+        whole = int(value)
+        if abs(whole) > LONG_MAX or whole != value:
+            raise Skipped("the arguments hold a number that Cedar has no value for")
+        return whole
+    number = Decimal(repr(value))
+    digits = format(number, "f")
+    if number != round(number, DECIMAL_DIGITS):
+        raise Skipped("the arguments hold a number that Cedar has no value for")
+    return {"__extn": {"fn": "decimal", "arg": digits if "." in digits else f"{digits}.0"}}
+
+
+def statement(text: str, line: int, column: int) -> str:
+    """The statement that begins at a place of Cedar text, with its annotations, to its semicolon."""
+    lines = text.splitlines(keepends=True)
+    start = sum(len(one) for one in lines[: line - 1]) + column - 1
+    inside_text = inside_comment = escaped = False
+    for at in range(start, len(text)):
+        one = text[at]
+        if inside_comment:
+            inside_comment = one != "\n"
+        elif inside_text:
+            inside_text, escaped = escaped or one != '"', one == "\\" and not escaped
+        elif one == '"':
+            inside_text = True
+        elif text.startswith("//", at):
+            inside_comment = True
+        elif one == ";":
+            return text[start : at + 1]
+    return text[start:]

@@ -1,0 +1,564 @@
+"""Decides recorded actions again: by the policies they were decided by, or by others.
+
+A log's entry says who asked for what, and what it was decided by; its payload holds the arguments, and the bundle that
+it names by digest holds policies, entities and tools. So the same decision can be made anew, by a gate without a ledger
+and at the recorded time. What the log does not hold is left out and counted, never guessed: budgets and approvals, the
+state of the process, and payloads that are gone. Nothing is recorded and nothing is held.
+"""
+
+import base64
+import datetime as dt
+import decimal
+import hashlib
+import ipaddress
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, TypeGuard
+
+import msgspec
+
+from tollkeeper import Entity, EntityUid, _native
+from tollkeeper.errors import TollkeeperError
+
+__all__ = ["Bundle", "BundleError", "Decided", "Difference", "Recorded", "Replay", "Result", "Skipped", "decide"]
+
+# A thousand policy files and their entities.
+BUNDLE_BYTES_MAX: Final = 256 << 20
+# Kinds of differences; a kind is a tool and two codes, so more than these are no help to anybody.
+DIFFERENCES_MAX: Final = 10_000
+# Gates that are kept: a log has as many as policies and tools were changed.
+GATES_MAX: Final = 256
+# An entry names no more policies than these.
+NAMED_MAX: Final = 64
+# Reasons why actions were skipped; a few of them hold words of the log.
+REASONS_MAX: Final = 1_000
+# Moments of the timeline; past that they become coarser.
+MOMENTS_MAX: Final = 4_096
+
+# Denials of a later step, which do not name the policies that had allowed.
+_AFTERWARDS: Final = ("budget.", "approval.")
+# Codes that follow from policies, arguments and tools alone.
+_BY_POLICY: Final = ("allow", "policy.", "input.unrepresentable", "input.unknown_tool", "approval.", "budget.")
+
+
+class BundleError(TollkeeperError, ValueError):
+    """A bundle that a log names cannot be used."""
+
+
+class Skipped(Exception):  # noqa: N818 - no error: an action that cannot be decided again
+    """Why an action cannot be decided again."""
+
+
+# --- bundles ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What decisions were made by: policies, schema, entities, tools and modes."""
+
+    digest: str
+    sources: dict[str, Any]
+    """As the native gate takes them."""
+
+    @property
+    def entities_digest(self) -> str:
+        """As decisions name it: of the text, or of an empty list."""
+        named = self.sources["entities"]
+        return digest_of(b"[]" if named is None else named[1].encode())
+
+    def with_policies(self, policies: list[tuple[str, str]], schema: tuple[str, str] | None = None) -> "Bundle":
+        """The same with other policies."""
+        changed = {**self.sources, "policies": policies, "schema": schema or self.sources["schema"]}
+        return Bundle(self.digest, changed)
+
+    def with_tool(self, document: bytes) -> "Bundle":
+        """The same with a tool that a runtime had registered, as it is kept beside bundles.
+
+        Raises:
+            BundleError: The document is no tool.
+        """
+        try:
+            tool = msgspec.json.decode(document, type=_Tool)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+            raise BundleError(f"not a tool: {fault}", "bundle.format") from None
+        return Bundle(self.digest, {**self.sources, "tools": [*self.sources["tools"], tool.source()]})
+
+    def gate(self) -> _native.Gate:
+        """A gate that decides by it, with no ledger and no log.
+
+        Raises:
+            PolicyError: A policy cannot be used.
+            EntityError: The entities cannot be used.
+        """
+        # Nobody pays here, so nothing may cost: what costs is denied where nobody pays.
+        free = [(*tool[:4], None) for tool in self.sources["tools"]]
+        return _native.Gate({**self.sources, "tools": free}, int.from_bytes(os.urandom(8)), lambda: None)
+
+    def tool(self, name: object) -> "Tool | None":
+        """A tool: name, resource, schema, paths, cost."""
+        return next((tool for tool in self.sources["tools"] if tool[0] == name), None)
+
+    @classmethod
+    def read(cls, folders: Iterable[Path], digest: str) -> "Bundle":
+        """Finds a bundle by its digest.
+
+        Args:
+            folders: Where it may lie, in a folder ``bundle``.
+            digest: As entries write it.
+
+        Raises:
+            BundleError: It is not there, or it is not what was recorded.
+        """
+        return cls.parse(digest, kept(folders, digest), f"the bundle {digest}")
+
+    @classmethod
+    def parse(cls, digest: str, data: bytes, name: str) -> "Bundle":
+        """Reads a bundle's document.
+
+        Raises:
+            BundleError: It is none.
+        """
+        try:
+            document = msgspec.json.decode(data, type=_Document)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+            raise BundleError(f"{name}: not a bundle: {fault}", "bundle.format") from None
+        sources = {name: getattr(document, name) for name in _Document.__struct_fields__}
+        # A gate without a log has no use for these two, and asks for them.
+        recording = {"on_full": "deny", "durability": "group"}
+        return cls(digest, {**sources, **recording, "tools": [tool.source() for tool in document.tools]})
+
+
+def kept(folders: Iterable[Path], digest: str) -> bytes:
+    """A document that is kept beside logs, by its digest.
+
+    Raises:
+        BundleError: It is not there, or it is not what was recorded.
+    """
+    name = digest.translate(str.maketrans("+/", "-_")).rstrip("=")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{43}", name):
+        raise BundleError("the entry does not name what it was decided by", "bundle.missing")
+    for folder in folders:
+        file = folder / "bundle" / f"{name}.json"
+        try:
+            with file.open("rb") as stream:
+                data = stream.read(BUNDLE_BYTES_MAX + 1)
+        except FileNotFoundError:
+            continue
+        if digest_of(data) != digest:
+            raise BundleError(f"{file}: changed since it was recorded", "bundle.changed")
+        return data
+    raise BundleError(f"the bundle {digest} is not kept here", "bundle.missing")
+
+
+Tool = tuple[str, str, str | None, list[str], list[tuple[str, int]] | None]
+
+
+class _Tool(msgspec.Struct):
+    name: str
+    resource: str
+    schema: dict[str, Any] | None = None
+    paths: list[str] = []
+    cost: dict[str, int] | None = None
+
+    def source(self) -> Tool:
+        """As the native gate takes it."""
+        schema = None if self.schema is None else json.dumps(self.schema)
+        return self.name, self.resource, schema, self.paths, None if self.cost is None else list(self.cost.items())
+
+
+class _Document(msgspec.Struct):
+    policies: list[tuple[str | None, str]]
+    schema: tuple[str | None, str] | None = None
+    entities: tuple[str | None, str] | None = None
+    tools: list[_Tool] = []
+    mode: str = "enforce"
+    on_error: str = "deny"
+    unguarded_forbid: str = "refuse"
+
+
+def digest_of(data: bytes) -> str:
+    """A digest as entries write it."""
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+
+# --- what was recorded ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A decision as the log has it."""
+
+    place: str
+    """Where it stands, for people."""
+    members: dict[str, Any]
+    payload: bytes | None
+    salt: bytes | None
+
+    @property
+    def action(self) -> str:
+        """The tool's name, or ``call_model NAME``."""
+        model = self.members.get("model")
+        if _is_object(model) and self.members.get("tool") is None:
+            return f"call_model {model.get('name')}"
+        return str(self.members.get("tool"))
+
+    @property
+    def time_ms(self) -> int | None:
+        """When it was made."""
+        time = self.members.get("time")
+        try:
+            return round(dt.datetime.fromisoformat(time).timestamp() * 1_000) if isinstance(time, str) else None
+        except (ValueError, OverflowError):
+            return None
+
+    def unspilled(self) -> "Recorded":
+        """With the members that were too many for an entry, if they are there."""
+        spill = self.members.get("oversize")
+        if not _is_object(spill) or self.payload is None:
+            return self
+        try:
+            _check_commitment(self, spill)
+            document = _object(self.payload)
+        except Skipped:
+            return self
+        payload = document.pop("payload", None)
+        members = {key: value for key, value in self.members.items() if key != "oversize"}
+        payload = payload.encode() if isinstance(payload, str) else None
+        # The inner commitment has a salt that nobody keeps; the outer one covers all of it.
+        return Recorded(self.place, {**members, **document}, payload, None)
+
+    def input(self) -> dict[str, Any]:
+        """The arguments.
+
+        Raises:
+            Skipped: They are not there, or they are not what the entry commits to.
+        """
+        committed = self.members.get("arguments")
+        if committed is None:
+            raise Skipped("no arguments were recorded")
+        if self.payload is None:
+            raise Skipped("the payload is not there, or was erased")
+        if _is_object(committed):
+            _check_commitment(self, committed)
+        found = _object(self.payload).get("input")
+        if not _is_object(found):
+            raise Skipped("the payload holds no arguments")
+        return found
+
+    def principal(self) -> EntityUid | Entity:
+        """Who acted: a uid, or what the run has said of it."""
+        described = _object(self.payload).get("principal") if self.payload is not None else None
+        return entity(described) if _is_object(described) else EntityUid.parse(str(self.members.get("principal")))
+
+
+def _check_commitment(recorded: Recorded, committed: dict[str, Any]) -> None:
+    if recorded.salt is None or recorded.payload is None:
+        return
+    if digest_of(b"\x02" + recorded.salt + recorded.payload) != committed.get("commitment"):
+        raise Skipped("the payload is not what the entry commits to")
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        # Not msgspec: a number beyond 64 bits is one here, and the snapshot says what becomes of it.
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Skipped("the payload cannot be read") from None
+    if not _is_object(document):
+        raise Skipped("the payload cannot be read")
+    return document
+
+
+def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+# --- entities in Cedar's JSON -----------------------------------------------------------------------------------------
+
+
+def entity(document: dict[str, Any]) -> Entity:
+    """An entity out of its JSON form.
+
+    Raises:
+        Skipped: It is none.
+    """
+    try:
+        attrs = {name: _value(value) for name, value in document.get("attrs", {}).items()}
+        tags = {name: _value(value) for name, value in document.get("tags", {}).items()}
+        return Entity(_uid(document["uid"]), attrs, [_uid(parent) for parent in document.get("parents", [])], tags)
+    except (TollkeeperError, ValueError, KeyError, TypeError, AttributeError, decimal.InvalidOperation):
+        raise Skipped("the principal as the run described it cannot be read") from None
+
+
+def _uid(value: Any) -> EntityUid:  # noqa: ANN401 - plain data of any shape
+    if isinstance(value, str):
+        return EntityUid.parse(value)
+    value = value.get("__entity", value)
+    return EntityUid(value["type"], value["id"])
+
+
+def _value(value: Any) -> Any:  # noqa: ANN401 - plain data of any shape
+    if isinstance(value, list):
+        return [_value(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "__entity" in value:
+        return _uid(value)
+    if "__extn" in value:
+        return _extension(value["__extn"]["fn"], value["__extn"]["arg"])
+    return {name: _value(item) for name, item in value.items()}
+
+
+def _extension(function: str, text: str) -> Any:  # noqa: ANN401 - plain data of any shape
+    if function == "decimal":
+        return decimal.Decimal(text)
+    if function == "ip":
+        return ipaddress.ip_interface(text) if "/" in text else ipaddress.ip_address(text)
+    if function == "datetime":
+        moment = dt.datetime.fromisoformat(text)
+        return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+    found = re.fullmatch(r"(-?)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?", text, re.ASCII)
+    if function != "duration" or found is None:
+        raise ValueError(function)
+    days, hours, minutes, seconds, ms = (int(part or 0) for part in found.groups()[1:])
+    length = dt.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds, milliseconds=ms)
+    return -length if found[1] else length
+
+
+# --- deciding ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What came of an action, as far as policies decide it."""
+
+    code: str
+    would_deny: str | None
+    policies: frozenset[str] | None
+    """Those that decided; `None` where nobody compares them."""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether it could go ahead."""
+        return self.code == "allow"
+
+    def __str__(self) -> str:
+        return f"{self.code}, would be {self.would_deny}" if self.would_deny else self.code
+
+
+def _by_policies(code: object, *, approvals: bool) -> str:
+    """A code without what budgets and, unless they count, approvals have to say."""
+    text = str(code)
+    if text.startswith("approval."):
+        return "approval.required" if approvals else "allow"
+    return "allow" if text.startswith("budget.") else text
+
+
+def _by_shadow(code: object, *, approvals: bool) -> str | None:
+    found = None if code is None else _by_policies(code, approvals=approvals)
+    return None if found == "allow" else found
+
+
+def recorded_outcome(recorded: Recorded, *, approvals: bool = False) -> Decided:
+    """What the log says came of it, without budgets.
+
+    Args:
+        recorded: The decision.
+        approvals: Whether it counts that an approval was needed.
+
+    Raises:
+        Skipped: It followed from something that is not in the log.
+    """
+    members = recorded.members
+    code, would = str(members.get("code")), members.get("would_deny")
+    if not code.startswith(_BY_POLICY):
+        raise Skipped(f"{code} follows from the state of the process")
+    policies = members.get("policies")
+    if code == "policy.forbidden" and not policies:
+        raise Skipped("the run was narrowed to other tools")
+    ids = frozenset(policies) if isinstance(policies, dict | list) else frozenset[str]()
+    by = None if code.startswith(_AFTERWARDS) else ids
+    return Decided(_by_policies(code, approvals=approvals), _by_shadow(would, approvals=approvals), by)
+
+
+def decide(gate: _native.Gate, recorded: Recorded, *, approvals: bool = False) -> Decided:
+    """Decides a recorded action again, without budgets.
+
+    Raises:
+        Skipped: The log does not hold what is needed for it.
+    """
+    decision = _asked(gate, recorded)
+    code, would = _by_policies(decision.code, approvals=approvals), _by_shadow(decision.would_deny, approvals=approvals)
+    return Decided(code, would, None if decision.code.startswith(_AFTERWARDS) else frozenset(decision.policies))
+
+
+def _asked(gate: _native.Gate, recorded: Recorded) -> _native.Decision:
+    members, now_ms = recorded.members, recorded.time_ms
+    if now_ms is None:
+        raise Skipped("the entry has no time")
+    if members.get("budget_seen") is not None:
+        raise Skipped("policies read what the budget had left")
+    try:
+        scope = _native.Scope(
+            gate,
+            recorded.principal(),
+            str(members.get("session", "")),
+            labels=[str(label) for label in members.get("labels") or []],
+            on_behalf_of=members.get("on_behalf_of"),
+        )
+        model = members.get("model")
+        if _is_object(model) and members.get("tool") is None:
+            numbers = [model.get(name) for name in ("prompt_tokens", "max_tokens", "n")]
+            asked = (str(model.get("name")), *(1 if number is None else int(number) for number in numbers))
+            return gate._decide_at(scope, now_ms, model=asked)  # noqa: SLF001 - made for this
+        tool, given = str(members.get("tool")), recorded.input()
+        return gate._decide_at(scope, now_ms, tool=tool, arguments=given)  # noqa: SLF001 - made for this
+    except (TollkeeperError, ValueError, TypeError) as fault:
+        raise Skipped(f"the action cannot be asked for again: {fault}") from None
+
+
+# --- many of them -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Difference:
+    """Actions of one tool that came out in the same other way."""
+
+    action: str
+    before: Decided
+    after: Decided
+    count: int
+    example: str
+    """Id of one of the decisions."""
+    place: str
+
+
+@dataclass
+class Moment:
+    """What happened in one stretch of the timeline."""
+
+    allowed_before: int = 0
+    denied_before: int = 0
+    allowed_after: int = 0
+    denied_after: int = 0
+
+    def add(self, other: "Moment") -> None:
+        """Takes in another stretch."""
+        self.allowed_before += other.allowed_before
+        self.denied_before += other.denied_before
+        self.allowed_after += other.allowed_after
+        self.denied_after += other.denied_after
+
+
+@dataclass
+class Result:
+    """What came of a log."""
+
+    same: int = 0
+    different: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    differences: dict[tuple[object, ...], Difference] = field(default_factory=dict)
+    moments: dict[int, Moment] = field(default_factory=dict)
+    """By their start in milliseconds."""
+    moment_ms: int = 1_000
+
+    def add(self, recorded: Recorded, before: Decided, after: Decided) -> None:
+        """Counts one action."""
+        moment = Moment(before.allowed, not before.allowed, after.allowed, not after.allowed)
+        self.at(recorded.time_ms or 0).add(moment)
+        if before == after:
+            self.same += 1
+            return
+        self.different += 1
+        key = (recorded.action, before, after)
+        if key in self.differences:
+            self.differences[key].count += 1
+        elif len(self.differences) < DIFFERENCES_MAX:
+            id_ = str(recorded.members.get("id", ""))
+            self.differences[key] = Difference(recorded.action, before, after, 1, id_, recorded.place)
+
+    def skip(self, reason: str) -> None:
+        """Counts one that cannot be decided again."""
+        known = reason in self.skipped or len(self.skipped) < REASONS_MAX
+        self.skipped[reason if known else "other reasons"] += 1
+
+    def at(self, time_ms: int) -> Moment:
+        """The stretch of a time."""
+        while len(self.moments) > MOMENTS_MAX:
+            self.coarsen(self.moment_ms * 10)
+        return self.moments.setdefault(time_ms - time_ms % self.moment_ms, Moment())
+
+    def coarsen(self, moment_ms: int) -> None:
+        """Makes the stretches longer."""
+        finer, self.moments, self.moment_ms = self.moments, {}, moment_ms
+        for start, moment in finer.items():
+            self.moments.setdefault(start - start % moment_ms, Moment()).add(moment)
+
+
+class Replay:
+    """Decides recorded actions again.
+
+    Args:
+        folders: Where bundles may lie.
+        other: Makes the bundle to decide by out of the recorded one; `None` for the recorded one itself.
+    """
+
+    def __init__(self, folders: list[Path], other: Any = None) -> None:  # noqa: ANN401 - a function from bundle to bundle
+        self.result = Result()
+        self._folders, self._other = folders, other
+        self._gates: dict[tuple[str, str | None], tuple[Bundle, _native.Gate] | str] = {}
+
+    def take(self, recorded: Recorded) -> None:
+        """Decides one again."""
+        try:
+            before, after = self._decided(recorded)
+        except Skipped as why:
+            self.result.skip(str(why))
+            return
+        self.result.add(recorded, before, after)
+
+    def _decided(self, recorded: Recorded) -> tuple[Decided, Decided]:
+        if "oversize" in recorded.members:
+            raise Skipped("the entry was too long for the log, and what it holds is not there")
+        approvals = self._other is not None
+        before = recorded_outcome(recorded, approvals=approvals)
+        bundle, gate = self._gate(str(recorded.members.get("bundle")))
+        if bundle.entities_digest != recorded.members.get("entities"):
+            raise Skipped("entities have been updated since the bundle was made")
+        pin = recorded.members.get("pin")
+        if isinstance(pin, str) and bundle.tool(recorded.members.get("tool")) is None:
+            _, gate = self._gate(bundle.digest, pin)
+        after = decide(gate, recorded, approvals=approvals)
+        if before.policies is None or after.policies is None or self._other is not None:
+            # Other policies have other names.
+            return replace(before, policies=None), replace(after, policies=None)
+        if len(before.policies) >= NAMED_MAX and before.policies <= after.policies:
+            return before, replace(after, policies=before.policies)
+        return before, after
+
+    def _gate(self, digest: str, pin: str | None = None) -> tuple[Bundle, _native.Gate]:
+        """The gate of a bundle, or of one and a tool that a runtime had registered."""
+        key = (digest, pin)
+        if key not in self._gates:
+            if len(self._gates) >= GATES_MAX:
+                self._gates.clear()
+            try:
+                bundle = Bundle.read(self._folders, digest)
+                used = bundle if self._other is None else self._other(bundle)
+                if pin is not None:
+                    used = used.with_tool(kept(self._folders, pin))
+            except BundleError as why:
+                self._gates[key] = str(why)
+            else:
+                # Policies that cannot be used are the fault of whoever gave them.
+                self._gates[key] = (bundle, used.gate())
+        found = self._gates[key]
+        if isinstance(found, str):
+            raise Skipped(found)
+        return found
