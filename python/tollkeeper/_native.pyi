@@ -95,6 +95,7 @@ class AuditLog:
         ring_bytes: int = ...,
         segment_bytes: int = ...,
         exported: bool = False,
+        slot: bool = False,
     ) -> typing.Self:
         """
         Args:
@@ -107,6 +108,7 @@ class AuditLog:
             ring_bytes: Size of the ring, a power of two.
             segment_bytes: Size of a write-ahead segment.
             exported: Whether something outside takes each checkpoint.
+            slot: Whether the folder is one of logs, of which the first that no process has is opened.
 
         Raises:
             AuditError: Another process has the log, it is damaged, or the folder cannot be used.
@@ -173,7 +175,7 @@ class AuditLog:
         Closing twice is the same as once; of an inherited log nothing is touched.
 
         Raises:
-            AuditError: The disk refuses; what is in the ring is recovered by the next opening.
+            AuditError: The disk refuses, or a file is gone; what is in the ring is recovered by the next opening.
         """
     @property
     def closed(self, /) -> bool:
