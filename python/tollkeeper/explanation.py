@@ -5,6 +5,7 @@ policies, approvals) are not part of an explanation, and nothing is decided here
 """
 
 import json
+import os
 import re
 import tempfile
 from decimal import Decimal
@@ -51,7 +52,7 @@ class Policies:
         self._folder = tempfile.TemporaryDirectory(prefix="tollkeeper-why-")
         self._names: dict[str, str] = {}
         self._texts: dict[str, str] = {}
-        sources: list[str | Path] = []
+        sources: list[str | os.PathLike[str]] = []
         for number, (name, text) in enumerate(self._bundle.sources["policies"]):
             if name is None:
                 sources.append(text)

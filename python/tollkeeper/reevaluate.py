@@ -413,8 +413,8 @@ def _asked(gate: _native.Gate, recorded: Recorded) -> _native.Decision:
         )
         model = members.get("model")
         if _is_object(model) and members.get("tool") is None:
-            numbers = [model.get(name) for name in ("prompt_tokens", "max_tokens", "n")]
-            asked = (str(model.get("name")), *(1 if number is None else int(number) for number in numbers))
+            prompt, most, times = (int(model.get(name, 1)) for name in ("prompt_tokens", "max_tokens", "n"))
+            asked = (str(model.get("name")), prompt, most, times)
             return gate._decide_at(scope, now_ms, model=asked)  # noqa: SLF001 - made for this
         tool, given = str(members.get("tool")), recorded.input()
         return gate._decide_at(scope, now_ms, tool=tool, arguments=given)  # noqa: SLF001 - made for this
