@@ -52,7 +52,7 @@ class Policies:
         self._folder = tempfile.TemporaryDirectory(prefix="tollkeeper-why-")
         self._names: dict[str, str] = {}
         self._texts: dict[str, str] = {}
-        sources: list[str | os.PathLike[str]] = []
+        sources = list[str | os.PathLike[str]]()
         for number, (name, text) in enumerate(self._bundle.sources["policies"]):
             if name is None:
                 sources.append(text)
