@@ -728,7 +728,7 @@ fn checkpoints_that_were_cut_short_are_overwritten() {
     let path = folder.join("checkpoints.log");
     let whole = std::fs::read(&path).unwrap();
     let text = String::from_utf8(whole.clone()).unwrap();
-    let last = text.split_inclusive("---\n").next_back().unwrap();
+    let last = text.split_inclusive("---\n").last().unwrap();
     for cut in [1, 5, 40, last.len() - 1] {
         std::fs::write(&path, [&whole[..], &last.as_bytes()[..cut]].concat()).unwrap();
         let copied = Folder::new("kept-torn-copy");

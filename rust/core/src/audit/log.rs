@@ -215,6 +215,7 @@ pub(super) struct State {
 
 /// Something that is done once a second; false when it is not to be done again.
 pub type Follow = Box<dyn FnMut() -> bool + Send>;
+
 impl State {
     /// Whether nothing becomes that certain any more: the last checkpoint is signed after the last write.
     fn is_over(&self, class: Durability) -> bool {

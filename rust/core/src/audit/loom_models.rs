@@ -151,20 +151,25 @@ fn a_claim_is_given_up_beside_the_consumer() {
 }
 
 /// What the log's closing stands on: the claim that is not seen at the end of a closing sees that the log is closed.
+///
+/// The checker takes an access that is sequentially consistent for one that acquires and releases; it knows such fences
+/// only, so they stand here for the accesses themselves.
 #[test]
 fn a_claim_beside_a_closing() {
     use crate::sync::AtomicU64;
-    use crate::sync::Ordering::SeqCst;
+    use crate::sync::{Ordering::SeqCst, fence};
     loom::model(|| {
         let (ring, closed) = (ring_at(0, 1), Arc::new(AtomicU64::new(0)));
         let producer = {
             let (ring, closed) = (Arc::clone(&ring), Arc::clone(&closed));
             thread::spawn(move || {
                 let _claim = ring.claim(64).unwrap();
+                fence(SeqCst);
                 closed.load(SeqCst) == 1
             })
         };
         closed.store(1, SeqCst);
+        fence(SeqCst);
         let unseen = ring.next_seq() == 1;
         let refused = producer.join().unwrap();
         assert!(refused || !unseen);

@@ -21,6 +21,10 @@ pub const LINE_WORDS: u32 = 8;
 pub const LINE_BYTES: usize = 64;
 /// Words that come before a record's pieces: see [`Claim::publish`].
 const PREFIX_WORDS: usize = 4;
+/// Lines of a page of the smallest size.
+const PAGE_LINES: usize = 4_096 / LINE_BYTES;
+/// Lines that are kept writable ahead of the producers: a megabyte, which is thirteen hundred decisions.
+const WARM_LINES: u32 = 16_384;
 /// Pieces of one record.
 pub const PIECES: usize = 5;
 
@@ -335,6 +339,32 @@ impl Ring {
         let ahead = tail.seq.wrapping_sub(reader.place.seq);
         *reader = Reader { place: tail, seq: reader.seq.wrapping_add(ahead.into()) };
         false
+    }
+
+    /// Writes to the pages that come next, if anything was claimed since `warmed`; returns what to ask with next time.
+    ///
+    /// The first write to a page of a file, and the first after the kernel has written that page back, waits for the
+    /// kernel: a hundred times as long as a producer takes otherwise. The consumer has that time.
+    ///
+    /// # Concurrency
+    /// Beside any number of producers: a word is replaced by itself or not at all.
+    pub(super) fn warm(&self, warmed: Option<u32>) -> Option<u32> {
+        let tail = Place::unpack(self.header().tail.load(Ordering::Relaxed)).line;
+        if warmed == Some(tail) {
+            return warmed;
+        }
+        let touch = |word: &AtomicU64| {
+            let value = word.load(Ordering::Relaxed);
+            // Relaxed: it says nothing. Not `fetch_add(0)`, which may become a load.
+            let _ = word.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
+        };
+        for ahead in (0..WARM_LINES.min(self.lines())).step_by(PAGE_LINES) {
+            let line = (tail.wrapping_add(ahead) & self.mask) as usize;
+            let word = self.words.get(line.saturating_mul(LINE_WORDS as usize)).map(|word| &word.0);
+            let tag = self.tags.get(line).map(|tag| &tag.0);
+            word.into_iter().chain(tag).for_each(touch);
+        }
+        Some(tail)
     }
 
     /// Lets go of all records before the reader: producers may use their lines.

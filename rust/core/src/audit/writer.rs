@@ -47,13 +47,27 @@ pub(super) struct Writer {
     said: [u64; 2],
     /// The epoch that is being set aside: nothing is written until that is done
     rotating: Option<u64>,
+    /// Up to where the ring's pages were made writable ahead of its producers
+    warmed: Option<u32>,
 }
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, wal: Wal, frame: Frame, encoder: Encoder, ring_file: File) -> Self {
         let reader = reader_of(&shared.ring);
         let (taken, looked) = (Taken::default(), Instant::now());
-        Self { shared, wal, frame, encoder, reader, taken, ring_file, looked, said: [0; 2], rotating: None }
+        Self {
+            shared,
+            wal,
+            frame,
+            encoder,
+            reader,
+            taken,
+            ring_file,
+            looked,
+            said: [0; 2],
+            rotating: None,
+            warmed: None,
+        }
     }
 
     pub(super) fn run(mut self) {
@@ -82,6 +96,7 @@ impl Writer {
         // Also where there is always more to do.
         self.look();
         let more = self.collect();
+        self.warmed = self.shared.ring.warm(self.warmed);
         if self.frame.count() > 0 && !self.write() {
             if stopping && self.gave_up_closing() {
                 return false;

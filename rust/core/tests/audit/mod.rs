@@ -15,6 +15,8 @@
     reason = "each test uses a part of these"
 )]
 
+pub(crate) mod entries;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
