@@ -224,7 +224,7 @@ class Gate(_native.Gate):
         used = ledger if ledger is not None else _opened(budgets)
         log = _opened_log(settings, instance)
         try:
-            gate = cls(_sources(settings), instance, _CURRENT.get, used, log, None if log is None else _tracer())
+            gate = cls(gate_sources(settings), instance, _CURRENT.get, used, log, None if log is None else _tracer())
         except BaseException:
             if log is not None:
                 log.close()
@@ -261,7 +261,7 @@ class Gate(_native.Gate):
         if _audit(settings) != self._audit:
             message = f"{settings.file}: [audit] has changed, and a log stays as it was opened; open a new gate"
             raise ConfigError(message, "audit.reload")
-        sources, budgets = _sources(settings), _budgets(settings)
+        sources, budgets = gate_sources(settings), _budgets(settings)
         if self._given or budgets == self._budgets:
             self._reload(sources, self._ledger)
             return
@@ -743,7 +743,7 @@ def _refuse_lost_counts(
     raise BudgetError(message, "budget.reload", help_)
 
 
-def _sources(settings: Config) -> dict[str, Any]:
+def gate_sources(settings: Config) -> dict[str, Any]:
     """Reads the files that the configuration names."""
     import json  # noqa: PLC0415 - see the top
 
