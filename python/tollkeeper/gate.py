@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Decision", "Gate", "ModelCall", "Principal", "Run", "Scope"]
 
-# How often a check that may wait looks for room in the log.
-ROOM_SECONDS = 0.002
 # How long a guard waits for a record that has to be on the disk.
 RECORD_SECONDS = 10.0
 CANCELLATIONS = ("CancelledError", "KeyboardInterrupt", "GeneratorExit")
@@ -390,7 +388,7 @@ class Gate(_native.Gate):
         *,
         scope: Scope | None = None,
         parent: str | None = None,
-        timeout: float = 1.0,
+        timeout: float = 1.0,  # noqa: ASYNC109 - as everywhere in this package
     ) -> Decision:
         """As `check`, and may wait: for room in the audit log, and until the record is as durable as it has to be.
 
@@ -406,12 +404,17 @@ class Gate(_native.Gate):
         """
         import asyncio  # noqa: PLC0415 - see the top
 
-        end = _now() + timeout
+        end, hopeless = _now() + timeout, False
         while True:
-            while not self._has_room() and _now() < end:
-                await asyncio.sleep(ROOM_SECONDS)
+            while self._log is not None and (seq := self._room_after()) is not None and _now() < end:
+                try:
+                    await asyncio.wait_for(self._log.durable(seq), end - _now())
+                except (TollkeeperError, TimeoutError):
+                    # The check says why there is no room.
+                    hopeless = True
+                    break
             decision = self._check_large(tool, arguments, scope=scope, parent=parent)
-            if decision.code != "audit.unavailable" or _now() >= end or self._has_room():
+            if decision.code != "audit.unavailable" or hopeless or _now() >= end or self._room_after() is None:
                 break
         if decision.allowed and decision.durability not in (None, "group"):
             async with _released_unless_recorded(decision, timeout):
@@ -428,14 +431,16 @@ class Gate(_native.Gate):
         timeout: float = 1.0,
     ) -> Decision:
         """As `acheck`, for threads."""
-        import time  # noqa: PLC0415 - see the top
-
-        end = _now() + timeout
+        end, hopeless = _now() + timeout, False
         while True:
-            while not self._has_room() and _now() < end:
-                time.sleep(ROOM_SECONDS)
+            while self._log is not None and (seq := self._room_after()) is not None and _now() < end:
+                try:
+                    self._log.wait(seq, "sync", end - _now())
+                except TollkeeperError:
+                    hopeless = True
+                    break
             decision = self._check_large(tool, arguments, scope=scope, parent=parent)
-            if decision.code != "audit.unavailable" or _now() >= end or self._has_room():
+            if decision.code != "audit.unavailable" or hopeless or _now() >= end or self._room_after() is None:
                 break
         if decision.allowed:
             _await_record(decision, max(end - _now(), 0.001))
@@ -520,10 +525,12 @@ class Gate(_native.Gate):
 
             @functools.wraps(function)
             async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> object:
+                import asyncio  # noqa: PLC0415 - see the top
+
                 bound, decision, begun = admitted(args, kwargs)
                 if decision.durability not in (None, "group"):
                     async with _released_unless_recorded(decision, RECORD_SECONDS):
-                        await decision.durable(decision.durability)
+                        await asyncio.wait_for(decision.durable(decision.durability), RECORD_SECONDS)
                 try:
                     result = await function(*bound.args, **bound.kwargs)
                 except BaseException as raised:
@@ -570,7 +577,7 @@ def _await_record(decision: Decision, timeout: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _released_unless_recorded(decision: Decision, timeout: float) -> AsyncIterator[None]:
+async def _released_unless_recorded(decision: Decision, seconds: float) -> AsyncIterator[None]:
     from tollkeeper.errors import AuditError  # noqa: PLC0415 - see the top
 
     try:
@@ -578,7 +585,7 @@ async def _released_unless_recorded(decision: Decision, timeout: float) -> Async
     except BaseException as error:
         decision._release()  # noqa: SLF001 - the native half of this module
         if isinstance(error, TimeoutError):
-            message = f"the record of the decision is not on the disk after {timeout} s"
+            message = f"the record of the decision is not on the disk after {seconds} s"
             raise AuditError(message, "audit.unavailable") from None
         raise
 
