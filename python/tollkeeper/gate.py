@@ -194,16 +194,20 @@ class Gate(_native.Gate):
     _given: bool
     """The ledger is the caller's: it stays as it is."""
     _log: AuditLog | None
+    _log_given: bool
     _audit: tuple[Any, ...]
     """How the log was opened, which a reload cannot change."""
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, ledger: Ledger | None = None) -> Self:
+    def open(
+        cls, path: str | os.PathLike[str], *, ledger: Ledger | None = None, log: AuditLog | None = None
+    ) -> Self:
         """Loads a gate from its configuration file.
 
         Args:
             path: `tollkeeper.toml`; the files it names are relative to it.
             ledger: Used instead of the one that the configuration names; whoever opened it closes it.
+            log: The same for the audit log.
 
         Raises:
             ConfigError: The configuration cannot be used; the message names file and key.
@@ -220,15 +224,16 @@ class Gate(_native.Gate):
         settings = config.load(Path(path))
         budgets, instance = _budgets(settings), int.from_bytes(os.urandom(8)) or 1
         used = ledger if ledger is not None else _opened(budgets)
-        log = _opened_log(settings, instance)
+        recorder = log if log is not None else _opened_log(settings, instance)
+        tracer = None if recorder is None else _tracer()
         try:
-            gate = cls(gate_sources(settings), instance, _CURRENT.get, used, log, None if log is None else _tracer())
+            gate = cls(gate_sources(settings), instance, _CURRENT.get, used, recorder, tracer)
         except BaseException:
-            if log is not None:
-                log.close()
+            if recorder is not None and log is None:
+                recorder.close()
             raise
         gate._path, gate._budgets, gate._ledger, gate._given = Path(path), budgets, used, ledger is not None
-        gate._log, gate._audit = log, _audit(settings)
+        gate._log, gate._audit, gate._log_given = recorder, _audit(settings), log is not None
         return gate
 
     @property
@@ -282,7 +287,7 @@ class Gate(_native.Gate):
         super().close()
         if self._ledger is not None and not self._given:
             self._ledger.close()
-        if self._log is not None:
+        if self._log is not None and not self._log_given:
             # A child of a fork has its parent's log, which goes on.
             with contextlib.suppress(HandleError):
                 self._log.close()
