@@ -22,7 +22,7 @@ from tollkeeper.errors import ConfigError, HandleError, TollkeeperError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import inspect
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
     from contextvars import Token
     from pathlib import Path
     from types import TracebackType
@@ -199,9 +199,7 @@ class Gate(_native.Gate):
     """How the log was opened, which a reload cannot change."""
 
     @classmethod
-    def open(
-        cls, path: str | os.PathLike[str], *, ledger: Ledger | None = None, log: AuditLog | None = None
-    ) -> Self:
+    def open(cls, path: str | os.PathLike[str], *, ledger: Ledger | None = None, log: AuditLog | None = None) -> Self:
         """Loads a gate from its configuration file.
 
         Args:
@@ -582,7 +580,7 @@ def _await_record(decision: Decision, timeout: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _released_unless_recorded(decision: Decision, seconds: float) -> AsyncIterator[None]:
+async def _released_unless_recorded(decision: Decision, seconds: float) -> AsyncGenerator[None]:
     from tollkeeper.errors import AuditError  # noqa: PLC0415 - see the top
 
     try:

@@ -13,7 +13,7 @@ import stat
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -208,14 +208,16 @@ def _ledger(settings: config.Config, ledger: tollkeeper.Ledger | None) -> Iterat
 
 
 @contextlib.contextmanager
-def _scratch_log(settings: config.Config) -> Iterator[tollkeeper.AuditLog | None]:
+def _scratch_log(settings: config.Config) -> Generator[tollkeeper.AuditLog | None]:
     """A log to open the gate with: looking at a configuration leaves nothing in its own."""
     if settings.audit is None or settings.audit_origin is None:
         yield None
         return
     with (
         tempfile.TemporaryDirectory() as folder,
-        tollkeeper.AuditLog.open(folder, origin=settings.audit_origin, ring_bytes=512 << 10, segment_bytes=16 << 20) as log,
+        tollkeeper.AuditLog.open(
+            folder, origin=settings.audit_origin, ring_bytes=512 << 10, segment_bytes=16 << 20
+        ) as log,
     ):
         yield log
 
