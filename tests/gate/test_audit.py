@@ -97,8 +97,9 @@ def test_what_was_asked_and_decided_is_recorded(folder: Path) -> None:
 def test_guards_record_how_they_ended(folder: Path) -> None:
     async def main(gate: Gate) -> None:
         @gate.guard(tool="search")
-        async def slow(q: str) -> None:
+        async def slow(q: str) -> str:
             await asyncio.sleep(10)
+            return q
 
         task = asyncio.create_task(slow("x"))
         await asyncio.sleep(0.05)
@@ -263,7 +264,7 @@ def test_what_cannot_change_is_refused(folder: Path, gate: Gate) -> None:
     with pytest.raises(ConfigError, match="has changed"):
         gate.reload()
     (folder / "tollkeeper.toml").write_text(CONFIG)
-    (folder / "p.cedar").write_text(POLICIES + "permit(principal, action, resource == Mcp::\"x\");")
+    (folder / "p.cedar").write_text(POLICIES + 'permit(principal, action, resource == Mcp::"x");')
     gate.reload()
     assert gate.log is not None
     gate.log.flush()
@@ -327,7 +328,7 @@ def test_every_decision_that_was_answered_survives_a_kill(folder: Path, kills: i
 
     told: list[str] = []
     for number in range(kills):
-        child = subprocess.Popen(
+        child = subprocess.Popen(  # noqa: S603 - this interpreter
             [sys.executable, "-c", KILLED, str(folder / "tollkeeper.toml")], stdout=subprocess.PIPE
         )
         assert child.stdout is not None

@@ -219,12 +219,11 @@ impl PyGate {
         Self::check_within(slf, (tool, arguments), scope, parent, ARGUMENT_BYTES_WAIT_MAX)
     }
 
-    /// Whether the log has room for a record of ordinary size, or there is no log.
-    fn _has_room(&self) -> bool {
-        self.log.as_ref().is_none_or(|log| {
-            let (used, size) = log.get().log.health().ring_bytes;
-            used < size / 4 * 3
-        })
+    /// The record that has to be on the disk before there is room for more; `None` where there is, or no log.
+    fn _room_after(&self) -> Option<u64> {
+        let health = self.log.as_ref().filter(|_| self.unusable().is_none())?.get().log.health();
+        let (used, size) = health.ring_bytes;
+        (used >= size / 4 * 3).then(|| health.next_seq.saturating_sub(1))
     }
 
     /// Decides as `check` does, or as a model call does, but at another time: for replays of what was recorded.
