@@ -9,6 +9,7 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
     reason = "tests"
 )]
 
@@ -112,7 +113,8 @@ fn run(folder: &Path, plan: &Arc<Plan>, durable: &mut Vec<String>, at: &str) {
         }
     }
     plan.healed.store(true, SeqCst);
-    let (last, _) = (append(&log, "last"), durable.push("last".to_owned()));
+    let last = append(&log, "last");
+    durable.push("last".to_owned());
     log.wait(last, Durability::Checkpointed, 5_000).unwrap_or_else(|error| panic!("{at}: {error}"));
     durable.extend(waits.into_iter().map(|(_, text)| text));
     let _ = log.close();
@@ -151,7 +153,9 @@ fn every_operation(name: &str, stays: bool, faults: &[Fault], stride: u64) {
                     if matches!(faults, [Fault::Torn(_), ..]) && kinds[number as usize] != Operation::Write {
                         continue;
                     }
-                    for (_, fault) in (0..).zip(faults).filter(|(place, _)| (number / WORKERS + place) % stride == 0) {
+                    for (_, fault) in
+                        (0..).zip(faults).filter(|(place, _)| (number / WORKERS + place).is_multiple_of(stride))
+                    {
                         let _ = std::fs::remove_dir_all(&*folder);
                         let plan = Plan::new(number, stays, *fault);
                         let at = format!("{fault:?} at operation {number} of {operations}, stays: {stays}");

@@ -7,8 +7,8 @@
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    clippy::panic,
     clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
     reason = "tests"
 )]
 
@@ -43,7 +43,7 @@ impl Numbers {
 fn child_options(instance: u64) -> LogOptions {
     let mut options = options(instance);
     // Some recoveries find a ring of another size.
-    options.ring_bytes = if instance % 7 == 0 { 1 << 20 } else { 512 << 10 };
+    options.ring_bytes = if instance.is_multiple_of(7) { 1 << 20 } else { 512 << 10 };
     options
 }
 
@@ -172,7 +172,6 @@ fn openings_are_killed() {
     kill_many("kills-open", kills() / 4, true);
 }
 
-/// A child of a fork has its parent's log and none of its rights: it neither writes nor lets go of the folder.
 #[test]
 fn eight_processes_have_a_log_each() {
     let folder = Folder::new("slots");

@@ -1,13 +1,7 @@
 //! What the next opening makes of what it finds: whatever state a death, a power cut, an operator or a damaged disk has
 //! left behind.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::arithmetic_side_effects,
-    reason = "tests"
-)]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests")]
 
 mod audit;
 
@@ -210,7 +204,7 @@ fn a_full_ring_becomes_several_frames() {
     let alive = Folder::new("large-alive");
     let stuck = Arc::new(AtomicBool::new(false));
     let mut large = options(1);
-    large.ring_bytes = 64 << 20;
+    large.ring_bytes = 16 << 20;
     let is_stuck = Arc::clone(&stuck);
     large.disk = Disk::faulty(Arc::new(move |operation, _: &Path| {
         (operation == Operation::Write && is_stuck.load(SeqCst)).then_some(Fault::Error(5))
@@ -235,14 +229,14 @@ fn a_full_ring_becomes_several_frames() {
         assert!(claim.publish(&big));
         put += 1;
     }
-    assert!(put >= 60, "{put}");
+    assert!(put >= 14, "{put}");
     let folder = Folder::new("large");
     copy(&alive, &folder);
     drop(log);
     let mut small = options(2);
     small.ring_bytes = 512 << 10;
     // Killed after any of the frames.
-    for kill in [3, 40] {
+    for kill in [3, 10] {
         let killed = Folder::new("large-killed");
         copy(&folder, &killed);
         let seen = std::sync::atomic::AtomicU64::new(0);
@@ -538,7 +532,9 @@ fn a_close_beside_producers_loses_nothing() {
                 .collect();
             std::thread::sleep(std::time::Duration::from_millis(round % 5));
             let closers: Vec<_> = (0..2).map(|_| scope.spawn(|| log.close())).collect();
-            closers.into_iter().for_each(|closer| closer.join().unwrap().unwrap());
+            for closer in closers {
+                closer.join().unwrap().unwrap();
+            }
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         drop(log);
@@ -739,7 +735,7 @@ fn checkpoints_that_were_cut_short_are_overwritten() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn any_damage_opens_or_is_refused(bytes in prop::collection::vec(any::<u8>(), 0..80)) {

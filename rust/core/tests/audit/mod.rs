@@ -12,6 +12,7 @@
     clippy::panic,
     clippy::arithmetic_side_effects,
     clippy::missing_panics_doc,
+    clippy::cast_possible_truncation,
     reason = "each test uses a part of these"
 )]
 
@@ -154,7 +155,7 @@ pub(crate) fn checkpoint(text: &str, key: &str) -> Checkpoint {
     let line = signatures.strip_prefix("\u{2014} ").expect("a signature").trim_end_matches('\n');
     let (signer, signature) = line.split_once(' ').expect("a signature");
     let signature = BASE64.decode(signature).expect("base64");
-    let shown: String = signature[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let shown = format!("{:08x}", u32::from_be_bytes(*signature.first_chunk().expect("a key id")));
     assert_eq!((signer, shown.as_str()), (name, id));
     let signature = Signature::from_slice(&signature[4..]).expect("64 bytes");
     key.verify(format!("{body}\n").as_bytes(), &signature).expect("the signature holds");
