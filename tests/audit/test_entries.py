@@ -59,7 +59,7 @@ def full_decision(maker: Entries) -> bytes:
         arguments={"bytes": 3, "commitment": commitment(salted(2))},
         decision="deny",
         code="budget.tokens",
-        would_deny=True,
+        would_deny="policy.forbidden",
         policies={"limits.cedar:3": DIGEST},
         would_deny_policies=["other"],
         errors=["third"],

@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use super::ring::{Claim, Full, LINE_BYTES, Pieces, Ring};
+use super::ring::{Claim, Full, LINE_BYTES, Pieces, Reader, Ring};
 use crate::sync::Ordering::Relaxed;
 
 /// What the queue knows of a claim.
@@ -114,20 +114,9 @@ fn agree(lines_log2: u32, line: u32, first_seq: u64, steps: &[Step]) {
             }
             Step::Take(many) => {
                 for _ in 0..*many {
-                    let expected = model.get((next - oldest) as usize).map(|(_, said)| said.clone());
-                    let Some(record) = ring.take_one(&mut reader) else {
-                        assert!(matches!(expected, None | Some(Said::Claimed)), "{expected:?} at {next}");
+                    let expected = model.get((next - oldest) as usize).map(|(_, said)| said);
+                    if !takes(&ring, &mut reader, expected, next) {
                         break;
-                    };
-                    assert_eq!(record.seq, next);
-                    let found = record.as_pieces();
-                    match expected {
-                        Some(Said::GivenUp) => assert!(record.abandoned),
-                        Some(Said::Published(kind, time_ms, pieces)) => {
-                            assert!(!record.abandoned);
-                            assert_eq!((found.kind, found.time_ms, found.pieces), (kind, time_ms, as_slices(&pieces)));
-                        }
-                        other => panic!("{other:?} was taken at {next}"),
                     }
                     next += 1;
                 }
@@ -147,6 +136,25 @@ fn agree(lines_log2: u32, line: u32, first_seq: u64, steps: &[Step]) {
     for (mut claim, ..) in open {
         claim.forget();
     }
+}
+
+/// Whether the reader takes a record, which is then the one that the model has next.
+fn takes(ring: &Ring, reader: &mut Reader, expected: Option<&Said>, next: u64) -> bool {
+    let Some(record) = ring.take_one(reader) else {
+        assert!(matches!(expected, None | Some(Said::Claimed)), "{expected:?} at {next}");
+        return false;
+    };
+    assert_eq!(record.seq, next);
+    let found = record.as_pieces();
+    match expected {
+        Some(Said::GivenUp) => assert!(record.abandoned),
+        Some(Said::Published(kind, time_ms, pieces)) => {
+            assert!(!record.abandoned);
+            assert_eq!((found.kind, found.time_ms, found.pieces), (*kind, *time_ms, as_slices(pieces)));
+        }
+        other => panic!("{other:?} was taken at {next}"),
+    }
+    true
 }
 
 /// Whoever finds the ring of a dead owner finds what is published, and knows the numbers of the rest.
