@@ -135,7 +135,7 @@ fn kill_many(name: &str, many: u64, open_only: bool) {
         let micros = Duration::from_micros(numbers.below(if open_only { 12_000 } else { 25_000 }));
         let after_open = (!open_only && number % 4 != 0).then_some(micros);
         said.extend(live(&folder, number, after_open, micros));
-        if number % 25 == 0 {
+        if number % 50 == 0 {
             check(&folder, &said, 1_000_000 + number);
         }
     }

@@ -708,15 +708,17 @@ fn a_clock_that_goes_back_changes_no_order() {
 /// What is published is what the ring had, also where that makes no entry.
 #[test]
 fn a_ring_that_was_written_over_makes_no_entry_that_is_no_json() {
-    let folder = died("scribble", 3, 4);
-    let path = folder.join("ring");
-    let bytes = std::fs::read(&path).unwrap();
-    let text = b"\"text\":\"r2\"";
-    let at = bytes.windows(text.len()).position(|window| window == text).unwrap();
-    writable(&path).write_all_at(b"}{", at as u64).unwrap();
-    let entries = reopen(&folder, 2);
-    assert_eq!(texts(&entries), ["d0", "d1", "d2", "r0", "r1", "r3"]);
-    assert_eq!(of_kind(&entries, "gap")[0]["seq"], 6);
+    for garbage in [&b"}{"[..], b"\"te\xd8t\"", b"\"\\ud8", b"\0"] {
+        let folder = died("scribble", 3, 4);
+        let path = folder.join("ring");
+        let bytes = std::fs::read(&path).unwrap();
+        let text = b"\"text\":\"r2\"";
+        let at = bytes.windows(text.len()).position(|window| window == text).unwrap();
+        writable(&path).write_all_at(garbage, at as u64).unwrap();
+        let entries = reopen(&folder, 2);
+        assert_eq!(texts(&entries), ["d0", "d1", "d2", "r0", "r1", "r3"]);
+        assert_eq!(of_kind(&entries, "gap")[0]["seq"], 6);
+    }
 }
 
 #[test]
