@@ -314,6 +314,9 @@ def _asked(story: Story) -> str:
 
 def _refusal(story: Story, refused: dict[str, Any]) -> Iterator[str]:
     unit, window = logs.text_of(refused.get("unit")), logs.text_of(refused.get("window"))
+    if not unit:
+        yield f"no budget could answer for {logs.text_of(refused.get('path')) or 'a run that names none'}"
+        return
     amounts = {name: refused.get(name) for name in (*_COUNTED, "requested")}
     known = {name: int(value) for name, value in amounts.items() if logs.is_number(value)}
     if "requested" not in known and (cost := _cost(story, unit)) is not None:
