@@ -176,10 +176,22 @@ impl Waiting {
     }
 }
 
+/// A request that another program has left: the entry by its epoch, index and commitment, so that it cannot mean another
+/// one by the time that it is read.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub(super) name: String,
+    pub(super) epoch: u64,
+    pub(super) index: u64,
+    pub(super) commitment: [u8; 32],
+}
+
 /// Something that the writer is asked to do between two batches.
 #[derive(Debug)]
 pub(super) enum Request {
     Erase(u64),
+    /// Left in the folder by another program
+    EraseNamed(Asked),
     Rotate,
 }
 
