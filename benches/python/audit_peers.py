@@ -230,7 +230,7 @@ def logging_library(peers: Peers) -> list[Peer]:
     path = peers.folder / "log.jsonl"
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.Logger("bench", logging.INFO)
+    logger = logging.Logger("bench", logging.INFO)  # noqa: LOG001 - one that no other code finds
     logger.addHandler(handler)
     peers.stack.callback(handler.close)
 

@@ -654,6 +654,10 @@ fn parts() {
     for (name, least) in parts {
         println!("  {name:<20} {least:>6.0}");
     }
+    hash_rate();
+}
+
+fn hash_rate() {
     let block = vec![0x5a; 1 << 20];
     let mut least = f64::MAX;
     for _ in 0..31 {

@@ -5,14 +5,18 @@ The native half of the package. Import from `tollkeeper`, not from here.
 import collections.abc
 import os
 import typing
+from os import PathLike
 from pathlib import Path
-from typing import Any, Final, SupportsIndex, final
+from typing import Any, Final, SupportsFloat, SupportsIndex, final
 
+from _typeshed import SupportsGetItem
 from typing_extensions import disjoint_base
 
 __all__ = [
     "Answer",
+    "AuditEntries",
     "AuditLog",
+    "AuditReader",
     "AuditWatch",
     "BatchAnswer",
     "Context",
@@ -36,6 +40,13 @@ __all__ = [
     "_fork_generation",
     "_measure_arguments",
     "_panic_on_purpose",
+    "audit_check_consistency",
+    "audit_check_inclusion",
+    "audit_check_proof",
+    "audit_keygen",
+    "audit_logs",
+    "audit_prove",
+    "audit_verify",
     "build_info",
     "decision_codes",
 ]
@@ -75,6 +86,14 @@ class Answer:
         Ids of the satisfied policies of the deciding effect; empty when nothing permits.
         """
 
+@final
+class AuditEntries:
+    """
+    An iteration over the entries of a log.
+    """
+    def __iter__(self, /) -> AuditEntries: ...
+    def __next__(self, /) -> tuple[int, bytes]: ...
+
 @disjoint_base
 class AuditLog:
     """
@@ -88,13 +107,15 @@ class AuditLog:
         directory: str | os.PathLike[str],
         *,
         origin: str,
-        instance: int,
+        instance: SupportsIndex,
         key: str | os.PathLike[str] | None = None,
-        interval_ms: int = 5,
-        checkpoint_interval_ms: int = 1000,
-        ring_bytes: int = ...,
-        segment_bytes: int = ...,
+        interval_ms: SupportsIndex = 5,
+        checkpoint_interval_ms: SupportsIndex = 1000,
+        ring_bytes: SupportsIndex = ...,
+        segment_bytes: SupportsIndex = ...,
         exported: bool = False,
+        slot: bool = False,
+        as_slot: SupportsIndex | None = None,
     ) -> typing.Self:
         """
         Args:
@@ -107,16 +128,18 @@ class AuditLog:
             ring_bytes: Size of the ring, a power of two.
             segment_bytes: Size of a write-ahead segment.
             exported: Whether something outside takes each checkpoint.
+            slot: Whether the folder is one of logs, of which the first that no process has is opened.
+            as_slot: The number of the process slot whose own folder this is; it is part of the origin.
 
         Raises:
             AuditError: Another process has the log, it is damaged, or the folder cannot be used.
         """
     def __repr__(self, /) -> str: ...
-    def _expect(self, /, seq: int) -> None:
+    def _expect(self, /, seq: SupportsIndex) -> None:
         """
         Refuses a handle that cannot be used, and a number that no record has yet.
         """
-    def _is_durable(self, /, seq: int, durability: str) -> bool:
+    def _is_durable(self, /, seq: SupportsIndex, durability: str) -> bool:
         """
         Whether a record is as certain as that; also of a log that was closed since, for those who wait.
         """
@@ -135,7 +158,7 @@ class AuditLog:
         *,
         private: typing.Any = None,
         kind: str = "note",
-        timeout: float = 1.0,
+        timeout: SupportsFloat | SupportsIndex = 1.0,
     ) -> int:
         """
         Appends an entry. It is in the ring when this returns: the death of the process loses nothing any more, a power
@@ -157,7 +180,7 @@ class AuditLog:
             AuditError: A value has no form in JSON, a name is the log's own, or there is no room for the record.
             HandleError: The log is closed, or was inherited through a fork.
         """
-    def checkpoint(self, /, timeout: float = 10.0) -> str:
+    def checkpoint(self, /, timeout: SupportsFloat | SupportsIndex = 10.0) -> str:
         """
         Waits until a checkpoint covers everything that was appended before.
 
@@ -173,7 +196,7 @@ class AuditLog:
         Closing twice is the same as once; of an inherited log nothing is touched.
 
         Raises:
-            AuditError: The disk refuses; what is in the ring is recovered by the next opening.
+            AuditError: The disk refuses, or a file is gone; what is in the ring is recovered by the next opening.
         """
     @property
     def closed(self, /) -> bool:
@@ -185,7 +208,7 @@ class AuditLog:
         """
         Entries of this epoch that are on the disk.
         """
-    def erase(self, /, index: int, timeout: float = 10.0) -> None:
+    def erase(self, /, index: SupportsIndex, timeout: SupportsFloat | SupportsIndex = 10.0) -> None:
         """
         Erases what is private about an entry, and records that. The entry stays, and every proof of it.
 
@@ -196,7 +219,7 @@ class AuditLog:
         Raises:
             AuditError: There is no such entry, or nothing private of it.
         """
-    def flush(self, /, timeout: float = 10.0) -> int:
+    def flush(self, /, timeout: SupportsFloat | SupportsIndex = 10.0) -> int:
         """
         Waits until everything that was appended before is on the disk.
 
@@ -222,7 +245,7 @@ class AuditLog:
         """
         What the log calls itself in this epoch.
         """
-    def rotate(self, /, timeout: float = 10.0) -> None:
+    def rotate(self, /, timeout: SupportsFloat | SupportsIndex = 10.0) -> None:
         """
         Ends this epoch and begins the next, whose first entry names the old origin, size and root. The files of the old
         one move to `epochs`.
@@ -243,7 +266,9 @@ class AuditLog:
         """
         The public key of this epoch, as C2SP writes verifier keys.
         """
-    def wait(self, /, seq: int, durability: str = "sync", timeout: float = 10.0) -> None:
+    def wait(
+        self, /, seq: SupportsIndex, durability: str = "sync", timeout: SupportsFloat | SupportsIndex = 10.0
+    ) -> None:
         """
         Waits until a record is as certain as that. Many wait for one write.
 
@@ -255,6 +280,63 @@ class AuditLog:
 
         Raises:
             AuditError: The time is over, the disk refuses, or there is no such record.
+        """
+
+@final
+class AuditReader:
+    """
+    Reads one log's entries and payloads; follows it while it grows, with `refresh`.
+
+    Reading does not verify: see `audit_verify`.
+
+    Args:
+        path: The folder of one log, or of one of its epochs.
+
+    Raises:
+        AuditError: There is no log, or its checkpoint cannot be read.
+    """
+    def __new__(cls, /, path: str | PathLike[str]) -> AuditReader: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def checkpoint_text(self, /) -> str | None:
+        """
+        The current checkpoint's text, not checked; `None` without one.
+        """
+    def entries(self, /, start: SupportsIndex = 0, stop: SupportsIndex | None = None) -> AuditEntries:
+        """
+        Iterates over `(index, bytes)`, up to `stop` or the size when this was called.
+        """
+    def entry(self, index: SupportsIndex, /) -> bytes:
+        """
+        The bytes of an entry, as they were hashed.
+
+        Raises:
+            AuditError: There is no such entry, or it cannot be read.
+        """
+    @property
+    def origin(self, /) -> str | None:
+        """
+        The origin that the checkpoint names; `None` without one.
+        """
+    def payload(self, index: SupportsIndex, /) -> bytes | None:
+        """
+        The payload of an entry; `None` where there is none, or it was erased.
+
+        Raises:
+            AuditError: There is no such entry, or the payload is damaged.
+        """
+    def refresh(self, /) -> None:
+        """
+        Looks again how far the log goes.
+        """
+    def salt(self, index: SupportsIndex, /) -> bytes | None:
+        """
+        The salt of an entry's payload; `None` where there is none, or it was erased.
+        """
+    @property
+    def size(self, /) -> int:
+        """
+        Entries, as far as the log was when it was opened or refreshed.
         """
 
 @final
@@ -340,9 +422,26 @@ class Decision:
     """
     def __bool__(self, /) -> bool: ...
     def __repr__(self, /) -> str: ...
-    def _finish(self, /) -> None:
+    def _finish(
+        self, /, status: str = "unknown", error: str | None = None, duration_ms: SupportsIndex | None = None
+    ) -> None:
         """
-        Ends what was reserved, the action being over: what nobody settled counts in full.
+        Ends what was reserved, the action being over: what nobody settled counts in full. Records the outcome.
+        """
+    def _outcome(
+        self,
+        /,
+        status: str,
+        error: str | None,
+        usage: SupportsGetItem[int, tuple[str, SupportsIndex]],
+        duration_ms: SupportsIndex | None,
+    ) -> bool:
+        """
+        See `Gate.outcome`.
+        """
+    def _release(self, /) -> None:
+        """
+        Ends what was reserved for an action that never began.
         """
     @property
     def allowed(self, /) -> bool:
@@ -363,6 +462,22 @@ class Decision:
     def denial(self, /) -> Denial | None:
         """
         Why a budget refused: a `Denial` with the level, unit and window; `None` if none did.
+        """
+    @property
+    def durability(self, /) -> str | None:
+        """
+        How certain its record has to be before the action begins: `"group"`, `"sync"` or `"checkpointed"`; `None` if it
+        has no record.
+        """
+    def durable(self, /, durability: str = "sync") -> collections.abc.Coroutine[typing.Any, typing.Any, None]:
+        """
+        A coroutine that ends when the record is on the disk.
+
+        Args:
+            durability: `"sync"`, or `"checkpointed"` for a record that a signed checkpoint covers.
+
+        Raises:
+            AuditError: It never will be: the log has given up. Or the decision has no record.
         """
     @property
     def errors(self, /) -> list[tuple[str, str]]:
@@ -403,6 +518,14 @@ class Decision:
     def retry_after(self, /) -> float | None:
         """
         Seconds until the same action is worth another try; `None` if it is not, or nobody knows.
+        """
+    def wait_durable(self, /, durability: str = "sync", timeout: SupportsFloat | SupportsIndex = 10.0) -> None:
+        """
+        The same for threads.
+
+        Args:
+            durability: As in `durable`.
+            timeout: Seconds.
         """
     @property
     def would_deny(self, /) -> str | None:
@@ -683,13 +806,49 @@ class Gate:
         instance: SupportsIndex,
         current: collections.abc.Callable[[], Scope | None],
         ledger: Ledger | None = None,
+        log: AuditLog | None = None,
+        trace: collections.abc.Callable[[], tuple[int, int] | None] | None = None,
     ) -> typing.Self:
         """
         Args:
-            sources: Mapping with `policies`, `schema`, `entities`, `tools`, `mode`, `on_error`, `unguarded_forbid`.
+            sources: Mapping with `policies`, `schema`, `entities`, `tools`, `mode`, `on_error`, `unguarded_forbid`,
+                `on_full`, `durability`.
             instance: A random number that tells this gate's decisions from those of others.
             current: Callable that returns the current scope or `None`.
             ledger: What pays for actions.
+            log: What records decisions.
+            trace: Callable that returns the ids of the current trace and span, or `None`.
+        """
+    def _check_large(
+        self,
+        /,
+        tool: str,
+        arguments: collections.abc.Mapping[str, typing.Any] | None = None,
+        *,
+        scope: Scope | None = None,
+        parent: str | None = None,
+    ) -> Decision:
+        """
+        The same for callers that may wait: the arguments may have 4 MiB instead of 64 KiB.
+        """
+    def _decide_at(
+        self,
+        /,
+        scope: Scope,
+        now_ms: SupportsIndex,
+        tool: str | None = None,
+        arguments: collections.abc.Mapping[str, typing.Any] | None = None,
+        model: tuple[str, int, int, int] | None = None,
+    ) -> Decision:
+        """
+        Decides as `check` does, or as a model call does, but at another time: for replays of what was recorded.
+
+        Args:
+            scope: Who acts.
+            now_ms: The time, in milliseconds since 1970.
+            tool: Name of a tool; `None` with `model`.
+            arguments: The tool's arguments, of any size that can be recorded.
+            model: Name, tokens of the prompt, most tokens of a completion, completions.
         """
     def _register(self, /, tools: list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None]]) -> None:
         """
@@ -702,6 +861,10 @@ class Gate:
         Raises:
             PolicyError: What is wrong, with file, line and column.
         """
+    def _room_after(self, /) -> int | None:
+        """
+        The record that has to be on the disk before there is room for more; `None` where there is, or no log.
+        """
     def check(
         self,
         /,
@@ -709,6 +872,7 @@ class Gate:
         arguments: collections.abc.Mapping[str, typing.Any] | None = None,
         *,
         scope: Scope | None = None,
+        parent: str | None = None,
     ) -> Decision:
         """
         Decides whether the current scope's principal may call a tool with these arguments. Never raises on a denial.
@@ -717,6 +881,7 @@ class Gate:
             tool: Name of a registered tool.
             arguments: Plain data with str keys; `None` is no arguments.
             scope: A scope other than the current one.
+            parent: Id of the decision that this call follows from, such as that of the model call which asked for it.
         """
     def close(self, /) -> None:
         """
@@ -1233,8 +1398,10 @@ class ModelCall:
     The native half of a model call.
     """
     def __enter__(self, /) -> typing.Self: ...
-    def __exit__(self, /, *_exc: object) -> None: ...
-    def __new__(cls, /, gate: Gate, model: str, prompt_tokens: int, max_tokens: int, n: int = ...) -> typing.Self:
+    def __exit__(self, /, *exc: object) -> None: ...
+    def __new__(
+        cls, /, gate: Gate, model: str, prompt_tokens: int, max_tokens: int, n: int = ..., parent: str | None = None
+    ) -> typing.Self:
         """
         Args:
             gate: The gate that decides.
@@ -1242,6 +1409,7 @@ class ModelCall:
             prompt_tokens: Tokens of the prompt.
             max_tokens: The most tokens of one completion.
             n: How many completions.
+            parent: Id of the decision that the call follows from.
         """
     def __repr__(self, /) -> str: ...
     def charge(self, n_tokens: int, /) -> bool:
@@ -1495,6 +1663,7 @@ class Scope:
         tools: list[str] | None = None,
         budget: str | None = None,
         outer: Scope | None = None,
+        request: str | None = None,
     ) -> typing.Self:
         """
         Args:
@@ -1506,6 +1675,7 @@ class Scope:
             tools: The only tools this run may call.
             budget: Path of the budget that pays.
             outer: A scope that this one narrows; principal and session are then its own.
+            request: What the user asked for: the audit log commits to it, and keeps it outside the entries.
         """
     def __repr__(self, /) -> str: ...
     def _end(self, /) -> None:
@@ -1609,6 +1779,89 @@ def _measure_arguments(arguments: object, /) -> int:
 def _panic_on_purpose() -> None:
     """
     Panics, to show what becomes of it.
+    """
+
+def audit_check_consistency(
+    size1: SupportsIndex, size2: SupportsIndex, root1: bytes, root2: bytes, proof: list[bytes], /
+) -> None:
+    """
+    Checks a proof that a tree is the beginning of another, as RFC 6962 has it.
+
+    Raises:
+        AuditError: It is not proven.
+    """
+
+def audit_check_inclusion(
+    leaf_index: SupportsIndex, tree_size: SupportsIndex, root: bytes, leaf_hash: bytes, proof: list[bytes], /
+) -> None:
+    """
+    Checks a proof that a leaf is in a tree, as RFC 6962 has it.
+
+    Raises:
+        AuditError: It is not proven.
+    """
+
+def audit_check_proof(text: str, key: str, entry: bytes, /) -> dict[str, typing.Any]:
+    """
+    Checks a proof offline: that the key has signed a tree in which `entry` has the proof's index.
+
+    Raises:
+        AuditError: The proof, the key or the signature does not hold.
+    """
+
+def audit_keygen(path: str | PathLike[str], origin: str) -> str:
+    """
+    Makes the key that signs a log's checkpoints, in a file that must not be there.
+
+    Args:
+        path: The file of the key.
+        origin: What the log calls itself.
+
+    Returns:
+        The public half, as C2SP writes verifier keys.
+
+    Raises:
+        AuditError: The file is there or cannot be written, or the origin cannot be one.
+    """
+
+def audit_logs(path: str | PathLike[str], /) -> list[dict[str, typing.Any]]:
+    """
+    Lists the logs of a folder: each epoch of each process slot.
+    """
+
+def audit_prove(path: str | PathLike[str], index: SupportsIndex, /, extra: bytes | None = None) -> str:
+    """
+    Writes the proof (`c2sp.org/tlog-proof@v1`) that an entry is in the log.
+
+    Raises:
+        AuditError: There is no such entry, or no checkpoint covers it yet.
+    """
+
+def audit_verify(
+    path: str | PathLike[str],
+    key: str | None = None,
+    since: str | None = None,
+    progress: collections.abc.Callable[[int, int], object] | None = None,
+    *,
+    trust_directory: bool = False,
+    foreign: bool = False,
+) -> dict[str, typing.Any]:
+    """
+    Verifies the logs of a folder: integrity, completeness, and how far they are anchored.
+
+    Args:
+        path: The folder of a log, or of all logs of a gate.
+        key: Verifier keys, one a line; without one, the key beside the log is taken, which proves less.
+        since: A checkpoint that was kept from earlier: the log must have grown from it.
+        progress: Called with entries done and in all, every 65,536 entries; returning `False` stops.
+        trust_directory: The key beside the log counts as given.
+        foreign: The entries are another program's: only the tree is checked.
+
+    Returns:
+        What was found, with `verdict` one of `ok`, `unanchored`, `incomplete`, `broken`.
+
+    Raises:
+        AuditError: There is no log, a key or `since` cannot be used, or `progress` stopped it.
     """
 
 def build_info() -> dict[str, str]:

@@ -101,7 +101,7 @@ class AuditLog(_native.AuditLog):
             key: The file of the signing key, made if it is not there; without one `signer.key` in the folder.
             interval_ms: How long a record may be in the ring before it is on the disk: what a power cut can lose.
             checkpoint_interval_ms: How long an entry may be on the disk before a signed checkpoint covers it.
-            ring_bytes: Size of the ring, a power of two. A record takes at most half of it.
+            ring_bytes: Size of the ring, a power of two. A record takes at most half of it, and 8 MiB.
             segment_bytes: Size of a write-ahead segment.
             exported: Whether something outside takes each checkpoint; it is only written down.
 

@@ -5,6 +5,7 @@ policies, approvals) are not part of an explanation, and nothing is decided here
 """
 
 import json
+import os
 import re
 import tempfile
 from decimal import Decimal
@@ -13,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from tollkeeper import Context, Entities, Entity, EntityUid, PolicySet
-from tollkeeper.reevaluate import Bundle, Recorded, Skipped
+from tollkeeper.reevaluate import Bundle, Recorded, Skipped, is_list, is_object, texts
 
 __all__ = ["Policies", "Policy", "nearest_permit"]
 
@@ -51,7 +52,7 @@ class Policies:
         self._folder = tempfile.TemporaryDirectory(prefix="tollkeeper-why-")
         self._names: dict[str, str] = {}
         self._texts: dict[str, str] = {}
-        sources: list[str | Path] = []
+        sources = list[str | os.PathLike[str]]()
         for number, (name, text) in enumerate(self._bundle.sources["policies"]):
             if name is None:
                 sources.append(text)
@@ -114,39 +115,36 @@ class Policies:
     def _context(self, recorded: Recorded) -> Context:
         members = recorded.members
         model = members.get("model")
-        if isinstance(model, dict) and members.get("tool") is None:
-            given = {
-                "model": model.get("name"),
-                "n": 1,
-                **{key: value for key, value in model.items() if key != "name"},
-            }
-            schema: Any = None
+        schema: Any = None
+        if is_object(model) and members.get("tool") is None:
+            given = {"n": 1, **model}
+            given["model"] = given.pop("name", None)
         else:
             tool = self._bundle.tool(members.get("tool"))
             given, schema = recorded.input(), None if tool is None or tool[2] is None else json.loads(tool[2])
         context = {
             "input": _cedar(given, schema),
             "now": {"__extn": {"fn": "datetime", "arg": str(members.get("time"))}},
-            "session": {"id": str(members.get("session", "")), "labels": list(members.get("labels") or [])},
+            "session": {"id": str(members.get("session", "")), "labels": texts(members.get("labels"))},
         }
         if members.get("on_behalf_of") is not None:
             uid = EntityUid.parse(str(members["on_behalf_of"]))
             context["on_behalf_of"] = {"__entity": {"type": uid.type, "id": uid.id}}
-        if isinstance(members.get("budget_seen"), dict):
+        if is_object(members.get("budget_seen")):
             context["budget"] = members["budget_seen"]
         return Context.from_cedar_json(json.dumps(context))
 
 
 def _cedar(value: Any, schema: Any) -> Any:  # noqa: ANN401 - plain data of any shape
     """Arguments in Cedar's JSON as the gate reads them: null is absent, a number a decimal where a schema says so."""
-    schema = schema if isinstance(schema, dict) else {}
-    if isinstance(value, dict):
+    schema = schema if is_object(schema) else {}
+    if is_object(value):
         if not value.keys().isdisjoint({"__entity", "__extn"}):
             raise Skipped("the arguments hold names that mean something else in Cedar's JSON")
         inner = schema.get("properties")
-        inner = inner if isinstance(inner, dict) else {}
+        inner = inner if is_object(inner) else {}
         return {key: _cedar(item, inner.get(key)) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
+    if is_list(value):
         return [_cedar(item, schema.get("items")) for item in value]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value

@@ -22,7 +22,7 @@ from tollkeeper.errors import ConfigError, HandleError, TollkeeperError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import inspect
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
     from contextvars import Token
     from pathlib import Path
     from types import TracebackType
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Decision", "Gate", "ModelCall", "Principal", "Run", "Scope"]
 
-# How often a check that may wait looks for room in the log.
-ROOM_SECONDS = 0.002
 # How long a guard waits for a record that has to be on the disk.
 RECORD_SECONDS = 10.0
 CANCELLATIONS = ("CancelledError", "KeyboardInterrupt", "GeneratorExit")
@@ -196,16 +194,18 @@ class Gate(_native.Gate):
     _given: bool
     """The ledger is the caller's: it stays as it is."""
     _log: AuditLog | None
+    _log_given: bool
     _audit: tuple[Any, ...]
     """How the log was opened, which a reload cannot change."""
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, ledger: Ledger | None = None) -> Self:
+    def open(cls, path: str | os.PathLike[str], *, ledger: Ledger | None = None, log: AuditLog | None = None) -> Self:
         """Loads a gate from its configuration file.
 
         Args:
             path: `tollkeeper.toml`; the files it names are relative to it.
             ledger: Used instead of the one that the configuration names; whoever opened it closes it.
+            log: The same for the audit log.
 
         Raises:
             ConfigError: The configuration cannot be used; the message names file and key.
@@ -222,15 +222,16 @@ class Gate(_native.Gate):
         settings = config.load(Path(path))
         budgets, instance = _budgets(settings), int.from_bytes(os.urandom(8)) or 1
         used = ledger if ledger is not None else _opened(budgets)
-        log = _opened_log(settings, instance)
+        recorder = log if log is not None else _opened_log(settings, instance)
+        tracer = None if recorder is None else _tracer()
         try:
-            gate = cls(_sources(settings), instance, _CURRENT.get, used, log, None if log is None else _tracer())
+            gate = cls(gate_sources(settings), instance, _CURRENT.get, used, recorder, tracer)
         except BaseException:
-            if log is not None:
-                log.close()
+            if recorder is not None and log is None:
+                recorder.close()
             raise
         gate._path, gate._budgets, gate._ledger, gate._given = Path(path), budgets, used, ledger is not None
-        gate._log, gate._audit = log, _audit(settings)
+        gate._log, gate._audit, gate._log_given = recorder, _audit(settings), log is not None
         return gate
 
     @property
@@ -261,7 +262,7 @@ class Gate(_native.Gate):
         if _audit(settings) != self._audit:
             message = f"{settings.file}: [audit] has changed, and a log stays as it was opened; open a new gate"
             raise ConfigError(message, "audit.reload")
-        sources, budgets = _sources(settings), _budgets(settings)
+        sources, budgets = gate_sources(settings), _budgets(settings)
         if self._given or budgets == self._budgets:
             self._reload(sources, self._ledger)
             return
@@ -284,7 +285,7 @@ class Gate(_native.Gate):
         super().close()
         if self._ledger is not None and not self._given:
             self._ledger.close()
-        if self._log is not None:
+        if self._log is not None and not self._log_given:
             # A child of a fork has its parent's log, which goes on.
             with contextlib.suppress(HandleError):
                 self._log.close()
@@ -390,7 +391,7 @@ class Gate(_native.Gate):
         *,
         scope: Scope | None = None,
         parent: str | None = None,
-        timeout: float = 1.0,
+        timeout: float = 1.0,  # noqa: ASYNC109 - as everywhere in this package
     ) -> Decision:
         """As `check`, and may wait: for room in the audit log, and until the record is as durable as it has to be.
 
@@ -406,12 +407,17 @@ class Gate(_native.Gate):
         """
         import asyncio  # noqa: PLC0415 - see the top
 
-        end = _now() + timeout
+        end, hopeless = _now() + timeout, False
         while True:
-            while not self._has_room() and _now() < end:
-                await asyncio.sleep(ROOM_SECONDS)
+            while self._log is not None and (seq := self._room_after()) is not None and _now() < end:
+                try:
+                    await asyncio.wait_for(self._log.durable(seq), end - _now())
+                except (TollkeeperError, TimeoutError):
+                    # The check says why there is no room.
+                    hopeless = True
+                    break
             decision = self._check_large(tool, arguments, scope=scope, parent=parent)
-            if decision.code != "audit.unavailable" or _now() >= end or self._has_room():
+            if decision.code != "audit.unavailable" or hopeless or _now() >= end or self._room_after() is None:
                 break
         if decision.allowed and decision.durability not in (None, "group"):
             async with _released_unless_recorded(decision, timeout):
@@ -428,14 +434,16 @@ class Gate(_native.Gate):
         timeout: float = 1.0,
     ) -> Decision:
         """As `acheck`, for threads."""
-        import time  # noqa: PLC0415 - see the top
-
-        end = _now() + timeout
+        end, hopeless = _now() + timeout, False
         while True:
-            while not self._has_room() and _now() < end:
-                time.sleep(ROOM_SECONDS)
+            while self._log is not None and (seq := self._room_after()) is not None and _now() < end:
+                try:
+                    self._log.wait(seq, "sync", end - _now())
+                except TollkeeperError:
+                    hopeless = True
+                    break
             decision = self._check_large(tool, arguments, scope=scope, parent=parent)
-            if decision.code != "audit.unavailable" or _now() >= end or self._has_room():
+            if decision.code != "audit.unavailable" or hopeless or _now() >= end or self._room_after() is None:
                 break
         if decision.allowed:
             _await_record(decision, max(end - _now(), 0.001))
@@ -520,10 +528,12 @@ class Gate(_native.Gate):
 
             @functools.wraps(function)
             async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> object:
+                import asyncio  # noqa: PLC0415 - see the top
+
                 bound, decision, begun = admitted(args, kwargs)
                 if decision.durability not in (None, "group"):
                     async with _released_unless_recorded(decision, RECORD_SECONDS):
-                        await decision.durable(decision.durability)
+                        await asyncio.wait_for(decision.durable(decision.durability), RECORD_SECONDS)
                 try:
                     result = await function(*bound.args, **bound.kwargs)
                 except BaseException as raised:
@@ -570,7 +580,7 @@ def _await_record(decision: Decision, timeout: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _released_unless_recorded(decision: Decision, timeout: float) -> AsyncIterator[None]:
+async def _released_unless_recorded(decision: Decision, seconds: float) -> AsyncGenerator[None]:
     from tollkeeper.errors import AuditError  # noqa: PLC0415 - see the top
 
     try:
@@ -578,7 +588,7 @@ async def _released_unless_recorded(decision: Decision, timeout: float) -> Async
     except BaseException as error:
         decision._release()  # noqa: SLF001 - the native half of this module
         if isinstance(error, TimeoutError):
-            message = f"the record of the decision is not on the disk after {timeout} s"
+            message = f"the record of the decision is not on the disk after {seconds} s"
             raise AuditError(message, "audit.unavailable") from None
         raise
 
@@ -743,7 +753,7 @@ def _refuse_lost_counts(
     raise BudgetError(message, "budget.reload", help_)
 
 
-def _sources(settings: Config) -> dict[str, Any]:
+def gate_sources(settings: Config) -> dict[str, Any]:
     """Reads the files that the configuration names."""
     import json  # noqa: PLC0415 - see the top
 

@@ -25,7 +25,20 @@ import msgspec
 from tollkeeper import Entity, EntityUid, _native
 from tollkeeper.errors import TollkeeperError
 
-__all__ = ["Bundle", "BundleError", "Decided", "Difference", "Recorded", "Replay", "Result", "Skipped", "decide"]
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "Decided",
+    "Difference",
+    "Recorded",
+    "Replay",
+    "Result",
+    "Skipped",
+    "decide",
+    "is_list",
+    "is_object",
+    "texts",
+]
 
 # A thousand policy files and their entities.
 BUNDLE_BYTES_MAX: Final = 256 << 20
@@ -87,6 +100,12 @@ class Bundle:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
             raise BundleError(f"not a tool: {fault}", "bundle.format") from None
         return Bundle(self.digest, {**self.sources, "tools": [*self.sources["tools"], tool.source()]})
+
+    @property
+    def policy_files(self) -> list[str]:
+        """Names of the files that the policies stood in."""
+        policies: list[tuple[str | None, str]] = self.sources["policies"]
+        return [name for name, _ in policies if name]
 
     def gate(self) -> _native.Gate:
         """A gate that decides by it, with no ledger and no log.
@@ -203,7 +222,7 @@ class Recorded:
     def action(self) -> str:
         """The tool's name, or ``call_model NAME``."""
         model = self.members.get("model")
-        if _is_object(model) and self.members.get("tool") is None:
+        if is_object(model) and self.members.get("tool") is None:
             return f"call_model {model.get('name')}"
         return str(self.members.get("tool"))
 
@@ -219,7 +238,7 @@ class Recorded:
     def unspilled(self) -> "Recorded":
         """With the members that were too many for an entry, if they are there."""
         spill = self.members.get("oversize")
-        if not _is_object(spill) or self.payload is None:
+        if not is_object(spill) or self.payload is None:
             return self
         try:
             _check_commitment(self, spill)
@@ -243,17 +262,17 @@ class Recorded:
             raise Skipped("no arguments were recorded")
         if self.payload is None:
             raise Skipped("the payload is not there, or was erased")
-        if _is_object(committed):
+        if is_object(committed):
             _check_commitment(self, committed)
         found = _object(self.payload).get("input")
-        if not _is_object(found):
+        if not is_object(found):
             raise Skipped("the payload holds no arguments")
         return found
 
     def principal(self) -> EntityUid | Entity:
         """Who acted: a uid, or what the run has said of it."""
         described = _object(self.payload).get("principal") if self.payload is not None else None
-        return entity(described) if _is_object(described) else EntityUid.parse(str(self.members.get("principal")))
+        return entity(described) if is_object(described) else EntityUid.parse(str(self.members.get("principal")))
 
 
 def _check_commitment(recorded: Recorded, committed: dict[str, Any]) -> None:
@@ -269,13 +288,24 @@ def _object(text: bytes) -> dict[str, Any]:
         document = json.loads(text)
     except (ValueError, RecursionError):
         raise Skipped("the payload cannot be read") from None
-    if not _is_object(document):
+    if not is_object(document):
         raise Skipped("the payload cannot be read")
     return document
 
 
-def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
+def is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a value of an entry is an object."""
     return isinstance(value, dict)
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Whether a value of an entry is a list."""
+    return isinstance(value, list)
+
+
+def texts(value: object) -> list[str]:
+    """The keys of an object or the items of a list, as texts; none of anything else."""
+    return [str(item) for item in value] if is_object(value) or is_list(value) else []
 
 
 # --- entities in Cedar's JSON -----------------------------------------------------------------------------------------
@@ -303,9 +333,9 @@ def _uid(value: Any) -> EntityUid:  # noqa: ANN401 - plain data of any shape
 
 
 def _value(value: Any) -> Any:  # noqa: ANN401 - plain data of any shape
-    if isinstance(value, list):
+    if is_list(value):
         return [_value(item) for item in value]
-    if not isinstance(value, dict):
+    if not is_object(value):
         return value
     if "__entity" in value:
         return _uid(value)
@@ -381,8 +411,7 @@ def recorded_outcome(recorded: Recorded, *, approvals: bool = False) -> Decided:
     policies = members.get("policies")
     if code == "policy.forbidden" and not policies:
         raise Skipped("the run was narrowed to other tools")
-    ids = frozenset(policies) if isinstance(policies, dict | list) else frozenset[str]()
-    by = None if code.startswith(_AFTERWARDS) else ids
+    by = None if code.startswith(_AFTERWARDS) else frozenset(texts(policies))
     return Decided(_by_policies(code, approvals=approvals), _by_shadow(would, approvals=approvals), by)
 
 
@@ -408,13 +437,13 @@ def _asked(gate: _native.Gate, recorded: Recorded) -> _native.Decision:
             gate,
             recorded.principal(),
             str(members.get("session", "")),
-            labels=[str(label) for label in members.get("labels") or []],
+            labels=texts(members.get("labels")),
             on_behalf_of=members.get("on_behalf_of"),
         )
         model = members.get("model")
-        if _is_object(model) and members.get("tool") is None:
-            numbers = [model.get(name) for name in ("prompt_tokens", "max_tokens", "n")]
-            asked = (str(model.get("name")), *(1 if number is None else int(number) for number in numbers))
+        if is_object(model) and members.get("tool") is None:
+            prompt, most, times = (int(model.get(name, 1)) for name in ("prompt_tokens", "max_tokens", "n"))
+            asked = (str(model.get("name")), prompt, most, times)
             return gate._decide_at(scope, now_ms, model=asked)  # noqa: SLF001 - made for this
         tool, given = str(members.get("tool")), recorded.input()
         return gate._decide_at(scope, now_ms, tool=tool, arguments=given)  # noqa: SLF001 - made for this

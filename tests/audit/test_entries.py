@@ -59,11 +59,12 @@ def full_decision(maker: Entries) -> bytes:
         arguments={"bytes": 3, "commitment": commitment(salted(2))},
         decision="deny",
         code="budget.tokens",
-        would_deny=True,
+        would_deny="policy.forbidden",
         policies={"limits.cedar:3": DIGEST},
         would_deny_policies=["other"],
         errors=["third"],
         obligations=["tell"],
+        labels=["pii"],
         budget={
             "path": "team/agent",
             "reserved": {"tokens": 30},
@@ -123,6 +124,25 @@ def examples() -> Iterator[bytes]:
     yield maker.entry("epoch", writer=True, **sibling, checkpoint="a note")
     yield maker.entry("erasure", writer=True, index=3, commitment=DIGEST)
     yield maker.entry("stop", writer=True, clean=True)
+    commits = {"bytes": 3, "commitment": DIGEST}
+    yield maker.entry(
+        "run",
+        principal='Agent::"a"',
+        on_behalf_of='User::"b"',
+        session="s",
+        run="r2",
+        inside="r1",
+        tools=["ask"],
+        path="acme",
+        labels=["pii"],
+        request=commits,
+    )
+    yield maker.entry(
+        "policy_load", bundle=DIGEST, entities=DIGEST, policies=3, tools=2, mode="enforce", on_full="deny"
+    )
+    for kind in ("limit_changed", "limits_loaded", "recovered", "healed", "restarted", "clock_accepted"):
+        cell = {"path": "acme", "unit": "tokens", "window": "1d"}
+        yield maker.entry(kind, number=1, pid=2, **cell, before=3, after=4)
 
 
 def test_every_kind_has_entries_that_follow(schema: dict[str, Any], errors: Callable[[bytes], list[str]]) -> None:

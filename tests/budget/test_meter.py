@@ -439,7 +439,9 @@ def test_it_equals_a_plain_model(steps: list[tuple[str, list[tuple[int, int]], i
     node = meter.node("pool")
     for what, rows, seed in steps:
         first, second = (np.array(column, np.uint32) for column in zip(*rows, strict=True))
-        picked = Random(seed).sample(given_out, min(len(given_out), len(rows)))
+        picked = Random(seed).sample(  # noqa: S311 - a test's
+            given_out, min(len(given_out), len(rows))
+        )
         slots, amounts = np.array(picked, np.uint32), first[: len(picked)]
         if what == "reserve":
             new, status = meter.reserve_many(np.full(len(rows), node, np.uint32), first, second)

@@ -311,7 +311,12 @@ def test_a_proof_holds_without_the_log(cli: Cli, signed: Path, tmp_path: Path, s
     assert (done.code, json.loads(done.out)["holds"]) == (1, False)
     (tmp_path / "key").write_text(key)
     snapshot(cli("audit", "check-proof", "entry", "--key", "key", "--entry", "entry"))
-    for words in (("none", "key", "entry"), ("proof", "entry", "entry"), ("proof", "none", "entry"), ("proof", "key", ".")):
+    for words in (
+        ("none", "key", "entry"),
+        ("proof", "entry", "entry"),
+        ("proof", "none", "entry"),
+        ("proof", "key", "."),
+    ):
         done = cli("audit", "check-proof", words[0], "--key", words[1], "--entry", words[2])
         assert (done.code, done.out, done.err.startswith("error: ")) == (2, "", True)
 

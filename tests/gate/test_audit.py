@@ -97,8 +97,9 @@ def test_what_was_asked_and_decided_is_recorded(folder: Path) -> None:
 def test_guards_record_how_they_ended(folder: Path) -> None:
     async def main(gate: Gate) -> None:
         @gate.guard(tool="search")
-        async def slow(q: str) -> None:
+        async def slow(q: str) -> str:
             await asyncio.sleep(10)
+            return q
 
         task = asyncio.create_task(slow("x"))
         await asyncio.sleep(0.05)
@@ -263,7 +264,7 @@ def test_what_cannot_change_is_refused(folder: Path, gate: Gate) -> None:
     with pytest.raises(ConfigError, match="has changed"):
         gate.reload()
     (folder / "tollkeeper.toml").write_text(CONFIG)
-    (folder / "p.cedar").write_text(POLICIES + "permit(principal, action, resource == Mcp::\"x\");")
+    (folder / "p.cedar").write_text(POLICIES + 'permit(principal, action, resource == Mcp::"x");')
     gate.reload()
     assert gate.log is not None
     gate.log.flush()
@@ -327,7 +328,7 @@ def test_every_decision_that_was_answered_survives_a_kill(folder: Path, kills: i
 
     told: list[str] = []
     for number in range(kills):
-        child = subprocess.Popen(
+        child = subprocess.Popen(  # noqa: S603 - this interpreter
             [sys.executable, "-c", KILLED, str(folder / "tollkeeper.toml")], stdout=subprocess.PIPE
         )
         assert child.stdout is not None
@@ -347,3 +348,51 @@ def test_every_decision_that_was_answered_survives_a_kill(folder: Path, kills: i
     report = audit_verify(folder / "audit", trust_directory=True)
     assert report["verdict"] == "ok", report
     assert len(entries(folder, "recovery")) == kills
+
+
+def test_entries_say_where_they_were_traced(folder: Path) -> None:
+    from opentelemetry import context, trace  # noqa: PLC0415 - only here
+
+    span = trace.NonRecordingSpan(
+        trace.SpanContext(0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, is_remote=True)
+    )
+    with Gate.open(folder / "tollkeeper.toml") as gate, run(gate):
+        token = context.attach(trace.set_span_in_context(span))
+        try:
+            gate.check("search")
+        finally:
+            context.detach(token)
+        gate.check("search")
+    first, second = entries(folder, "decision")
+    assert first["trace"] == {"trace_id": "0af7651916cd43dd8448eb211c80319c", "span_id": "b7ad6b7169203331"}
+    assert "trace" not in second
+
+
+def test_entries_follow_the_schema(folder: Path, root: Path) -> None:
+    import jsonschema  # noqa: PLC0415 - only here
+
+    with (
+        Gate.open(folder / "tollkeeper.toml") as gate,
+        run(gate, request="r", labels=["pii"], tools=["search", "wipe"]),
+    ):
+        gate.outcome(gate.check("search", {"n": 1}), "error", error=KeyError("x"), usage={"a": 1}, duration_ms=1)
+        gate.check("search", {"n": 101})
+        gate.check("launch")
+        gate.check("nothing")
+        with gate.model_call(model="m", prompt_tokens=1, max_tokens=1) as call:
+            call.settle(completion=1)
+        assert not gate.check("search", {"x": object()}).allowed
+        with gate.run(tools=["search"]):
+            gate.check("search")
+        with pytest.raises(Denied):
+            gate.model_call(model="m", prompt_tokens=2000, max_tokens=1).__enter__()
+    schema = json.loads((root / "python" / "tollkeeper" / "entry_schema.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    found = entries(folder)
+    for entry in found:
+        assert not [error.message for error in validator.iter_errors(entry)], entry
+        order = [*schema["properties"], *schema["$defs"].get(entry["kind"], {}).get("properties", {})]
+        known = [name for name in entry if name in order]
+        assert known == sorted(known, key=order.index), entry["kind"]
+        assert set(entry) <= set(order), entry["kind"]
+    assert {entry["kind"] for entry in found} >= {"start", "policy_load", "run", "decision", "outcome", "stop"}

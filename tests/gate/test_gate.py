@@ -344,6 +344,8 @@ def test_every_code_is_documented_and_raised_here_or_elsewhere() -> None:
         # In test_budget.py, and an expired hold in the core's tests.
         "budget.exhausted", "budget.contended", "budget.too_large", "budget.expired", "budget.unpriced",
         "budget.unavailable",
+        # In test_audit.py.
+        "audit.unavailable",
     }  # fmt: skip
     codes = dict(decision_codes())
     assert set(codes) == raised

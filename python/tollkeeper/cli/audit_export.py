@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             sys.stdout.buffer.flush()
             return found.exit_code()
         count = _write(arguments.out, lines)
-    note(f"wrote {counted(count, 'entry', 'entries')} to {shown(os.fspath(arguments.out))}")
+    note(f"wrote {counted(count, 'entry', 'entries')} to {shown(str(arguments.out))}")
     return found.exit_code()
 
 

@@ -4,7 +4,6 @@ The proof is a `c2sp.org/tlog-proof@v1`: it holds the signed checkpoint, and the
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -31,10 +30,10 @@ def run(arguments: argparse.Namespace) -> int:
     entry = found.entry(log, index)
     if arguments.entry is not None:
         arguments.entry.write_bytes(entry.raw)
-        note(f"wrote entry {entry.place} to {shown(os.fspath(arguments.entry))}")
+        note(f"wrote entry {entry.place} to {shown(str(arguments.entry))}")
     if arguments.out is None:
         sys.stdout.write(proof)
     else:
         arguments.out.write_text(proof, encoding="utf-8")
-        note(f"wrote the proof of entry {entry.place} to {shown(os.fspath(arguments.out))}")
+        note(f"wrote the proof of entry {entry.place} to {shown(str(arguments.out))}")
     return EXIT_OK

@@ -79,7 +79,7 @@ def _other(arguments: argparse.Namespace) -> Callable[[reevaluate.Bundle], reeva
     """What to decide by instead of the recorded bundle; `None` for that itself."""
     if arguments.config is not None:
         settings = inputs.load_config(arguments.config)
-        named = reevaluate.Bundle("", gate._sources(settings))  # noqa: SLF001 - the same sources a gate is opened with
+        named = reevaluate.Bundle("", gate.gate_sources(settings))
         # At once, in case the log holds nothing to decide: a fault in it is bad input.
         named.gate()
         return lambda _: named

@@ -81,7 +81,7 @@ def _lines(state: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _held(state: dict[str, Any]) -> str:
-    parts = []
+    parts = list[str]()
     if last := state["handed_out"]:
         when, behind = ledgers.moment(last["time_ms"]), max(0, state["signed"] - last["size"])
         same = last["origin"] == state["origin"]

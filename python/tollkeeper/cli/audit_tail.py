@@ -84,7 +84,7 @@ class Follower:
             except (InputError, AuditError):
                 return []
             self._shape = shape
-        entries, sizes = [], dict(self._seen)
+        entries, sizes = list[logs.Entry](), dict(self._seen)
         try:
             for log in self._found.all:
                 reader, seen = self._found.reader(log), sizes.get((log.slot, log.epoch), 0)

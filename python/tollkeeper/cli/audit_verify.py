@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """\
 integrity: entries, tiles, payloads and signed checkpoints tell the same story
 completeness: no number of a producer is missing but those that a recovery names
-anchoring: a key that you have given has signed everything; the newest entries may have to wait a second for it
+anchoring: the key has signed everything; the newest entries wait for that for a second
 
 exit code: 0 verified; 1 nothing is broken, but the last entries are under no signature (unanchored), or entries are
 missing (incomplete); 2 there is no log, or a key or a checkpoint cannot be used; 3 broken"""

@@ -4,6 +4,7 @@ It reads and reports; it repairs nothing. Exit code 1 if something must be fixed
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import multiprocessing
 import os
@@ -11,7 +12,8 @@ import platform
 import stat
 import sys
 import sysconfig
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -159,11 +161,12 @@ def _contents(settings: config.Config) -> Iterator[Line]:
         # A state that is not there yet is not made here.
         made = settings.budget_state is None or settings.budget_state.exists()
         ledger = None if made or settings.budget_file is None else tollkeeper.Ledger.open(settings.budget_file)
-        with tollkeeper.Gate.open(settings.file, ledger=ledger) as gate:
+        with _scratch_log(settings) as log, tollkeeper.Gate.open(settings.file, ledger=ledger, log=log) as gate:
             yield Line("ok", "gate", f"opens, in mode {settings.gate.mode}")
             for text in gate.warnings:
                 yield Line("warn", "gate", text)
             yield from _ledger(settings, gate.ledger)
+            yield from _audit(settings)
     except (TollkeeperError, OSError) as error:
         yield _failed("gate", error, None)
     yield _tests(settings)
@@ -202,6 +205,38 @@ def _ledger(settings: config.Config, ledger: tollkeeper.Ledger | None) -> Iterat
         yield Line("warn", "clock", text, "set the clock right; if it is right now, Ledger.accept_clock()")
     else:
         yield Line("ok", "clock", "the ledger follows the wall clock")
+
+
+@contextlib.contextmanager
+def _scratch_log(settings: config.Config) -> Generator[tollkeeper.AuditLog | None]:
+    """A log to open the gate with: looking at a configuration leaves nothing in its own."""
+    if settings.audit is None or settings.audit_origin is None:
+        yield None
+        return
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tollkeeper.AuditLog.open(
+            folder, origin=settings.audit_origin, ring_bytes=512 << 10, segment_bytes=16 << 20
+        ) as log,
+    ):
+        yield log
+
+
+def _audit(settings: config.Config) -> Iterator[Line]:
+    if settings.audit is None or settings.audit_dir is None:
+        yield Line("warn", "audit", "none: decisions are not recorded", '[audit] dir = "audit"')
+        return
+    named = f"{settings.audit_dir}, as {settings.audit_origin}"
+    if settings.audit.on_full == "allow":
+        text = f"{named}; actions pass unrecorded when the log is full"
+        yield Line("warn", "audit", text, '[audit] on_full = "deny"')
+    else:
+        yield Line("ok", "audit", named)
+    if settings.audit_dir.exists():
+        yield from _permissions(settings.audit_dir)
+    if not settings.audit.exported:
+        text = "nothing outside takes its checkpoints: whoever can write the folder can rewrite the log"
+        yield Line("warn", "audit", text, "tollkeeper audit checkpoints --export, and [audit] exported = true")
 
 
 def _tests(settings: config.Config) -> Line:

@@ -20,6 +20,7 @@ import msgspec
 from tollkeeper import _native, config, document, reevaluate
 from tollkeeper.cli.terminal import EXIT_BAD_INPUT, EXIT_OK, InputError, error
 from tollkeeper.errors import AuditError
+from tollkeeper.reevaluate import is_object, texts
 
 DEFAULT_FOLDER: Final = "audit"
 # Entries that are read at once on the way back.
@@ -447,7 +448,7 @@ def _decision(members: dict[str, Any]) -> Cells:
         result = text_of(members.get("decision"))
     if would := members.get("would_deny"):
         result += f", would be {text_of(would)}"
-    if by := named(members.get("policies")):
+    if by := texts(members.get("policies")):
         result += f" by {', '.join(by)}"
     return text_of(members.get("id")), principal(members), asked(members), result
 
@@ -482,11 +483,6 @@ def asked(members: dict[str, Any]) -> str:
     return text_of(members.get("tool") or members.get("action"))
 
 
-def named(value: object) -> list[str]:
-    """The keys of an object or the items of a list, as texts."""
-    return [text_of(item) for item in value] if isinstance(value, dict | list) else []
-
-
 def pairs(value: object) -> str:
     """The members of an object as ``key=value``."""
     if not is_object(value):
@@ -510,11 +506,6 @@ def text_of(value: object) -> str:
 def cut(text: str, most: int = CELL_CHARACTERS_MAX) -> str:
     """A text that fits a cell."""
     return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def is_object(value: object) -> TypeGuard[dict[str, Any]]:
-    """Whether a value of an entry is an object."""
-    return isinstance(value, dict)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

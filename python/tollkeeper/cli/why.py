@@ -17,6 +17,7 @@ from tollkeeper import _native, explanation, reevaluate
 from tollkeeper.cli import ledgers, logs
 from tollkeeper.cli.terminal import EXIT_OK, InputError, coloured, note, out, out_json, progress, shown, shown_lines
 from tollkeeper.errors import TollkeeperError
+from tollkeeper.reevaluate import is_object, texts
 
 LAST: Final = "last"
 # Calls that led to one another.
@@ -136,8 +137,8 @@ def _explain(found: logs.Logs, story: Story) -> None:
     try:
         story.bundle = reevaluate.Bundle.read(found.bundle_folders, logs.text_of(members["bundle"]))
         with explanation.Policies(story.bundle) as policies:
-            ids = [*logs.named(members.get("policies")), *logs.named(members.get("errors"))]
-            ids += logs.named(members.get("would_deny_policies"))
+            ids = [*texts(members.get("policies")), *texts(members.get("errors"))]
+            ids += texts(members.get("would_deny_policies"))
             story.policies = [policy for id_ in dict.fromkeys(ids) if (policy := policies.policy(id_)) is not None]
             story.explained = policies.explain(story.recorded) if asked else None
     except (TollkeeperError, reevaluate.Skipped) as why:
@@ -188,7 +189,7 @@ def _policy_changes(found: logs.Logs, story: Story) -> Iterator[str]:
     else:
         for policy in story.policies:
             yield f"edit {policy.place}, {policy.effect} {policy.id}"
-    files = [str(name) for name, _ in (story.bundle.sources["policies"] if story.bundle else []) if name]
+    files = [] if story.bundle is None else story.bundle.policy_files
     if files:
         yield f"then see what else that changes: {command('audit', 'replay', str(found.folder), '--policies', *files)}"
 
@@ -207,8 +208,8 @@ def _budget_changes(story: Story) -> Iterator[str]:
 
 def _refused(story: Story) -> dict[str, Any] | None:
     budget = story.members.get("budget")
-    refused = budget.get("refused") if logs.is_object(budget) else None
-    return refused if logs.is_object(refused) else None
+    refused = budget.get("refused") if is_object(budget) else None
+    return refused if is_object(refused) else None
 
 
 def _enough(story: Story, refused: dict[str, Any]) -> int:
@@ -224,7 +225,7 @@ _COUNTED: Final = ("limit", "used", "held")
 def _cost(story: Story, unit: str) -> int | None:
     """What it was to cost at most, from the request or from the tool."""
     model = story.members.get("model")
-    if logs.is_object(model):
+    if is_object(model):
         numbers = [model.get(name) for name in ("prompt_tokens", "max_tokens", "n")]
         if unit == "tokens" and all(logs.is_number(number) for number in numbers):
             prompt, most, times = (int(number) for number in numbers if number is not None)
@@ -279,7 +280,7 @@ def _facts(story: Story) -> Iterator[tuple[str, str]]:
     yield "asked", _asked(story)
     yield "by", logs.principal(members)
     where = [f"{name} {logs.text_of(members[name])}" for name in ("session", "run") if members.get(name) is not None]
-    if labels := logs.named(members.get("labels")):
+    if labels := texts(members.get("labels")):
         where.append(f"which has seen {', '.join(labels)}")
     if where:
         yield "in", ", ".join(where)
@@ -302,7 +303,7 @@ def _asked(story: Story) -> str:
     resource = logs.text_of(members.get("resource"))
     text = logs.asked(members) + (f" on {resource}" if resource else "")
     model = members.get("model")
-    if logs.is_object(model):
+    if is_object(model):
         return f"{text}, {logs.pairs({key: value for key, value in model.items() if key != 'name'})}"
     try:
         given = json.dumps(story.recorded.input(), ensure_ascii=False)

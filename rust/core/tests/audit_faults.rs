@@ -9,14 +9,15 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
     reason = "tests"
 )]
 
 mod audit;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use audit::{Folder, append, options, read, texts, try_append};
@@ -24,7 +25,7 @@ use tollkeeper_core::audit::disk::{Disk, Fault, Operation};
 use tollkeeper_core::audit::log::{Durability, Log, LogOptions, Refused};
 
 /// Runs at once.
-const WORKERS: u64 = 4;
+const WORKERS: u64 = 8;
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
@@ -34,6 +35,8 @@ struct Plan {
     stays: bool,
     fault: Fault,
     seen: AtomicU64,
+    /// What each operation was
+    kinds: Mutex<Vec<Operation>>,
     healed: AtomicBool,
     hit: AtomicBool,
 }
@@ -41,7 +44,8 @@ struct Plan {
 impl Plan {
     fn new(at: u64, stays: bool, fault: Fault) -> Arc<Self> {
         let (at, seen) = (AtomicU64::new(at), AtomicU64::new(0));
-        Arc::new(Self { at, stays, fault, seen, healed: AtomicBool::new(false), hit: AtomicBool::new(false) })
+        let (kinds, healed, hit) = (Mutex::default(), AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { at, stays, fault, seen, kinds, healed, hit })
     }
 
     fn disk(self: &Arc<Self>) -> Disk {
@@ -51,6 +55,7 @@ impl Plan {
 
     fn ask(&self, operation: Operation) -> Option<Fault> {
         let number = self.seen.fetch_add(1, SeqCst);
+        self.kinds.lock().unwrap().push(operation);
         let at = self.at.load(SeqCst);
         let due = number == at || (self.stays && number > at && !self.healed.load(SeqCst));
         // Half a write is a write's fault only.
@@ -108,7 +113,8 @@ fn run(folder: &Path, plan: &Arc<Plan>, durable: &mut Vec<String>, at: &str) {
         }
     }
     plan.healed.store(true, SeqCst);
-    let (last, _) = (append(&log, "last"), durable.push("last".to_owned()));
+    let last = append(&log, "last");
+    durable.push("last".to_owned());
     log.wait(last, Durability::Checkpointed, 5_000).unwrap_or_else(|error| panic!("{at}: {error}"));
     durable.extend(waits.into_iter().map(|(_, text)| text));
     let _ = log.close();
@@ -136,13 +142,20 @@ fn every_operation(name: &str, stays: bool, faults: &[Fault], stride: u64) {
     run(&folder, &never, &mut Vec::new(), "no fault");
     let operations = never.seen.load(SeqCst);
     assert!(operations > 60, "{operations}");
+    let kinds = never.kinds.lock().unwrap().clone();
+    let kinds = &kinds;
     // Most of the time somebody waits for a disk to be tried again.
     std::thread::scope(|scope| {
         for worker in 0..WORKERS {
             scope.spawn(move || {
                 let folder = Folder::new(&format!("{name}-{worker}"));
                 for number in (worker..operations).step_by(WORKERS as usize) {
-                    for (_, fault) in (0..).zip(faults).filter(|(place, _)| (number / WORKERS + place) % stride == 0) {
+                    if matches!(faults, [Fault::Torn(_), ..]) && kinds[number as usize] != Operation::Write {
+                        continue;
+                    }
+                    for (_, fault) in
+                        (0..).zip(faults).filter(|(place, _)| (number / WORKERS + place).is_multiple_of(stride))
+                    {
                         let _ = std::fs::remove_dir_all(&*folder);
                         let plan = Plan::new(number, stays, *fault);
                         let at = format!("{fault:?} at operation {number} of {operations}, stays: {stays}");

@@ -1,5 +1,7 @@
 //! The log as its users see it: what is appended is there, in order, provable, also after a death.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::path::Path;
 
 use tollkeeper_core::audit::entry::{Kind, Private, Record};

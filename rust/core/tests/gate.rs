@@ -116,6 +116,11 @@ fn ask(text: &str, json: &Json) -> Decision {
 
 const PERMIT: &str = "@id(\"all\") permit(principal, action, resource);";
 
+fn too_large(gate: &Gate, run: &Scope) -> Decision {
+    let refusal = Gate::refusal_of(&ArgumentsError::TooLarge { limit: 5 });
+    gate.refuse_call(Some(run), "send", refusal, NOW, Links::default(), &mut Scratch::new())
+}
+
 #[test]
 fn every_code_is_raised() {
     let open = gate(PERMIT);
@@ -144,14 +149,7 @@ fn every_code_is_raised() {
         check(&open, &run, "sned", &json!({})),
         open.check(None, "send", &mut filled(&json!({})), NOW, &mut Scratch::new()),
         ask("@approval(\"ops\") permit(principal, action, resource);", &json!({})),
-        open.refuse_call(
-            Some(&run),
-            "send",
-            Gate::refusal_of(&ArgumentsError::TooLarge { limit: 5 }),
-            NOW,
-            Links::default(),
-            &mut Scratch::new(),
-        ),
+        too_large(&open, &run),
     ];
     let expected = [
         ("allow", ""),

@@ -1,10 +1,11 @@
 //! The gate's third step: every decision is in the log, with what it was made of, and nothing is allowed that is not.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use base64::Engine as _;
 use serde_json::{Value as Json, json};
 use tollkeeper_core::arguments::Arguments;
 use tollkeeper_core::audit::disk::{Disk, Fault, Operation};
@@ -241,7 +242,6 @@ fn the_order_is_fixed_and_the_payload_stays_outside() {
     let expected = json!({"input": {"n": 1, "text": "priv\"ate\n"}, "principal": principal});
     assert_eq!(serde_json::from_slice::<Json>(payload).unwrap(), expected);
     let salt: [u8; 32] = wal[at - 32..at].try_into().unwrap();
-    use base64::Engine as _;
     let said = base64::engine::general_purpose::STANDARD.encode(commitment(&salt, payload));
     assert_eq!(json["arguments"]["commitment"], said);
 }

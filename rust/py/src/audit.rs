@@ -562,6 +562,7 @@ fn read_checkpoint(log: &Log) -> Result<Option<String>, AuditError> {
 /// Raises:
 ///     AuditError: The file is there or cannot be written, or the origin cannot be one.
 #[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "what arguments are extracted to")]
 pub(crate) fn audit_keygen(path: PathBuf, origin: &str) -> PyResult<String> {
     guard(|| {
         check_origin(origin)?;

@@ -219,12 +219,11 @@ impl PyGate {
         Self::check_within(slf, (tool, arguments), scope, parent, ARGUMENT_BYTES_WAIT_MAX)
     }
 
-    /// Whether the log has room for a record of ordinary size, or there is no log.
-    fn _has_room(&self) -> bool {
-        self.log.as_ref().is_none_or(|log| {
-            let (used, size) = log.get().log.health().ring_bytes;
-            used < size / 4 * 3
-        })
+    /// The record that has to be on the disk before there is room for more; `None` where there is, or no log.
+    fn _room_after(&self) -> Option<u64> {
+        let health = self.log.as_ref().filter(|_| self.unusable().is_none())?.get().log.health();
+        let (used, size) = health.ring_bytes;
+        (used >= (size / 4).saturating_mul(3)).then(|| health.next_seq.saturating_sub(1))
     }
 
     /// Decides as `check` does, or as a model call does, but at another time: for replays of what was recorded.
@@ -333,13 +332,13 @@ impl PyGate {
         let scope = Self::scope_of(slf, scope)?;
         let links = Links { parent, trace: this.trace(slf.py()) };
         let asked = Asked { scope: scope.as_ref().map(|scope| &scope.get().inner), links, bytes_max };
-        let decide = || match tool.to_str() {
-            Ok(tool) => this.decide(tool, arguments, asked),
-            // A lone surrogate: no registered tool has such a name.
-            Err(_) => {
-                let reason = "the tool's name is not text that can be encoded, so no tool has it".to_owned();
-                this.refused("", (Code::InputUnknownTool, reason), asked)
+        let decide = || {
+            if let Ok(tool) = tool.to_str() {
+                return this.decide(tool, arguments, asked);
             }
+            // A lone surrogate: no registered tool has such a name.
+            let reason = "the tool's name is not text that can be encoded, so no tool has it".to_owned();
+            this.refused("", (Code::InputUnknownTool, reason), asked)
         };
         let inner = if let Ok(decision) = catch_unwind(AssertUnwindSafe(decide)) {
             decision
@@ -735,6 +734,7 @@ impl PyDecision {
 
     /// See `Gate.outcome`.
     #[pyo3(signature = (status, error, usage, duration_ms))]
+    #[expect(clippy::needless_pass_by_value, reason = "what arguments are extracted to")]
     fn _outcome(
         &self,
         status: &str,
@@ -742,7 +742,7 @@ impl PyDecision {
         usage: Vec<(String, i64)>,
         duration_ms: Option<i64>,
     ) -> PyResult<bool> {
-        guard(|| {
+        guard(move || {
             let usage: Vec<(&str, i64)> = usage.iter().map(|(name, count)| (&**name, *count)).collect();
             let ending = Ending { status: read_status(status)?, error, usage: &usage, duration_ms, trace: None };
             Ok::<_, PyErr>(self.record_ending(&ending)?)

@@ -4,6 +4,8 @@
 //! never published. A claim, a publication, a record that is given up, a release, a reset for the next owner: each is
 //! cut short at each of its writes.
 
+#![expect(clippy::arithmetic_side_effects, reason = "tests")]
+
 use super::ring::{Pieces, Ring};
 use crate::mortal::live_for;
 use crate::sync::Ordering::Acquire;
@@ -21,8 +23,11 @@ fn put(ring: &Ring, text: &[u8]) -> u64 {
     seq
 }
 
-/// What the next owner finds: numbers and texts of what is published, numbers of what is given up, and what is lost.
-fn found(ring: &Ring) -> (Vec<(u64, Vec<u8>)>, Vec<u64>, Vec<u64>) {
+/// Numbers and texts of what is published, numbers of what is given up, and of what is lost.
+type Found = (Vec<(u64, Vec<u8>)>, Vec<u64>, Vec<u64>);
+
+/// What the next owner finds.
+fn found(ring: &Ring) -> Found {
     let (mut texts, mut given_up, mut lost) = (Vec::new(), Vec::new(), Vec::new());
     let mut reader = ring.reader();
     let mut expected = reader.seq;

@@ -154,9 +154,9 @@ impl Disk {
 
     /// The same, and brings the names of those that were made to the disk: what is in them is found after a power cut.
     pub(super) fn create_folder_durably(&self, path: &Path, mode: u32) -> io::Result<()> {
-        let made: Vec<&Path> = path.ancestors().take_while(|folder| !folder.is_dir()).collect();
+        let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.is_dir()).collect();
         self.create_folder(path, mode)?;
-        for folder in made.iter().filter_map(|folder| folder.parent()) {
+        for folder in missing.iter().filter_map(|folder| folder.parent()) {
             self.sync_folder(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?;
         }
         Ok(())

@@ -88,20 +88,28 @@ fn a_producer_keeps_its_order_beside_another() {
     });
 }
 
-/// The ring is full when the producer begins; lines that it gets were read before, whatever it does then.
+/// The ring is full when the producer begins; lines that it gets were read before, whatever it does then. The checker
+/// never lets a load see a store that comes later, so a mark beside the ring says that they were.
 #[test]
 fn lines_are_used_again_beside_the_consumer() {
+    use crate::sync::AtomicU64;
+    use crate::sync::Ordering::Relaxed;
     for (line, seq) in [(0, 1), (u32::MAX - 2, (1 << 32) - 2)] {
         loom::model(move || {
-            let ring = ring_at(line, seq);
+            let (ring, read) = (ring_at(line, seq), Arc::new(AtomicU64::new(0)));
             put(&ring, 1, 1, 2).unwrap();
             put(&ring, 1, 2, 2).unwrap();
             let producer = {
-                let ring = Arc::clone(&ring);
-                thread::spawn(move || put(&ring, 2, 1, 2))
+                let (ring, read) = (Arc::clone(&ring), Arc::clone(&read));
+                thread::spawn(move || {
+                    let put = put(&ring, 2, 1, 2);
+                    assert!(put.is_err() || read.load(Relaxed) == 1);
+                    put
+                })
             };
             let (mut reader, mut taken) = (ring.reader(), Vec::new());
             taken.extend(take(&ring, &mut reader));
+            read.store(1, Relaxed);
             ring.release(&reader);
             let put = producer.join().unwrap();
             assert!(put == Ok(seq + 2) || put == Err(Full::Now), "{put:?}");

@@ -39,6 +39,8 @@ const EPOCH_FILES: [&str; 5] = ["checkpoint", "checkpoints.log", "verifier.pub",
 const IGNORED: &str = "signer.key\nwal/\nring\nbundle/\nerase/\n";
 /// Bytes of a checkpoint: an origin twice, a size, a root and a signature are below 1,000.
 const CHECKPOINT_BYTES_MAX: usize = 4_096;
+/// Bytes of the end of the file of all checkpoints that are read: the last one is among them.
+const KEPT_BYTES: u64 = 2 * CHECKPOINT_BYTES_MAX as u64;
 /// Lost sequence numbers that one recovery entry names, in runs; more are in another.
 const LOST_RUNS_MAX: usize = 1_000;
 
@@ -100,7 +102,7 @@ const BLOCK_END: &str = "\n---\n";
 pub(super) fn last_blocks(file: &File) -> std::io::Result<(Vec<u8>, u64)> {
     use std::os::unix::fs::FileExt as _;
     let len = file.metadata()?.len();
-    let from = len.saturating_sub(2 * CHECKPOINT_BYTES_MAX as u64);
+    let from = len.saturating_sub(KEPT_BYTES);
     let mut tail = vec![0; usize::try_from(len.saturating_sub(from)).unwrap_or(0)];
     file.read_exact_at(&mut tail, from)?;
     let end = tail.windows(BLOCK_END.len()).rposition(|window| window == BLOCK_END.as_bytes());
@@ -142,7 +144,7 @@ pub(super) fn open(folder: &Path, options: &LogOptions) -> Result<Opened, AuditE
     let (producer, last_seq) = frame_owner(ring.as_ref(), last);
     wal.append(&mut frame, producer, last_seq, now_ms())?;
     frame.restart();
-    let ring = fresh_ring(ring, folder, &ring_file, options)?;
+    let ring = fresh_ring(ring.as_ref(), folder, &ring_file, options)?;
     let cutter = opening.cutter();
     let Opening { signer, epoch, .. } = opening;
     let origin = options.origin_of(epoch);
@@ -297,6 +299,8 @@ fn last_of_epoch(folder: &Path) -> Last {
 struct Recovered {
     wal: Wal,
     frontier: Frontier,
+    /// Up to which entry there are frames
+    end: u64,
     last: Last,
     /// Why it must not be built upon, and is left as it is
     astray: Option<&'static str>,
@@ -386,7 +390,7 @@ impl Opening<'_> {
         let (disk, folder) = (&self.options.disk, self.folder.join("wal"));
         disk.create_folder_durably(&folder, 0o700).map_err(AuditError::io("cannot make", folder.clone()))?;
         let wal = Wal::new(disk.clone(), folder.clone(), self.options.segment_bytes, &self.origin());
-        let mut found = Recovered { wal, frontier: self.cutter().frontier(), last: None, astray: None };
+        let mut found = Recovered { wal, frontier: self.cutter().frontier(), end: 0, last: None, astray: None };
         let all = segments(&folder)?;
         let size = found.frontier.size();
         if all.first().map_or(size > 0, |first| first.first_index > size) {
@@ -401,14 +405,14 @@ impl Opening<'_> {
         for (place, segment) in all.iter().enumerate().skip(from) {
             let next = all.get(place.saturating_add(1)).map(|next| next.first_index);
             let Some(mut scan) = Scan::open(segment, next.is_none())? else {
-                if next.is_none() {
+                if next.is_none() && segment.first_index == found.frontier.size() {
                     // Killed between making the file and writing its header.
                     continue;
                 }
                 return Err(AuditError::format(&segment.path, "the segment's header is damaged"));
             };
             let ended = scan_segment(&mut scan, next, &mut found, mark.as_mut())?;
-            if next.is_some_and(|next| next != found.frontier.size()) {
+            if next.is_some_and(|next| next != found.frontier.size() || next != found.end) {
                 let message = format!(
                     "the entries from {} to the next segment are damaged or missing; restore them, or open another folder",
                     found.frontier.size()
@@ -416,7 +420,8 @@ impl Opening<'_> {
                 return Err(AuditError::format(&segment.path, message));
             }
             if next.is_none() {
-                let missing = mark.as_ref().is_some_and(|mark| mark.size > found.frontier.size());
+                // With its tiles the tree may be whole where the write-ahead file is not.
+                let missing = mark.as_ref().is_some_and(|mark| mark.size > found.end);
                 found.astray = self.end_of_log(&scan, &ended, missing, found.frontier.size())?;
                 if found.astray.is_none() {
                     let io = AuditError::io("cannot use", &segment.path);
@@ -425,7 +430,7 @@ impl Opening<'_> {
             }
         }
         if let Some(mark) = mark.filter(|_| found.astray.is_none()) {
-            found.astray = if mark.size > found.frontier.size() {
+            found.astray = if mark.size > found.end {
                 Some(BELOW_SIGNED)
             } else if mark.met {
                 None
@@ -605,6 +610,7 @@ fn scan_segment(
             mark.met = mark.root == found.frontier.root();
         }
         last_frame = Some(offset);
+        found.end = found.end.max(header.first_index.saturating_add(header.count.into()));
         found.last = Some((header.producer, header.last_seq));
     };
     Ok(Ended { how, last_frame })
@@ -657,8 +663,8 @@ fn drain(ring: &Ring, dead: u64, last: Last, instance: u64, out: &mut Out<'_>) -
         return Ok(drained);
     }
     let mut taken = Taken::default();
-    // Not where the reader is: what was let go is in the log, or the log has lost it.
-    let mut expected = written.saturating_add(1);
+    // Not where the reader is, if there is a frame of this owner: what was let go is in the log, or the log has lost it.
+    let mut expected = known.map_or(reader.seq, |written| written.saturating_add(1));
     out.encoder.set_producer(dead);
     while ring.skip_to_published(&mut reader) {
         if !ring.take(&mut reader, &mut taken) {
@@ -757,12 +763,12 @@ fn make_room(
 }
 
 /// An empty ring for this owner, of the size that is wanted.
-fn fresh_ring(old: Option<Ring>, folder: &Path, file: &File, options: &LogOptions) -> Result<Ring, AuditError> {
+fn fresh_ring(old: Option<&Ring>, folder: &Path, file: &File, options: &LogOptions) -> Result<Ring, AuditError> {
     let path = folder.join("ring");
     let disk = &options.disk;
     let lines = options.ring_bytes / LINE_BYTES;
     let bytes = ring_file_bytes(lines);
-    if let Some(old) = &old {
+    if let Some(old) = old {
         old.disown();
     } else {
         let io = AuditError::io("cannot make room for", path.clone());

@@ -578,6 +578,7 @@ impl Drop for Claim<'_> {
 #[cfg(test)]
 impl Ring {
     /// A ring of anonymous memory whose first record is at this line and has this sequence number.
+    #[expect(clippy::arithmetic_side_effects, reason = "a test's small numbers")]
     pub(super) fn for_test(lines: usize, line: u32, seq: u64) -> Self {
         #[cfg(loom)]
         let (header, tags, words) = (Table::in_memory(1), Table::in_memory(lines), Table::in_memory(lines * 8));

@@ -1,13 +1,18 @@
 //! The ring against a plain queue: any sizes, any order of claims, publications and releases, over the wrap-around of
 //! its lines and of the 32 bits of its counters.
 
-#![expect(clippy::cast_possible_truncation, clippy::arithmetic_side_effects, reason = "tests")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::arithmetic_side_effects,
+    reason = "tests"
+)]
 
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use super::ring::{Claim, Full, LINE_BYTES, Pieces, Ring};
+use super::ring::{Claim, Full, LINE_BYTES, Pieces, Reader, Ring};
 use crate::sync::Ordering::Relaxed;
 
 /// What the queue knows of a claim.
@@ -109,20 +114,9 @@ fn agree(lines_log2: u32, line: u32, first_seq: u64, steps: &[Step]) {
             }
             Step::Take(many) => {
                 for _ in 0..*many {
-                    let expected = model.get((next - oldest) as usize).map(|(_, said)| said.clone());
-                    let Some(record) = ring.take_one(&mut reader) else {
-                        assert!(matches!(expected, None | Some(Said::Claimed)), "{expected:?} at {next}");
+                    let expected = model.get((next - oldest) as usize).map(|(_, said)| said);
+                    if !takes(&ring, &mut reader, expected, next) {
                         break;
-                    };
-                    assert_eq!(record.seq, next);
-                    let found = record.as_pieces();
-                    match expected {
-                        Some(Said::GivenUp) => assert!(record.abandoned),
-                        Some(Said::Published(kind, time_ms, pieces)) => {
-                            assert!(!record.abandoned);
-                            assert_eq!((found.kind, found.time_ms, found.pieces), (kind, time_ms, as_slices(&pieces)));
-                        }
-                        other => panic!("{other:?} was taken at {next}"),
                     }
                     next += 1;
                 }
@@ -139,7 +133,28 @@ fn agree(lines_log2: u32, line: u32, first_seq: u64, steps: &[Step]) {
         assert_eq!(ring.all_published(), !model.iter().any(|(_, said)| *said == Said::Claimed));
     }
     recovers(&ring, oldest, &model);
-    open.into_iter().for_each(|(mut claim, ..)| claim.forget());
+    for (mut claim, ..) in open {
+        claim.forget();
+    }
+}
+
+/// Whether the reader takes a record, which is then the one that the model has next.
+fn takes(ring: &Ring, reader: &mut Reader, expected: Option<&Said>, next: u64) -> bool {
+    let Some(record) = ring.take_one(reader) else {
+        assert!(matches!(expected, None | Some(Said::Claimed)), "{expected:?} at {next}");
+        return false;
+    };
+    assert_eq!(record.seq, next);
+    let found = record.as_pieces();
+    match expected {
+        Some(Said::GivenUp) => assert!(record.abandoned),
+        Some(Said::Published(kind, time_ms, pieces)) => {
+            assert!(!record.abandoned);
+            assert_eq!((found.kind, found.time_ms, found.pieces), (*kind, *time_ms, as_slices(pieces)));
+        }
+        other => panic!("{other:?} was taken at {next}"),
+    }
+    true
 }
 
 /// Whoever finds the ring of a dead owner finds what is published, and knows the numbers of the rest.

@@ -204,7 +204,7 @@ fn write_one(log: &Log, from: &mut Arbitrary<'_>, seq: u64) -> Given {
     push_text(&mut head, "first", &from.text());
     push_number(&mut head, "second", from.number().cast_signed());
     push_text(&mut tail, "last", &from.text());
-    let oversize = from.byte() % 5 == 0;
+    let oversize = from.byte().is_multiple_of(5);
     if oversize {
         push_text(&mut tail, "long", &"\u{1}x".repeat(10_000));
     }

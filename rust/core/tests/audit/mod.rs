@@ -12,10 +12,12 @@
     clippy::panic,
     clippy::arithmetic_side_effects,
     clippy::missing_panics_doc,
+    clippy::cast_possible_truncation,
     reason = "each test uses a part of these"
 )]
 
 pub(crate) mod entries;
+pub(crate) mod recovery;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,6 +28,8 @@ use ed25519_dalek::{Signature, Verifier as _, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 use tollkeeper_core::audit::entry::{Kind, Private, Record};
 use tollkeeper_core::audit::log::{Log, LogOptions, Refused};
+use tollkeeper_core::audit::verify::check::{Options, verify};
+use tollkeeper_core::audit::verify::report::{LogReport, Verdict};
 
 pub(crate) type Hash = [u8; 32];
 pub(crate) const ORIGIN: &str = "example.com/gate";
@@ -151,7 +155,7 @@ pub(crate) fn checkpoint(text: &str, key: &str) -> Checkpoint {
     let line = signatures.strip_prefix("\u{2014} ").expect("a signature").trim_end_matches('\n');
     let (signer, signature) = line.split_once(' ').expect("a signature");
     let signature = BASE64.decode(signature).expect("base64");
-    let shown: String = signature[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let shown = format!("{:08x}", u32::from_be_bytes(*signature.first_chunk().expect("a key id")));
     assert_eq!((signer, shown.as_str()), (name, id));
     let signature = Signature::from_slice(&signature[4..]).expect("64 bytes");
     key.verify(format!("{body}\n").as_bytes(), &signature).expect("the signature holds");
@@ -245,7 +249,26 @@ pub(crate) fn read(folder: &Path) -> Vec<serde_json::Value> {
         all.extend(read.entries);
     }
     count(&all);
+    verifies(folder);
     all
+}
+
+/// What the verifier says, which was written apart from the writer.
+pub(crate) fn verifies(folder: &Path) {
+    let options = Options { trust_directory: true, ..Options::default() };
+    let report = verify(folder, &options, &mut |_, _| true).unwrap_or_else(|error| panic!("{error}"));
+    let said: Vec<String> = report.logs().map(LogReport::summary).collect();
+    assert!(report.integrity(), "{said:?} {:?}", report.faults);
+    // A gap that an entry tells of is one.
+    let told: u64 =
+        report.slots.iter().map(|slot| slot.completeness.gap_count + slot.completeness.denied_unlogged_count).sum();
+    let expected = if told > 0 { Verdict::Incomplete } else { Verdict::Ok };
+    assert_eq!(
+        report.verdict(),
+        expected,
+        "{said:?} {:?}",
+        report.slots.iter().map(|slot| &slot.completeness).collect::<Vec<_>>()
+    );
 }
 
 /// Every sequence number once, in order, or lost.
