@@ -24,7 +24,7 @@ STUB := python/tollkeeper/_native.pyi
 # Passed to pytest; with it only the Python tests run: make test ARGS="tests/policy -k uid"
 ARGS ?=
 
-.PHONY: run test test-rust test-python test-verifiers build wheel lint fmt fmt-check types stubs stubs-check bench bench-budget instr fuzz loom clean
+.PHONY: run test test-rust test-python test-verifiers build wheel lint fmt fmt-check types stubs stubs-check bench bench-audit bench-budget instr fuzz loom clean
 
 build: $(NATIVE)
 
@@ -151,6 +151,18 @@ bench: build $(VENV)/.bench
 bench-budget: build $(VENV)/.bench
 	-@$(MAKE) --no-print-directory .venv-litellm/.created
 	$(BIN)/python benches/python/budget.py $(ARGS)
+
+# The audit log against its peers, from Python and in Rust. AGT has an environment of its own; where it cannot be
+# installed, the bench says so and goes on. `ARGS` are parts of the Rust bench: `make bench-audit ARGS=memory`.
+bench-audit: build $(VENV)/.bench
+	-@$(MAKE) --no-print-directory .venv-agt/.created
+	$(BIN)/python benches/python/audit.py
+	cargo bench --locked --quiet --package tollkeeper-core --bench audit -- $(ARGS)
+
+.venv-agt/.created: requirements/bench-agt.txt
+	$(PYTHON) -m venv .venv-agt
+	.venv-agt/bin/python -m pip install --quiet -r requirements/bench-agt.txt
+	@touch $@
 
 .venv-litellm/.created: requirements/bench-litellm.txt
 	$(PYTHON) -m venv .venv-litellm

@@ -177,7 +177,6 @@ def pymerkle_library(peers: Peers) -> list[Peer]:
     """The same tree in Python, in memory and in SQLite."""
     from pymerkle import InmemoryTree, SqliteTree  # noqa: PLC0415 - a peer, may be missing
 
-    # Each run in a tree of its own, so that its time does not depend on how many were before.
     memory = InmemoryTree(algorithm="sha256")
     stored = SqliteTree(str(peers.folder / "pymerkle.db"), algorithm="sha256")
 

@@ -216,6 +216,8 @@ pub(super) struct Wal {
     origin: Hash,
     /// `None` until the first frame, and after an error
     open: Option<Open>,
+    /// The segment before it, which the cutter may still read
+    last: Option<File>,
 }
 
 #[derive(Debug)]
@@ -235,7 +237,7 @@ pub(super) fn segment_name(first_index: u64) -> String {
 
 impl Wal {
     pub(super) fn new(disk: Disk, folder: PathBuf, segment_bytes: u64, origin: &str) -> Self {
-        Self { disk, folder, segment_bytes, origin: digest(origin.as_bytes()), open: None }
+        Self { disk, folder, segment_bytes, origin: digest(origin.as_bytes()), open: None, last: None }
     }
 
     /// Goes on in a segment behind its last whole frame, which begins at `last_frame`.
@@ -284,7 +286,9 @@ impl Wal {
         let len = bytes.len() as u64;
         let fits = |open: &Open| open.offset.saturating_add(len) <= open.len_bytes;
         if !self.open.as_ref().is_some_and(fits) {
-            self.open = Some(self.begin(first_index, len)?);
+            let next = self.begin(first_index, len)?;
+            let full = self.open.replace(next);
+            self.let_go(full);
         }
         let Some(open) = &mut self.open else { return Err(AuditError::unavailable("no segment")) };
         let io = |what| AuditError::io(what, open.path.clone());
@@ -292,6 +296,17 @@ impl Wal {
         self.disk.sync(&open.file, &open.path).map_err(io("cannot bring to the disk"))?;
         open.offset = open.offset.saturating_add(len).next_multiple_of(8);
         Ok(())
+    }
+
+    /// Gives the memory of the segment before the last back to the kernel: all of it is on the disk, and nobody reads it
+    /// soon. Otherwise a log takes new memory for all it writes, pushes out what the host needs, and pays for it: on a
+    /// virtual machine the copy into pages that it has never had costs as much as all hashing.
+    fn let_go(&mut self, full: Option<Open>) {
+        let Some(full) = full else { return };
+        if let Some(older) = self.last.replace(full.file) {
+            // It is advice: a kernel that does not take it keeps the pages until it needs them.
+            let _ = rustix::fs::fadvise(&older, 0, None, rustix::fs::Advice::DontNeed);
+        }
     }
 
     fn begin(&self, first_index: u64, frame_bytes: u64) -> Result<Open, AuditError> {
