@@ -609,7 +609,7 @@ async def _released_unless_recorded(decision: Decision, seconds: float) -> Async
 
 
 def _never_began(decision: Decision, error: BaseException) -> None:
-    """Gives back what is held for an action whose record is not certain enough, and says so as far as that is possible."""
+    """Gives back what is held for an action whose record is not certain enough, and says so if that is possible."""
     decision._release()  # noqa: SLF001 - the native half of this module
     with contextlib.suppress(TollkeeperError):
         decision._outcome("cancelled", type(error).__name__, [], None)  # noqa: SLF001 - as above

@@ -81,7 +81,8 @@ fn check_id(kind: Kind, mapping: &Bound<'_, PyAny>) -> PyResult<()> {
     if valid {
         return Ok(());
     }
-    let message = format!("entry.{name}: a {} needs the id of a decision, as `Decision.id` has it", kind.name());
+    let message =
+        format!("entry.{name}: this kind, {}, needs the id of a decision, as `Decision.id` has it", kind.name());
     Err(invalid(message).into())
 }
 

@@ -774,7 +774,7 @@ impl Log {
         }
         let disk = &self.shared.options.disk;
         disk.create_folder(&folder, 0o700).map_err(AuditError::io("cannot make", folder))?;
-        disk.write_whole(&path, document, 0o600).map_err(AuditError::io("cannot write", path))?;
+        disk.write_shared(&path, document, 0o600).map_err(AuditError::io("cannot write", path))?;
         Ok(hash)
     }
 

@@ -265,22 +265,18 @@ impl Writer {
             _ if own != named => Some(format!("{} was replaced by another file", ring.display())),
             _ => self.wal.replaced(),
         };
-        if named != own && self.shared.broken().is_none() {
-            self.save_ring();
-        }
-        if let Some(why) = why {
+        if let Some(why) = why.filter(|_| self.shared.broken().is_none()) {
             self.shared.give_up(&format!("{why} while the log was open; nothing is recorded until it is opened anew"));
+            if named != own {
+                self.save_ring();
+            }
         }
         self.take_erase_requests();
     }
 
-    /// The ring's file is gone, and what is in it with the process: nobody may add to it any more, and what was published
+    /// The ring's file is gone, and what is in it will be with the process. Nobody adds to it any more; what was published
     /// is brought to the disk while it is there.
     fn save_ring(&mut self) {
-        self.shared.give_up(&format!(
-            "{} is gone or was replaced while the log was open; nothing is recorded until it is opened anew",
-            self.shared.folder.join("ring").display()
-        ));
         for _ in 0..SAVE_TRIES {
             while self.collect() || self.frame.count() > 0 {
                 if !self.append() {
