@@ -498,6 +498,32 @@ def test_a_command_to_paste_is_quoted(cli: Cli, tmp_path: Path) -> None:
     assert "it never refills: only a higher limit helps" in out
 
 
+@pytest.mark.parametrize("name", ["decision", "code", "would_deny", "tool", "resource", "principal", "session", "run"])
+def test_why_obeys_nothing_that_the_log_says(cli: Cli, tmp_path: Path, name: str) -> None:
+    log = log_files.LogFiles(tmp_path / "audit")
+    for value in (log_files.HOSTILE, [log_files.HOSTILE], {log_files.HOSTILE: 1}):
+        id_ = f"x-{len(log.entries)}"
+        log.add("decision", {"id": id_, "decision": "deny", "code": "policy.no_permit", name: value})
+    log.flush()
+    for number in range(3):
+        done = cli("why", f"x-{number}")
+        assert done.code == 0
+        assert "\\u{202e}" in done.out
+        assert not any(hidden in done.out + done.err for hidden in HIDDEN)
+
+
+@pytest.mark.parametrize("wait_ms", [10**18, 10**15, -(10**18), 10**300, 1e300])
+def test_why_without_a_date_that_there_is(cli: Cli, tmp_path: Path, wait_ms: float) -> None:
+    log = log_files.LogFiles(tmp_path / "audit")
+    refused = {"path": "a", "unit": "tokens", "window": "1d", "limit": 10, "used": 9, "held": 0}
+    budget = {"refused": {**refused, "retry_after_ms": wait_ms}}
+    log.add("decision", {"id": "x-1", "decision": "deny", "code": "budget.exhausted", "budget": budget})
+    log.flush()
+    done = cli("why", "last")
+    assert (done.code, done.err) == (0, "")
+    assert "it refills, but the log names no time for it that a calendar has" in done.out
+
+
 # --- replay -----------------------------------------------------------------------------------------------------------
 
 OTHER = """\

@@ -241,7 +241,7 @@ def _cost(story: Story, unit: str) -> int | None:
 def _print(story: Story, changes: list[str]) -> None:
     members = story.members
     denied = members.get("decision") == "deny"
-    word = coloured(logs.text_of(members.get("decision")), "red" if denied else "green")
+    word = coloured(shown(logs.text_of(members.get("decision"))), "red" if denied else "green")
     code = logs.text_of(members.get("code"))
     would = f", would be {logs.text_of(members['would_deny'])}" if members.get("would_deny") else ""
     out(f"{word} {shown(code if code != members.get('decision') else '')}{shown(would)}".rstrip())
@@ -327,7 +327,11 @@ def _refusal(story: Story, refused: dict[str, Any]) -> Iterator[str]:
     if not logs.is_number(wait_ms):
         yield "  it never refills: only a higher limit helps"
     elif (at_ms := story.recorded.time_ms) is not None:
-        then = dt.datetime.fromtimestamp((at_ms + wait_ms) / 1_000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        try:
+            then = dt.datetime.fromtimestamp((at_ms + wait_ms) / 1_000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        except (ValueError, OverflowError, OSError):
+            yield "  it refills, but the log names no time for it that a calendar has"
+            return
         word = "worth another try from" if story.code == "budget.contended" else "refills at"
         yield f"  {word} {then}"
 
