@@ -563,6 +563,84 @@ def test_a_decision_that_does_not_follow_is_a_difference(cli: Cli, audit: Path, 
     snapshot(cli("audit", "replay", "audit/2"))
 
 
+TOOL = {"name": "search", "resource": 'Mcp::"web"'}
+
+
+@pytest.mark.parametrize(
+    ("members", "by_others"),
+    [
+        ({"policies": [[]]}, False),
+        ({"policies": 5}, False),
+        ({"policies": [["a.cedar", "permit("]]}, True),
+        ({"schema": ["s", "x"]}, False),
+        ({"entities": ["e", "[5]"]}, False),
+        ({"tools": [{**TOOL, "resource": "x"}]}, False),
+        ({"tools": [{**TOOL, "schema": {"properties": 5}}]}, False),
+        ({"tools": [TOOL, TOOL]}, False),
+        ({"mode": "x"}, False),
+        ({"on_error": "x"}, False),
+    ],
+)
+def test_a_malformed_bundle_is_skipped(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: dict[str, Any], by_others: bool
+) -> None:
+    monkeypatch.setattr(log_files, "BUNDLE", {**log_files.BUNDLE, **members})
+    log_files.gate_logs(tmp_path / "audit")
+    (tmp_path / "new.cedar").write_text(OTHER)
+    for words in ((), ("--policies", "new.cedar")):
+        done = cli("audit", "replay", "--json", *words)
+        assert (done.code, done.err) == (1 if words and by_others else 0, "")
+        document = json.loads(done.out)
+        skipped = 1 if words and by_others else 6
+        assert sum(document["skipped"].values()) == skipped
+        assert all(len(reason) <= 500 for reason in document["skipped"])
+    for name in ("a1-4", "a1-2", "b2-1"):
+        done = cli("why", f"00000000000000{name}")
+        assert (done.code, done.err) == (0, "")
+
+
+def test_an_entry_with_odd_policies_is_decided_again(cli: Cli, audit: Path) -> None:
+    log = log_files.LogFiles(audit / "2", producer="00000000000000c3", start_ms=60_000)
+    members = json.loads(_native.AuditReader(audit / "0").entry(5))
+    members = {key: value for key, value in members.items() if key not in {"v", "kind", "producer", "seq", "time"}}
+    for policies in ([[]], [{}], {"a": []}, 5, "x"):
+        log.add("decision", {**members, "policies": policies, "arguments": ...}, b'{"input":{}}')
+    log.flush()
+    done = cli("audit", "replay", "audit/2", "--json")
+    assert (done.code, json.loads(done.out)["different"]) == (1, 5)
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe", "loop"])
+def test_a_bundle_that_is_no_file_is_skipped(cli: Cli, audit: Path, what: str) -> None:
+    (file,) = (audit / "bundle").iterdir()
+    file.unlink()
+    if what == "folder":
+        file.mkdir()
+    elif what == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(file)
+    done = cli("audit", "replay", "--json")
+    assert (done.code, done.err) == (0, "")
+    ((reason, count),) = json.loads(done.out)["skipped"].items()
+    assert count == 6
+    assert file.name in reason
+    done = cli("why", "last")
+    assert (done.code, done.err) == (0, "")
+    assert "which condition failed cannot be shown: " in done.out
+
+
+@pytest.mark.parametrize("name", ["..", "", "/", "a\0b", "x" * 5_000, "\n"])
+def test_why_with_policies_of_any_name(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(log_files, "BUNDLE", {**log_files.BUNDLE, "policies": [[name, log_files.POLICIES]]})
+    log_files.gate_logs(tmp_path / "audit")
+    done = cli("why", "00000000000000a1-4")
+    assert (done.code, done.err) == (0, "")
+    assert 'forbid(principal, action == Action::"send_email", resource)' in done.out
+
+
 @pytest.mark.usefixtures("audit")
 def test_audit_replay_refuses(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "bad.cedar").write_text("permit(")

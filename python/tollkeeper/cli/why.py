@@ -141,7 +141,8 @@ def _explain(found: logs.Logs, story: Story) -> None:
             ids += texts(members.get("would_deny_policies"))
             story.policies = [policy for id_ in dict.fromkeys(ids) if (policy := policies.policy(id_)) is not None]
             story.explained = policies.explain(story.recorded) if asked else None
-    except (TollkeeperError, reevaluate.Skipped) as why:
+    except (TollkeeperError, reevaluate.Skipped, ValueError, TypeError, ArithmeticError, RecursionError) as why:
+        # A bundle and arguments may be anything.
         story.remarks.append(f"which condition failed cannot be shown: {why}")
     if story.bundle is not None and story.bundle.entities_digest != members.get("entities"):
         story.remarks.append("entities had been updated since the policies were loaded: conditions on them may differ")
