@@ -417,8 +417,8 @@ class Gate(_native.Gate):
             timeout: Seconds, for both together.
 
         Raises:
-            AuditError: The action is allowed, and its record did not get to the disk in time: it must not begin, and what
-                was reserved is given back.
+            AuditError: The action is allowed, and its record did not get to the disk in time: it must not begin, and
+                what was reserved is given back.
         """
         import asyncio  # noqa: PLC0415 - see the top
 
