@@ -128,7 +128,9 @@ class Bundle:
         try:
             return self.gate()
         except (TollkeeperError, ValueError, TypeError, OverflowError, RecursionError) as fault:
-            raise BundleError(f"the bundle {self.digest}: no gate can be made of it: {fault}", "bundle.format") from None
+            raise BundleError(
+                f"the bundle {self.digest}: no gate can be made of it: {fault}", "bundle.format"
+            ) from None
 
     def tool(self, name: object) -> "Tool | None":
         """A tool: name, resource, schema, paths, cost."""

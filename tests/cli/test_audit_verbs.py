@@ -203,7 +203,7 @@ def test_audit_tail_follows_through_a_rotation_until_it_is_interrupted(live: Aud
             time.sleep(0.05)
         live.append({"number": "last"})
         live.flush()
-        seen = []
+        seen: list[Any] = []
         while not seen or seen[-1] != "last":
             seen.append(json.loads(command.stdout.readline())["entry"]["number"])
         command.send_signal(signal.SIGINT)
@@ -427,7 +427,7 @@ def test_a_request_to_erase_waits(signed: Path) -> None:
 
 
 @pytest.mark.parametrize("erased", [False, True])
-def test_nothing_is_erased_in_another_epoch(signed: Path, tmp_path: Path, erased: bool) -> None:
+def test_nothing_is_erased_in_another_epoch(signed: Path, tmp_path: Path, *, erased: bool) -> None:
     # How the log looks once the next epoch has begun, with an erasure at the same index.
     shutil.copytree(signed, tmp_path / "next")
     request = request_to_erase(signed, 4)
@@ -698,7 +698,7 @@ TOOL = {"name": "search", "resource": 'Mcp::"web"'}
     ],
 )
 def test_a_malformed_bundle_is_skipped(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: dict[str, Any], by_others: bool
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: dict[str, Any], *, by_others: bool
 ) -> None:
     monkeypatch.setattr(log_files, "BUNDLE", {**log_files.BUNDLE, **members})
     log_files.gate_logs(tmp_path / "audit")
@@ -719,7 +719,8 @@ def test_an_entry_with_odd_policies_is_decided_again(cli: Cli, audit: Path) -> N
     log = log_files.LogFiles(audit / "2", producer="00000000000000c3", start_ms=60_000)
     members = json.loads(_native.AuditReader(audit / "0").entry(5))
     members = {key: value for key, value in members.items() if key not in {"v", "kind", "producer", "seq", "time"}}
-    for policies in ([[]], [{}], {"a": []}, 5, "x"):
+    odd: list[Any] = [[[]], [{}], {"a": []}, 5, "x"]
+    for policies in odd:
         log.add("decision", {**members, "policies": policies, "arguments": ...}, b'{"input":{}}')
     log.flush()
     done = cli("audit", "replay", "audit/2", "--json")
@@ -747,9 +748,7 @@ def test_a_bundle_that_is_no_file_is_skipped(cli: Cli, audit: Path, what: str) -
 
 
 @pytest.mark.parametrize("name", ["..", "", "/", "a\0b", "x" * 5_000, "\n"])
-def test_why_with_policies_of_any_name(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_why_with_policies_of_any_name(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(log_files, "BUNDLE", {**log_files.BUNDLE, "policies": [[name, log_files.POLICIES]]})
     log_files.gate_logs(tmp_path / "audit")
     done = cli("why", "00000000000000a1-4")

@@ -99,8 +99,12 @@ def run(arguments: argparse.Namespace) -> int:
         out(f"would erase {what}; the entry and its proofs stay")
         note("nothing is erased without --yes; there is no way back")
         return EXIT_OK
+    return _erase(reader, meant, what, is_there=payload is not None)
+
+
+def _erase(reader: _native.AuditReader, meant: _Meant, what: str, *, is_there: bool) -> int:
     try:
-        writer = audit_owner.opened(log)
+        writer = audit_owner.opened(meant.log)
     except AuditError as failure:
         if failure.code != "audit.in_use":
             raise
@@ -110,9 +114,9 @@ def run(arguments: argparse.Namespace) -> int:
         if meant.finished.is_dir():
             return _too_late(meant)
         try:
-            writer.erase(index)
+            writer.erase(meant.index)
         except AuditError as failure:
-            if payload is not None or failure.code != "audit.invalid":
+            if is_there or failure.code != "audit.invalid":
                 raise
             out(f"its payload is gone already: {shown(str(failure))}")
         else:
@@ -174,8 +178,8 @@ def _ask(reader: _native.AuditReader, meant: _Meant, what: str) -> int:
 def _too_late(meant: _Meant) -> int:
     meant.request.unlink(missing_ok=True)
     note(
-        f"nothing was erased: epoch {meant.log.epoch} of log {meant.log.slot} has ended in the meantime, and no process "
-        "writes to a finished epoch"
+        f"nothing was erased: epoch {meant.log.epoch} of log {meant.log.slot} has ended in the meantime, and no "
+        "process writes to a finished epoch"
     )
     note(f"if all payloads of that epoch may go, remove {shown(os.fspath(meant.finished / 'wal'))}")
     return EXIT_NO
