@@ -8,7 +8,8 @@ may be left out. A log is an RFC 6962 tree in C2SP tlog-tiles with signed checkp
 what writes it and trusts nothing in it: every root is computed again from the entries. It needs Python and, for Ed25519
 only, the package `cryptography`. It writes nothing, and does not look at ``ring``: what is there is in no log yet.
 
-For each log (an epoch of a slot is one) three verdicts, then what was found, each with its place:
+A log may be written meanwhile: what is found is looked at again. First the verdict over all, then three for each log
+(an epoch of a slot is one), then what was found, each with its place:
 
 integrity     Do bundles, tiles, write-ahead segments, payloads and signed checkpoints tell the same story?
 completeness  Is every number of every producer there, or named as lost by a later recovery? Is each log there that
@@ -38,8 +39,11 @@ from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 OK, INCOMPLETE, UNUSABLE, BROKEN = range(4)
+VERDICTS: Final = {OK: "verified", INCOMPLETE: "incomplete", BROKEN: "broken"}
 GRADES: Final = {OK: "remark", INCOMPLETE: "incomplete", BROKEN: "broken"}
 FINDINGS_SHOWN_MAX: Final = 20
+FINDINGS_KEPT_MAX: Final = 1_000
+PASSES_MAX: Final = 4
 
 HASH_BYTES: Final = 32
 TILE_WIDTH: Final = 256
@@ -487,14 +491,20 @@ class Census:
 # --- one log ----------------------------------------------------------------------------------------------------------
 
 
+def _lasting(finding: tuple[int, str, str]) -> tuple[int, str, str]:
+    grade, place, text = finding
+    place = re.sub(r"(entry [0-9]+) in (tile|wal)/.*", r"\1", re.sub(r"\.p/[0-9]+", "", place))
+    return grade, place, re.sub(r"\.p/[0-9]+|[0-9]+|\S{43}=", "", text)
+
+
 class Log:
     """One epoch of one slot: reads it once from front to back and remembers what does not fit."""
 
-    def __init__(self, folder: Path, label: str, keys: list[Key], census: Census) -> None:
-        self.folder, self.label, self.keys, self.census = folder, label, keys, census
+    def __init__(self, folder: Path, label: str, keys: list[Key], census: Census, ending: str = "") -> None:
+        self.folder, self.label, self.keys, self.census, self.ending = folder, label, keys, census, ending
         self.tree = Tree()
         self.origin = ""
-        self.findings: list[tuple[int, str]] = []
+        self.findings: list[tuple[int, str, str]] = []
         self.grades: Counter[int] = Counter()
         self.signed: list[Checkpoint] = []
         self.sound_size = 0
@@ -507,13 +517,25 @@ class Log:
         self.unlogged: dict[str, tuple[str, int, int]] = {}
         """For a kind of entry that counts what has none of its own: the first one's place, how many, their sum."""
         self.owed = 0
+        self.started: list[tuple[str, str]] = []
+        """Place and origin of each start."""
         self.first_kind = ""
 
     def report(self, grade: int, place: str, text: str) -> None:
         """Counts a finding, and remembers it unless there are many."""
         self.grades[grade] += 1
-        if self.grades[grade] <= FINDINGS_SHOWN_MAX:
-            self.findings.append((grade, f"{self.label}{place}: {text}"))
+        if self.grades[grade] <= FINDINGS_KEPT_MAX:
+            self.findings.append((grade, f"{self.label}{place}" if place else self.label or "./", text))
+
+    def lasting(self) -> set[tuple[int, str, str]]:
+        """What is worse than a remark, without what may differ when the same is found again in a log that grew."""
+        return {_lasting(finding) for finding in self.findings if finding[0] > OK}
+
+    def keep(self, found: set[tuple[int, str, str]]) -> None:
+        """Takes back what came from reading while it was written; not where there is more than is remembered."""
+        if max(self.grades.values(), default=0) <= FINDINGS_KEPT_MAX:
+            self.findings = [item for item in self.findings if item[0] == OK or _lasting(item) in found]
+            self.grades = Counter(grade for grade, _, _ in self.findings)
 
     def verify(self) -> None:
         """Everything that can be said from this folder alone."""
@@ -561,10 +583,16 @@ class Log:
         if (self.folder / "checkpoint").is_file():
             notes.append(("checkpoint", self._read("checkpoint", NOTE_BYTES_MAX), BROKEN))
         elif notes:
-            self.report(BROKEN, "checkpoint", "there is none, though the history has one")
-        size_before = 0
-        for place, note, grade in notes:
+            # The history is written first: a death may come between the two.
+            self.report(OK if len(notes) == 1 else BROKEN, "checkpoint", "there is none, though the history has one")
+        if (self.folder / "wal").is_dir() and {name for name, _, _ in notes} == {"checkpoint"}:
+            self.report(BROKEN, "checkpoints.log", "it is missing or empty, though a checkpoint was published")
+        size_before, last = 0, len(notes) - sum(name == "checkpoint" for name, _, _ in notes)
+        for number, (place, note, grade) in enumerate(notes, 1):
             try:
+                if number == last and (not note.endswith(b"\n") or "\n\n—".encode() not in note):
+                    self.report(OK, place, "the last of the history is not whole, as after a crash")
+                    continue
                 checkpoint = Checkpoint.parse(place, note)
                 witnesses = checkpoint.check(self.keys)
                 self.origin = self.origin or checkpoint.origin
@@ -573,9 +601,12 @@ class Log:
                 self.report(grade, place, str(error))
                 continue
             if checkpoint.size < size_before:
-                self.report(
-                    INCOMPLETE, place, f"size {checkpoint.size} after size {size_before} was signed: rolled back"
-                )
+                ahead = sum(item.size > checkpoint.size for item in self.signed)
+                told = f"size {checkpoint.size} after size {size_before} was signed"
+                if place == "checkpoint" and ahead == 1:
+                    self.report(OK, place, f"{told}: a death came before it was published, or it was rolled back")
+                else:
+                    self.report(INCOMPLETE, place, f"{told}: rolled back")
             size_before = max(size_before, checkpoint.size)
             self.signed.append(checkpoint)
             self.anchors.update((f"{name}'s cosignature in {place}", checkpoint.size) for name in witnesses)
@@ -605,6 +636,8 @@ class Log:
         kind, count = members.get("kind", ""), members.get("count")
         if kind == "erasure" and type(members.get("index")) is int:
             self.erasures.add((members["index"], str(members.get("commitment", ""))))
+        elif kind == "start":
+            self.started.append((place, str(members.get("origin"))))
         elif kind in ("gap", "denied_unlogged"):
             first, entries, total = self.unlogged.get(kind, (place, 0, 0))
             self.unlogged[kind] = first, entries + 1, total + (count if isinstance(count, int) else 0)
@@ -617,11 +650,17 @@ class Log:
             self.report(BROKEN, place, str(error))
             return []
 
+    def _width_now(self, kind: str, number: int, width: int) -> int:
+        """While a log is written, the full tile takes the place of a partial one."""
+        there = (self.folder / tile_path(kind, number, width)).is_file()
+        return width if there or not (self.folder / tile_path(kind, number, TILE_WIDTH)).is_file() else TILE_WIDTH
+
     def _bundles(self) -> None:
         number = 0
         while (widths := self.files.get(("entries", number))) and self.tree.size == TILE_WIDTH * number:
-            place = tile_path("entries", number, max(widths))
-            for entry in self._bundle(place, max(widths)):
+            width = self._width_now("entries", number, max(widths))
+            place = tile_path("entries", number, width)
+            for entry in self._bundle(place, width):
                 self._take(entry, place)
             # This file is what the others are compared with.
             widths.remove(max(widths))
@@ -720,7 +759,12 @@ class Log:
             self.report(BROKEN if after <= self.owed else INCOMPLETE, place, frame.payload_fault)
 
     def _whole_log(self) -> None:
-        """Once it is read: who erased has to have said so, and what was not logged was at least counted."""
+        """Once it is read: it is the log of this place, who erased said so, what was not logged was counted."""
+        if self.origin and not re.search(f"{self.ending}\\Z", self.origin):
+            self.report(BROKEN, "", f"this is {self.origin}; the origin of a log here ends in {self.ending}")
+        for place, origin in self.started:
+            if self.origin and origin != self.origin:
+                self.report(BROKEN, place, f"it starts {origin}, but this is {self.origin}")
         for name, index, commitment in self.erased:
             if not self.erasures & {(index, commitment), (index, "")}:
                 self.report(INCOMPLETE, name, f"it is erased, and no erasure entry says so of entry {index}")
@@ -732,7 +776,7 @@ class Log:
     def _compare_tiles(self) -> None:
         """Every file that is there, also those that no reader of the newest checkpoint needs."""
         for (kind, number), widths in sorted(self.files.items()):
-            for width in sorted(widths):
+            for width in sorted(width for width in widths if self._width_now(kind, number, width) == width):
                 place, first = tile_path(kind, number, width), number * TILE_WIDTH
                 if kind == "entries":
                     level, actual = 0, b"".join(map(leaf_hash, self._bundle(place, width)))
@@ -807,8 +851,10 @@ def read_directory(folder: Path, keys: list[Key]) -> list[Log]:
     for slot in slots:
         census, label = Census(), "" if slot == folder else f"{slot.name}/"
         epochs = numbered(slot / "epochs")
-        of_slot = [Log(path, f"{label}epochs/{path.name}/", keys, census) for path in epochs]
-        of_slot.append(Log(slot, label, keys, census))
+        # Numbers in the origin keep logs from changing places. A single log has none before its first rotation.
+        after = str(int(epochs[-1].name) + 1) if epochs else "[1-9][0-9]*" if label else ""
+        of_slot = [Log(path, f"{label}epochs/{path.name}/", keys, census, _ending(label, path.name)) for path in epochs]
+        of_slot.append(Log(slot, label, keys, census, _ending(label, after)))
         for number, log in enumerate(of_slot):
             log.verify()
             if number and log.first_kind not in ("epoch", ""):
@@ -819,8 +865,19 @@ def read_directory(folder: Path, keys: list[Key]) -> list[Log]:
             )
         newest.append(of_slot[-1])
         logs += of_slot
-    _compare({log.origin: log for log in logs}, newest, whole=slots != [folder])
+    by_origin = dict[str, Log]()
+    for log in logs:
+        other = by_origin.setdefault(log.origin, log)
+        if other is not log and log.origin:
+            log.report(BROKEN, "", f"{other.label or './'} is {log.origin} too: one is a copy")
+    _compare(by_origin, newest, whole=slots != [folder])
     return logs
+
+
+def _ending(label: str, epoch: str) -> str:
+    if label:
+        return f"/{label}{epoch}"
+    return f"/{epoch}" if epoch not in ("", "1") else ""
 
 
 def _compare(by_origin: dict[str, Log], newest: list[Log], *, whole: bool) -> None:
@@ -875,9 +932,6 @@ def verdict(log: Log) -> tuple[int, list[str]]:
     if size > sound:
         lines.append(f"  unsigned      {sound}..{size - 1}: under no signed root that holds")
     code = BROKEN if grades[BROKEN] else INCOMPLETE if grades[INCOMPLETE] or size > sound else OK
-    lines += [f"  {GRADES[grade]}: {text}" for grade, text in sorted(log.findings, key=lambda finding: -finding[0])]
-    if len(log.findings) < grades.total():
-        lines.append(f"  and {grades.total() - len(log.findings)} more findings")
     return code, lines
 
 
@@ -892,6 +946,62 @@ def given_keys(texts: list[str]) -> list[Key]:
         except MalformedError as error:
             raise UnusableError(f"key {text}: {error}") from None
     return keys
+
+
+def state(folder: Path) -> list[tuple[str, int, int]]:
+    """What changes when a log is written: its checkpoints, its epochs and its segments."""
+    patterns = ("checkpoint", "verifier.pub", "epochs/*", "wal/*.seg")
+    found = list[tuple[str, int, int]]()
+    for path in sorted(path for slot in (folder, *numbered(folder)) for name in patterns for path in slot.glob(name)):
+        try:
+            seen = path.stat()
+            found.append((str(path), seen.st_size, seen.st_mtime_ns))
+        except OSError:
+            found.append((str(path), -1, -1))
+    return found
+
+
+def examine(folder: Path, keys: list[Key], since: list[Path]) -> list[Log]:
+    """Reads all; where the logs are being written, again, because what was read did not stand there at one time.
+
+    What is found in a log that did not change meanwhile counts, and what is found each time.
+    """
+    lasting: set[tuple[int, str, str]] | None = None
+    logs = list[Log]()
+    for left in reversed(range(PASSES_MAX)):
+        before = state(folder)
+        try:
+            logs = examine_once(folder, keys, since)
+        except UnusableError:
+            if left and state(folder) != before:
+                continue
+            raise
+        found = set[tuple[int, str, str]]().union(*(log.lasting() for log in logs))
+        if not found or state(folder) == before:
+            return logs
+        lasting = found if lasting is None else lasting & found
+    for log in logs:
+        log.keep(lasting or set())
+    return logs
+
+
+def examine_once(folder: Path, keys: list[Key], since: list[Path]) -> list[Log]:
+    """Every log, and what the checkpoints from outside say of them."""
+    outside = list[Checkpoint]()
+    for path in since:
+        try:
+            outside.append(Checkpoint.parse(str(path), read(path, NOTE_BYTES_MAX)))
+        except MalformedError as error:
+            raise UnusableError(f"{path}: {error}") from None
+    logs = read_directory(folder, keys)
+    for checkpoint in outside:
+        found = [log for log in logs if log.origin == checkpoint.origin]
+        if not found:
+            text = f"no log of {checkpoint.origin} is here, though {checkpoint.place} is its checkpoint"
+            logs[-1].report(BROKEN, "", text)
+        for log in found:
+            log.check_since(checkpoint)
+    return logs
 
 
 def run(options: argparse.Namespace) -> tuple[int, list[str]]:
@@ -912,22 +1022,20 @@ def run(options: argparse.Namespace) -> tuple[int, list[str]]:
         return OK, [f"this is entry {index} of {checkpoint.origin} at size {checkpoint.size}"]
     if folder is None or not folder.is_dir():
         raise UnusableError(f"{folder}: not a directory")
-    logs = read_directory(folder, keys)
-    for path in options.since:
-        try:
-            checkpoint = Checkpoint.parse(str(path), read(path, NOTE_BYTES_MAX))
-        except MalformedError as error:
-            raise UnusableError(f"{path}: {error}") from None
-        found = [log for log in logs if log.origin == checkpoint.origin]
-        if not found:
-            logs[-1].report(BROKEN, "", f"no log of {checkpoint.origin} is here, though {path} is its checkpoint")
-        for log in found:
-            log.check_since(checkpoint)
+    logs = examine(folder, keys, options.since)
     verdicts = [verdict(log) for log in logs]
-    lines = [line for _, of_log in verdicts for line in of_log]
+    code = max(code for code, _ in verdicts)
+    grades = sum((log.grades for log in logs), Counter[int]())
+    counts = ", ".join(f"{grades[grade]} {GRADES[grade]}" for grade in sorted(grades, reverse=True)) or "none"
+    lines = [f"{VERDICTS[code]}: {sum(log.tree.size for log in logs)} entries, {len(logs)} logs; findings: {counts}"]
+    lines += [line for _, of_log in verdicts for line in of_log]
+    findings = sorted((finding for log in logs for finding in log.findings), key=lambda finding: -finding[0])
+    lines += [f"  {GRADES[grade]}: {place}: {text}" for grade, place, text in findings[:FINDINGS_SHOWN_MAX]]
+    if grades.total() > FINDINGS_SHOWN_MAX:
+        lines.append(f"  and {grades.total() - FINDINGS_SHOWN_MAX} more findings")
     if not keys:
         lines.append("the keys are those beside the logs; give --key to rule out that both were replaced")
-    return max(code for code, _ in verdicts), lines
+    return code, lines
 
 
 def main(arguments: list[str] | None = None) -> int:
