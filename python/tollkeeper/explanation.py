@@ -57,11 +57,12 @@ class Policies:
             if name is None:
                 sources.append(text)
                 continue
-            file = Path(self._folder.name) / str(number) / Path(name).name
+            # Not by its own name, which may be none: whoever wrote the log chose it.
+            file = Path(self._folder.name) / str(number) / "policies.cedar"
             file.parent.mkdir()
             file.write_text(text, encoding="utf-8", newline="")
             self._names[str(file)] = name
-            self._texts[name] = text
+            self._texts[str(file)] = text
             sources.append(file)
         try:
             schema = self._bundle.sources["schema"]
@@ -83,7 +84,7 @@ class Policies:
         except KeyError:
             return None
         name = self._names.get(file or "")
-        text = "" if name is None else statement(self._texts[name], line, column)
+        text = "" if name is None else statement(self._texts[file or ""], line, column)
         effect = "forbid" if re.search(r"^\s*forbid\b", text, re.MULTILINE) else "permit"
         return Policy(id_, f"{name or 'a text'}:{line}", effect, text)
 

@@ -162,8 +162,20 @@ class ModelCall(_native.ModelCall):
     as `settle` has said, or else with what was charged, the prompt included; in full if nothing was streamed.
     """
 
+    def __enter__(self) -> Self:
+        super().__enter__()
+        _await_record(self.decision, RECORD_SECONDS)
+        return self
+
     async def __aenter__(self) -> Self:
-        return self.__enter__()
+        super().__enter__()
+        durability = self.decision.durability
+        if durability not in (None, "group"):
+            import asyncio  # noqa: PLC0415 - see the top
+
+            async with _released_unless_recorded(self.decision, RECORD_SECONDS):
+                await asyncio.wait_for(self.decision.durable(durability), RECORD_SECONDS)
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -395,8 +407,7 @@ class Gate(_native.Gate):
     ) -> Decision:
         """As `check`, and may wait: for room in the audit log, and until the record is as durable as it has to be.
 
-        The arguments may have 4 MiB. Waiting keeps no thread and no event loop busy. A record that does not get to the
-        disk in time is a denial: what was reserved is given back.
+        The arguments may have 4 MiB. Waiting keeps no thread and no event loop busy.
 
         Args:
             tool: Name of a registered tool.
@@ -404,6 +415,10 @@ class Gate(_native.Gate):
             scope: As in `check`.
             parent: As in `check`.
             timeout: Seconds, for both together.
+
+        Raises:
+            AuditError: The action is allowed, and its record did not get to the disk in time: it must not begin, and
+                what was reserved is given back.
         """
         import asyncio  # noqa: PLC0415 - see the top
 
@@ -574,8 +589,8 @@ def _await_record(decision: Decision, timeout: float) -> None:
         return
     try:
         decision.wait_durable(durability, timeout)
-    except BaseException:
-        decision._release()  # noqa: SLF001 - the native half of this module
+    except BaseException as error:
+        _never_began(decision, error)
         raise
 
 
@@ -586,11 +601,18 @@ async def _released_unless_recorded(decision: Decision, seconds: float) -> Async
     try:
         yield
     except BaseException as error:
-        decision._release()  # noqa: SLF001 - the native half of this module
+        _never_began(decision, error)
         if isinstance(error, TimeoutError):
             message = f"the record of the decision is not on the disk after {seconds} s"
             raise AuditError(message, "audit.unavailable") from None
         raise
+
+
+def _never_began(decision: Decision, error: BaseException) -> None:
+    """Gives back what is held for an action whose record is not certain enough, and says so if that is possible."""
+    decision._release()  # noqa: SLF001 - the native half of this module
+    with contextlib.suppress(TollkeeperError):
+        decision._outcome("cancelled", type(error).__name__, [], None)  # noqa: SLF001 - as above
 
 
 def _ended(decision: Decision, begun: float, error: BaseException | None = None) -> None:

@@ -50,6 +50,7 @@ GATES_MAX: Final = 256
 NAMED_MAX: Final = 64
 # Reasons why actions were skipped; a few of them hold words of the log.
 REASONS_MAX: Final = 1_000
+REASON_CHARACTERS_MAX: Final = 500
 # Moments of the timeline; past that they become coarser.
 MOMENTS_MAX: Final = 4_096
 
@@ -96,10 +97,10 @@ class Bundle:
             BundleError: The document is no tool.
         """
         try:
-            tool = msgspec.json.decode(document, type=_Tool)
+            source = msgspec.json.decode(document, type=_Tool).source()
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
             raise BundleError(f"not a tool: {fault}", "bundle.format") from None
-        return Bundle(self.digest, {**self.sources, "tools": [*self.sources["tools"], tool.source()]})
+        return Bundle(self.digest, {**self.sources, "tools": [*self.sources["tools"], source]})
 
     @property
     def policy_files(self) -> list[str]:
@@ -117,6 +118,17 @@ class Bundle:
         # Nobody pays here, so nothing may cost: what costs is denied where nobody pays.
         free = [(*tool[:4], None) for tool in self.sources["tools"]]
         return _native.Gate({**self.sources, "tools": free}, int.from_bytes(os.urandom(8)), lambda: None)
+
+    def usable_gate(self) -> _native.Gate:
+        """The same gate, of a bundle that somebody else has written.
+
+        Raises:
+            BundleError: No gate can be made of it.
+        """
+        try:
+            return self.gate()
+        except (TollkeeperError, ValueError, TypeError, OverflowError, RecursionError) as fault:
+            raise BundleError(f"the bundle {self.digest}: no gate can be made of it: {fault}", "bundle.format") from None
 
     def tool(self, name: object) -> "Tool | None":
         """A tool: name, resource, schema, paths, cost."""
@@ -144,12 +156,13 @@ class Bundle:
         """
         try:
             document = msgspec.json.decode(data, type=_Document)
+            tools = [tool.source() for tool in document.tools]
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
             raise BundleError(f"{name}: not a bundle: {fault}", "bundle.format") from None
         sources = {name: getattr(document, name) for name in _Document.__struct_fields__}
         # A gate without a log has no use for these two, and asks for them.
         recording = {"on_full": "deny", "durability": "group"}
-        return cls(digest, {**sources, **recording, "tools": [tool.source() for tool in document.tools]})
+        return cls(digest, {**sources, **recording, "tools": tools})
 
 
 def kept(folders: Iterable[Path], digest: str) -> bytes:
@@ -161,17 +174,25 @@ def kept(folders: Iterable[Path], digest: str) -> bytes:
     name = digest.translate(str.maketrans("+/", "-_")).rstrip("=")
     if not re.fullmatch(r"[A-Za-z0-9_-]{43}", name):
         raise BundleError("the entry does not name what it was decided by", "bundle.missing")
+    unreadable: str | None = None
     for folder in folders:
         file = folder / "bundle" / f"{name}.json"
         try:
+            if not file.is_file() and file.exists():
+                # Reading a pipe would wait for somebody to write.
+                unreadable = f"{file}: not a file"
+                continue
             with file.open("rb") as stream:
                 data = stream.read(BUNDLE_BYTES_MAX + 1)
         except FileNotFoundError:
             continue
+        except OSError as fault:
+            unreadable = f"{file}: cannot be read: {fault.strerror or fault}"
+            continue
         if digest_of(data) != digest:
             raise BundleError(f"{file}: changed since it was recorded", "bundle.changed")
         return data
-    raise BundleError(f"the bundle {digest} is not kept here", "bundle.missing")
+    raise BundleError(unreadable or f"the bundle {digest} is not kept here", "bundle.missing")
 
 
 Tool = tuple[str, str, str | None, list[str], list[tuple[str, int]] | None]
@@ -447,7 +468,7 @@ def _asked(gate: _native.Gate, recorded: Recorded) -> _native.Decision:
             return gate._decide_at(scope, now_ms, model=asked)  # noqa: SLF001 - made for this
         tool, given = str(members.get("tool")), recorded.input()
         return gate._decide_at(scope, now_ms, tool=tool, arguments=given)  # noqa: SLF001 - made for this
-    except (TollkeeperError, ValueError, TypeError) as fault:
+    except (TollkeeperError, ValueError, TypeError, OverflowError, RecursionError) as fault:
         raise Skipped(f"the action cannot be asked for again: {fault}") from None
 
 
@@ -582,12 +603,27 @@ class Replay:
                 used = bundle if self._other is None else self._other(bundle)
                 if pin is not None:
                     used = used.with_tool(kept(self._folders, pin))
+                self._gates[key] = (bundle, self._made(bundle, used, pinned=pin is not None))
             except BundleError as why:
-                self._gates[key] = str(why)
-            else:
-                # Policies that cannot be used are the fault of whoever gave them.
-                self._gates[key] = (bundle, used.gate())
+                self._gates[key] = _cut(str(why))
         found = self._gates[key]
         if isinstance(found, str):
             raise Skipped(found)
         return found
+
+    def _made(self, bundle: Bundle, used: Bundle, *, pinned: bool) -> _native.Gate:
+        if self._other is None or pinned:
+            # Without the pinned tool there is a gate already.
+            return used.usable_gate()
+        try:
+            return used.gate()
+        except TollkeeperError:
+            # Policies that cannot be used are the fault of whoever gave them, unless it is the recorded rest.
+            bundle.usable_gate()
+            raise
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            return used.usable_gate()
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= REASON_CHARACTERS_MAX else text[: REASON_CHARACTERS_MAX - 3] + "..."

@@ -312,6 +312,7 @@ class Frame:
     previous_root: bytes
     new_root: bytes
     end: int
+    payload_fault: str
 
     @classmethod
     def parse(cls, data: bytes, start: int, first: int) -> "Frame":
@@ -333,12 +334,17 @@ class Frame:
         padding = data[end : end + -end % 8]
         demand(not any(padding), "the padding after the frame is not zero")
         entries = parse_bundle(data[entries_start:payloads_start], count)
-        payloads = cls._payloads(data[payloads_start:trailer_start], count)
-        return cls(first, entries, payloads, previous_root, new_root, end + len(padding))
+        payloads, payload_fault = list[tuple[int, bytes | None]](), ""
+        try:
+            cls._payloads(data[payloads_start:trailer_start], count, payloads)
+        except MalformedError as error:
+            # The frame's checksum leaves payloads out, so that they can be erased: its entries stand without them.
+            payload_fault = str(error)
+        return cls(first, entries, payloads, previous_root, new_root, end + len(padding), payload_fault)
 
     @staticmethod
-    def _payloads(data: bytes, count: int) -> list[tuple[int, bytes | None]]:
-        items, offset = list[tuple[int, bytes | None]](), 0
+    def _payloads(data: bytes, count: int, items: list[tuple[int, bytes | None]]) -> None:
+        offset = 0
         while offset < len(data):
             demand(len(data) - offset >= PAYLOAD_HEADER.size, "the payloads of the frame end inside an item")
             number, length, erased, checksum, salt = PAYLOAD_HEADER.unpack_from(data, offset)
@@ -348,8 +354,9 @@ class Frame:
             demand(fits, "a payload is cut, or of no entry of the frame")
             whole = not (checksum or any(body)) if erased else crc32c(body) == checksum
             demand(whole, f"the payload of entry {number} of the frame is damaged or half erased")
+            in_order = not items or items[-1][0] < number
+            demand(in_order, f"a payload of entry {number} of the frame comes twice or out of order")
             items.append((number, None if erased else body))
-        return items
 
 
 # --- entries and who wrote them ---------------------------------------------------------------------------------------
@@ -363,17 +370,20 @@ def _is_list(value: object) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    demand(len(dict(pairs)) == len(pairs), "a member of the entry stands twice")
-    return dict(pairs)
-
-
 def parse_entry(data: bytes) -> dict[str, Any]:
-    """An entry of version 1: its envelope checked, the members of its kind as they are."""
+    """An entry of version 1: its envelope and the ids of decisions checked, other members as they are."""
+    outermost: list[tuple[str, Any]] = []
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        outermost[:] = pairs
+        return dict(pairs)
+
     try:
-        entry: object = json.loads(data.decode(), object_pairs_hook=_members)
+        entry: object = json.loads(data.decode(), object_pairs_hook=members)
     except (ValueError, RecursionError):
         raise MalformedError("the entry is not JSON") from None
+    # Names deeper inside come from programs, and decide nothing here.
+    demand(not _is_object(entry) or len(entry) == len(outermost), "a member of the entry stands twice")
     entry = entry if _is_object(entry) else {}
     begins = tuple(entry)[: len(ENVELOPE)] == ENVELOPE and type(entry["v"]) is int and entry["v"] == 1
     demand(begins, f"the entry is not an object of version 1 that begins with {', '.join(ENVELOPE)}")
@@ -382,7 +392,21 @@ def parse_entry(data: bytes) -> dict[str, Any]:
     demand(re.fullmatch(r"[0-9a-f]{16}(\.w)?", str(entry["producer"])), "producer of the entry is not one")
     time = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z"
     demand(re.fullmatch(time, str(entry["time"])), "time of the entry is not one")
+    name = {"decision": "id", "outcome": "of"}.get(entry["kind"])
+    is_id = not name or re.fullmatch(r"[0-9a-f]{16}-(0|[1-9][0-9]{0,19})", str(entry.get(name)))
+    demand(is_id, f"{name} of the entry is not the id of a decision")
     return entry
+
+
+def committed(data: bytes) -> str:
+    """The commitment to its payload that an entry has at the one place where the writer puts it; empty without one."""
+    try:
+        entry = parse_entry(data)
+    except MalformedError:
+        return ""
+    named = {"run": "request", "note": "private"}.get(entry["kind"], "arguments")
+    member = entry.get("oversize", entry.get(named))
+    return str(member.get("commitment", "")) if _is_object(member) else ""
 
 
 @dataclass
@@ -394,17 +418,23 @@ class Census:
     missing: list[tuple[str, int, int, int, str]] = field(default_factory=list)
     lost: list[tuple[str, int, int, int]] = field(default_factory=list)
     awaiting: set[str] = field(default_factory=set)
-    erased: set[str] = field(default_factory=set)
     seen: list[tuple[str, str, str, int, bytes]] = field(default_factory=list)
     """Place, what it is, and origin, size and root of other logs that entries speak of."""
     beheaded: bool = False
     """Whether an earlier epoch is not here, so that a producer may begin in the middle."""
+    ours: bool = False
+    """Whether an entry was one of Tollkeeper; the trees of others hold what they like."""
 
-    def take(self, data: bytes, place: str, report: Report) -> None:
-        """The next entry of the slot."""
+    def take(self, data: bytes, place: str, report: Report) -> dict[str, Any]:
+        """The next entry of the slot; returns its members."""
         self.entries += 1
         try:
             entry = parse_entry(data)
+        except MalformedError as error:
+            report(BROKEN if self.ours else INCOMPLETE, place, str(error))
+            return {}
+        self.ours = True
+        try:
             producer, number = entry["producer"], entry["seq"]
             last = self.last.get(producer, number - 1 if self.beheaded else 0)
             if number <= last:
@@ -415,6 +445,7 @@ class Census:
             self._by_kind(entry, place, report)
         except MalformedError as error:
             report(INCOMPLETE, place, str(error))
+        return entry
 
     def _by_kind(self, entry: dict[str, Any], place: str, report: Report) -> None:
         kind, of = entry["kind"], str(entry.get("of"))
@@ -422,11 +453,6 @@ class Census:
             self.awaiting.add(str(entry.get("id")))
         elif kind == "outcome":
             self.awaiting.discard(of)
-        elif kind == "erasure":
-            self.erased.add(str(entry.get("commitment")))
-        elif kind in ("gap", "denied_unlogged"):
-            what, grade = ("let through", INCOMPLETE) if kind == "gap" else ("denied", OK)
-            report(grade, place, f"the log itself says that {entry.get('count')} actions were {what} unlogged")
         elif kind == "recovery":
             for pair in self._list(entry, "lost"):
                 numbers = _is_list(pair) and [type(number) for number in pair] == [int, int]
@@ -474,7 +500,13 @@ class Log:
         self.sound_size = 0
         self.anchors: dict[str, int] = {}
         self.files: dict[tuple[str, int], set[int]] = {}
-        self.erased: list[tuple[str, bytes]] = []
+        self.erased: list[tuple[str, int, str]] = []
+        """Place, index and commitment of each payload that is gone."""
+        self.erasures: set[tuple[int, str]] = set()
+        """Index and commitment that erasure entries name; one that was told late has no commitment."""
+        self.unlogged: dict[str, tuple[str, int, int]] = {}
+        """For a kind of entry that counts what has none of its own: the first one's place, how many, their sum."""
+        self.owed = 0
         self.first_kind = ""
 
     def report(self, grade: int, place: str, text: str) -> None:
@@ -491,6 +523,7 @@ class Log:
         self._bundles()
         self._segments()
         self._compare_tiles()
+        self._whole_log()
         # No more than there can be: who signs may have signed any number.
         self._files_of(min(published.size, self.tree.size) if published else 0)
         # One earlier signed state that fails says from where on; the others fail with it.
@@ -567,7 +600,14 @@ class Log:
             found = re.match(rb'\{"v":1,"kind":"(\w+)"', entry)
             self.first_kind = found[1].decode() if found else ""
             self.census.beheaded |= self.first_kind == "epoch" and not self.census.entries
-        self.census.take(entry, f"entry {self.tree.size} in {place}", self.report)
+        place = f"entry {self.tree.size} in {place}"
+        members = self.census.take(entry, place, self.report)
+        kind, count = members.get("kind", ""), members.get("count")
+        if kind == "erasure" and type(members.get("index")) is int:
+            self.erasures.add((members["index"], str(members.get("commitment", ""))))
+        elif kind in ("gap", "denied_unlogged"):
+            first, entries, total = self.unlogged.get(kind, (place, 0, 0))
+            self.unlogged[kind] = first, entries + 1, total + (count if isinstance(count, int) else 0)
         self.tree.append(leaf_hash(entry))
 
     def _bundle(self, place: str, width: int) -> list[bytes]:
@@ -590,7 +630,7 @@ class Log:
     def _segments(self) -> None:
         paths = sorted(path for path in (self.folder / "wal").glob("*.seg") if re.fullmatch("[0-9]{20}", path.stem))
         bundled = self.tree.size
-        owed = max([bundled, *(checkpoint.size for checkpoint in self.signed)])
+        self.owed = max([bundled, *(checkpoint.size for checkpoint in self.signed)])
         end = int(paths[0].stem) if paths else bundled
         limits = [first for _, first in pairwise([*(int(path.stem) for path in paths), INDEX_MAX])]
         for path, limit in zip(paths, limits, strict=True):
@@ -605,8 +645,8 @@ class Log:
             if text:
                 # A crash tears only the end of what counts, and nobody had been told that it was there.
                 newest = limit == INDEX_MAX
-                grade = BROKEN if end < (owed if newest else limit) else INCOMPLETE if newest else OK
-                lost = f"; entries from {end} on are lost, if this was a crash" if grade == INCOMPLETE else ""
+                grade = BROKEN if end < (self.owed if newest else limit) else OK
+                lost = f"; entries from {end} on are lost, if this was a crash" if newest and grade == OK else ""
                 self.report(grade, f"{place} byte {offset}", text + lost)
             end = min(end, limit)
         if end < bundled:
@@ -657,19 +697,37 @@ class Log:
         if after <= limit and frame.new_root != self.tree.root(after):
             self.report(BROKEN, place, "the root after the frame is not the one that it states")
             return False
-        for number, body in frame.payloads:
-            name, entry = f"payload of entry {frame.first + number} in {place}", frame.entries[number]
-            if body is None:
-                self.erased.append((name, entry))
-            elif b'"' + base64.b64encode(sha256(b"\2" + body).digest()) + b'"' not in entry:
-                self.report(BROKEN, name, "the entry does not commit to it")
+        self._payloads(frame, place, limit)
         return True
 
-    def check_erasures(self) -> None:
-        """Once every epoch is read: who erased has to have said so."""
-        for name, entry in self.erased:
-            if not any(item.decode() in self.census.erased for item in re.findall(rb'"([A-Za-z0-9+/]{43}=)"', entry)):
-                self.report(INCOMPLETE, name, "it is erased, and no erasure entry says so")
+    def _payloads(self, frame: Frame, place: str, limit: int) -> None:
+        bodies = dict(frame.payloads)
+        for index, entry in enumerate(frame.entries[: limit - frame.first], frame.first):
+            name, commitment = f"payload of entry {index} in {place}", committed(entry)
+            body = bodies.get(index - frame.first, b"")
+            if index - frame.first not in bodies:
+                if commitment and not frame.payload_fault:
+                    self.report(INCOMPLETE, name, "the entry commits to one, and it is not there")
+            elif not commitment:
+                self.report(BROKEN, name, "the entry does not commit to any")
+            elif body is None:
+                self.erased.append((name, index, commitment))
+            elif base64.b64encode(sha256(b"\2" + body).digest()).decode() != commitment:
+                self.report(BROKEN, name, "the entry does not commit to it")
+        if frame.payload_fault:
+            # A crash tears only what nobody had been told of.
+            after = frame.first + len(frame.entries)
+            self.report(BROKEN if after <= self.owed else INCOMPLETE, place, frame.payload_fault)
+
+    def _whole_log(self) -> None:
+        """Once it is read: who erased has to have said so, and what was not logged was at least counted."""
+        for name, index, commitment in self.erased:
+            if not self.erasures & {(index, commitment), (index, "")}:
+                self.report(INCOMPLETE, name, f"it is erased, and no erasure entry says so of entry {index}")
+        for kind, (place, entries, total) in self.unlogged.items():
+            what, grade = ("let through", INCOMPLETE) if kind == "gap" else ("denied", OK)
+            more = f", and {entries - 1} later entries" if entries > 1 else ""
+            self.report(grade, f"{place}{more}", f"the log itself says that {total} actions were {what} unlogged")
 
     def _compare_tiles(self) -> None:
         """Every file that is there, also those that no reader of the newest checkpoint needs."""
@@ -755,8 +813,6 @@ def read_directory(folder: Path, keys: list[Key]) -> list[Log]:
             log.verify()
             if number and log.first_kind not in ("epoch", ""):
                 log.report(BROKEN, "entry 0", "an epoch begins with an entry that names the one before")
-        for log in of_slot:
-            log.check_erasures()
         for producer, first, last, place in census.unexplained():
             of_slot[-1].report(
                 INCOMPLETE, place, f"numbers {first}..{last} of producer {producer} are missing before it"

@@ -1,14 +1,18 @@
 """``tollkeeper audit ...`` and ``tollkeeper why``: what people read, exit codes, messages for what cannot be done."""
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +22,7 @@ import pytest
 
 from tollkeeper import Gate, _native
 from tollkeeper.audit import AuditLog
+from tollkeeper.errors import AuditError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -346,13 +351,43 @@ def test_audit_erase(cli: Cli, signed: Path) -> None:
     assert done.code == 0
     assert done.out.splitlines()[1] == "erased the payload of 12 bytes and its salt; the entry and its proofs stay"
     assert _native.AuditReader(signed).payload(4) is None
-    assert cli("audit", "erase", "4", "--yes").code == 2
+    (said,) = lines(cli("audit", "show", "--kind", "erasure", "--json"))
+    for words in ((), ("--yes",)):
+        done = cli("audit", "erase", "4", *words)
+        assert (done.code, done.err) == (0, "")
+        assert done.out.splitlines()[1] == f"its payload is erased already, says entry 0:{said['index']}"
+    done = cli("audit", "erase", "0", "--yes")
+    assert (done.code, done.err) == (2, "error: entry 0:0 never had a payload\n")
     assert cli("audit", "verify").code == 0
     assert lines(cli("audit", "show", "--kind", "erasure", "--json"))[0]["entry"]["index"] == 4
 
 
+def request_to_erase(folder: Path, index: int) -> Path:
+    """The file that asks for the payload of an entry of the first epoch."""
+    entry = json.loads(_native.AuditReader(folder).entry(index))
+    commitment = base64.b64decode(entry["private"]["commitment"])
+    return folder / "erase" / f"1.{index}.{base64.urlsafe_b64encode(commitment).decode().rstrip('=')}"
+
+
 def test_a_live_process_is_asked_to_erase(cli: Cli, live: AuditLog) -> None:
-    done = cli("audit", "erase", "4", "--yes")
+    request = request_to_erase(live.folder, 4)
+    ended = threading.Event()
+
+    def erase_when_asked() -> None:
+        # As the writer does, if that has not done it by then.
+        while not ended.wait(0.005):
+            if request.exists():
+                with contextlib.suppress(AuditError):
+                    live.erase(4)
+                request.unlink(missing_ok=True)
+
+    thread = threading.Thread(target=erase_when_asked)
+    thread.start()
+    try:
+        done = cli("audit", "erase", "4", "--yes")
+    finally:
+        ended.set()
+        thread.join()
     assert (done.code, done.out.splitlines()[1].partition(", says entry 0:")[0]) == (
         0,
         "erased the payload of 12 bytes and its salt",
@@ -360,6 +395,87 @@ def test_a_live_process_is_asked_to_erase(cli: Cli, live: AuditLog) -> None:
     assert done.err == f"the log is in use by process {os.getpid()}; asked it to erase\n"
     live.flush()
     assert _native.AuditReader(live.folder).payload(4) is None
+    assert [_native.AuditReader(live.folder).payload(index) is None for index in (3, 5)] == [False, False]
+
+
+@contextlib.contextmanager
+def asked_without_an_answer(folder: Path, index: int) -> Iterator["subprocess.Popen[str]"]:
+    """The command, waiting for a process that has the log and does nothing."""
+    with (folder / "ring").open("r+b") as ring:
+        fcntl.fcntl(ring, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+        with subprocess.Popen(  # noqa: S603 - the words are those of the tests
+            [sys.executable, "-m", "tollkeeper", "audit", "erase", f"0:{index}", str(folder), "--yes"],
+            env={**os.environ, "PYTHONPATH": str(Path(_native.__file__).parent.parent)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as command:
+            request = request_to_erase(folder, index)
+            while not request.exists():
+                assert command.poll() is None
+                time.sleep(0.005)
+            assert [file.name for file in request.parent.iterdir()] == [request.name]
+            yield command
+
+
+def test_a_request_to_erase_waits(signed: Path) -> None:
+    with asked_without_an_answer(signed, 4) as command:
+        out, err = command.communicate()
+    assert (command.returncode, len(out.splitlines())) == (1, 1)
+    assert err.splitlines()[1] == f"not erased after 5 s; the request waits in {signed / 'erase'}"
+    assert request_to_erase(signed, 4).exists()
+
+
+@pytest.mark.parametrize("erased", [False, True])
+def test_nothing_is_erased_in_another_epoch(signed: Path, tmp_path: Path, erased: bool) -> None:
+    # How the log looks once the next epoch has begun, with an erasure at the same index.
+    shutil.copytree(signed, tmp_path / "next")
+    request = request_to_erase(signed, 4)
+    with opened(tmp_path / "next") as log:
+        if erased:
+            log.erase(4)
+        log.rotate()
+        for number in range(8):
+            log.append({"number": number}, private={"other": number})
+        log.flush()
+        log.erase(4)
+    with asked_without_an_answer(signed, 4) as command:
+        (signed / "epochs").mkdir(exist_ok=True)
+        for name in ("wal", "tile", "checkpoint"):
+            shutil.rmtree(signed / name) if (signed / name).is_dir() else (signed / name).unlink()
+            shutil.move(tmp_path / "next" / name, signed / name)
+        time.sleep(0.3)
+        shutil.move(tmp_path / "next" / "epochs" / "1", signed / "epochs" / "1")
+        out, err = command.communicate()
+    if erased:
+        assert (command.returncode, out.splitlines()[1].partition(", says entry 0:")[0]) == (
+            0,
+            "erased the payload of 12 bytes and its salt",
+        )
+        return
+    assert (command.returncode, len(out.splitlines())) == (1, 1)
+    assert err.splitlines()[1:] == [
+        "nothing was erased: epoch 1 of log 0 has ended in the meantime, and no process writes to a finished epoch",
+        f"if all payloads of that epoch may go, remove {signed / 'epochs' / '1' / 'wal'}",
+    ]
+    assert not request.exists()
+    assert _native.AuditReader(signed / "epochs" / "1").payload(4) == b'{"secret":3}'
+
+
+@pytest.mark.parametrize("name", ["private", "arguments", "request", "oversize"])
+def test_the_commitment_to_what_is_erased(cli: Cli, tmp_path: Path, name: str) -> None:
+    log = log_files.LogFiles(tmp_path / "audit")
+    log.add("note", {name: ...}, b"secret")
+    log.add("note", {name: ...}, b"other")
+    log.add("erasure", {"index": 1, "commitment": json.loads(log.entries[1])[name]["commitment"]})
+    log.add("note", {name: {"bytes": 5, "commitment": "x"}})
+    log.erased.add(1)
+    log.flush()
+    done = cli("audit", "erase", "0")
+    assert (done.code, done.out.splitlines()[1][:36]) == (0, "would erase the payload of 6 bytes a")
+    done = cli("audit", "erase", "1", "--yes")
+    assert (done.code, done.out.splitlines()[1]) == (0, "its payload is erased already, says entry 0:2")
+    assert cli("audit", "erase", "3", "--yes").code == 2
 
 
 def test_audit_keygen(cli: Cli, tmp_path: Path) -> None:
@@ -498,6 +614,32 @@ def test_a_command_to_paste_is_quoted(cli: Cli, tmp_path: Path) -> None:
     assert "it never refills: only a higher limit helps" in out
 
 
+@pytest.mark.parametrize("name", ["decision", "code", "would_deny", "tool", "resource", "principal", "session", "run"])
+def test_why_obeys_nothing_that_the_log_says(cli: Cli, tmp_path: Path, name: str) -> None:
+    log = log_files.LogFiles(tmp_path / "audit")
+    for value in (log_files.HOSTILE, [log_files.HOSTILE], {log_files.HOSTILE: 1}):
+        id_ = f"x-{len(log.entries)}"
+        log.add("decision", {"id": id_, "decision": "deny", "code": "policy.no_permit", name: value})
+    log.flush()
+    for number in range(3):
+        done = cli("why", f"x-{number}")
+        assert done.code == 0
+        assert "\\u{202e}" in done.out
+        assert not any(hidden in done.out + done.err for hidden in HIDDEN)
+
+
+@pytest.mark.parametrize("wait_ms", [10**18, 10**15, -(10**18), 10**300, 1e300])
+def test_why_without_a_date_that_there_is(cli: Cli, tmp_path: Path, wait_ms: float) -> None:
+    log = log_files.LogFiles(tmp_path / "audit")
+    refused = {"path": "a", "unit": "tokens", "window": "1d", "limit": 10, "used": 9, "held": 0}
+    budget = {"refused": {**refused, "retry_after_ms": wait_ms}}
+    log.add("decision", {"id": "x-1", "decision": "deny", "code": "budget.exhausted", "budget": budget})
+    log.flush()
+    done = cli("why", "last")
+    assert (done.code, done.err) == (0, "")
+    assert "it refills, but the log names no time for it that a calendar has" in done.out
+
+
 # --- replay -----------------------------------------------------------------------------------------------------------
 
 OTHER = """\
@@ -535,6 +677,84 @@ def test_a_decision_that_does_not_follow_is_a_difference(cli: Cli, audit: Path, 
     log.add("decision", {**members, "id": "00000000000000c3-3"}, given)
     log.flush()
     snapshot(cli("audit", "replay", "audit/2"))
+
+
+TOOL = {"name": "search", "resource": 'Mcp::"web"'}
+
+
+@pytest.mark.parametrize(
+    ("members", "by_others"),
+    [
+        ({"policies": [[]]}, False),
+        ({"policies": 5}, False),
+        ({"policies": [["a.cedar", "permit("]]}, True),
+        ({"schema": ["s", "x"]}, False),
+        ({"entities": ["e", "[5]"]}, False),
+        ({"tools": [{**TOOL, "resource": "x"}]}, False),
+        ({"tools": [{**TOOL, "schema": {"properties": 5}}]}, False),
+        ({"tools": [TOOL, TOOL]}, False),
+        ({"mode": "x"}, False),
+        ({"on_error": "x"}, False),
+    ],
+)
+def test_a_malformed_bundle_is_skipped(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: dict[str, Any], by_others: bool
+) -> None:
+    monkeypatch.setattr(log_files, "BUNDLE", {**log_files.BUNDLE, **members})
+    log_files.gate_logs(tmp_path / "audit")
+    (tmp_path / "new.cedar").write_text(OTHER)
+    for words in ((), ("--policies", "new.cedar")):
+        done = cli("audit", "replay", "--json", *words)
+        assert (done.code, done.err) == (1 if words and by_others else 0, "")
+        document = json.loads(done.out)
+        skipped = 1 if words and by_others else 6
+        assert sum(document["skipped"].values()) == skipped
+        assert all(len(reason) <= 500 for reason in document["skipped"])
+    for name in ("a1-4", "a1-2", "b2-1"):
+        done = cli("why", f"00000000000000{name}")
+        assert (done.code, done.err) == (0, "")
+
+
+def test_an_entry_with_odd_policies_is_decided_again(cli: Cli, audit: Path) -> None:
+    log = log_files.LogFiles(audit / "2", producer="00000000000000c3", start_ms=60_000)
+    members = json.loads(_native.AuditReader(audit / "0").entry(5))
+    members = {key: value for key, value in members.items() if key not in {"v", "kind", "producer", "seq", "time"}}
+    for policies in ([[]], [{}], {"a": []}, 5, "x"):
+        log.add("decision", {**members, "policies": policies, "arguments": ...}, b'{"input":{}}')
+    log.flush()
+    done = cli("audit", "replay", "audit/2", "--json")
+    assert (done.code, json.loads(done.out)["different"]) == (1, 5)
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe", "loop"])
+def test_a_bundle_that_is_no_file_is_skipped(cli: Cli, audit: Path, what: str) -> None:
+    (file,) = (audit / "bundle").iterdir()
+    file.unlink()
+    if what == "folder":
+        file.mkdir()
+    elif what == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(file)
+    done = cli("audit", "replay", "--json")
+    assert (done.code, done.err) == (0, "")
+    ((reason, count),) = json.loads(done.out)["skipped"].items()
+    assert count == 6
+    assert file.name in reason
+    done = cli("why", "last")
+    assert (done.code, done.err) == (0, "")
+    assert "which condition failed cannot be shown: " in done.out
+
+
+@pytest.mark.parametrize("name", ["..", "", "/", "a\0b", "x" * 5_000, "\n"])
+def test_why_with_policies_of_any_name(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(log_files, "BUNDLE", {**log_files.BUNDLE, "policies": [[name, log_files.POLICIES]]})
+    log_files.gate_logs(tmp_path / "audit")
+    done = cli("why", "00000000000000a1-4")
+    assert (done.code, done.err) == (0, "")
+    assert 'forbid(principal, action == Action::"send_email", resource)' in done.out
 
 
 @pytest.mark.usefixtures("audit")

@@ -141,7 +141,8 @@ def _explain(found: logs.Logs, story: Story) -> None:
             ids += texts(members.get("would_deny_policies"))
             story.policies = [policy for id_ in dict.fromkeys(ids) if (policy := policies.policy(id_)) is not None]
             story.explained = policies.explain(story.recorded) if asked else None
-    except (TollkeeperError, reevaluate.Skipped) as why:
+    except (TollkeeperError, reevaluate.Skipped, ValueError, TypeError, ArithmeticError, RecursionError) as why:
+        # A bundle and arguments may be anything.
         story.remarks.append(f"which condition failed cannot be shown: {why}")
     if story.bundle is not None and story.bundle.entities_digest != members.get("entities"):
         story.remarks.append("entities had been updated since the policies were loaded: conditions on them may differ")
@@ -241,7 +242,7 @@ def _cost(story: Story, unit: str) -> int | None:
 def _print(story: Story, changes: list[str]) -> None:
     members = story.members
     denied = members.get("decision") == "deny"
-    word = coloured(logs.text_of(members.get("decision")), "red" if denied else "green")
+    word = coloured(shown(logs.text_of(members.get("decision"))), "red" if denied else "green")
     code = logs.text_of(members.get("code"))
     would = f", would be {logs.text_of(members['would_deny'])}" if members.get("would_deny") else ""
     out(f"{word} {shown(code if code != members.get('decision') else '')}{shown(would)}".rstrip())
@@ -314,6 +315,9 @@ def _asked(story: Story) -> str:
 
 def _refusal(story: Story, refused: dict[str, Any]) -> Iterator[str]:
     unit, window = logs.text_of(refused.get("unit")), logs.text_of(refused.get("window"))
+    if not unit:
+        yield f"no budget could answer for {logs.text_of(refused.get('path')) or 'a run that names none'}"
+        return
     amounts = {name: refused.get(name) for name in (*_COUNTED, "requested")}
     known = {name: int(value) for name, value in amounts.items() if logs.is_number(value)}
     if "requested" not in known and (cost := _cost(story, unit)) is not None:
@@ -324,7 +328,11 @@ def _refusal(story: Story, refused: dict[str, Any]) -> Iterator[str]:
     if not logs.is_number(wait_ms):
         yield "  it never refills: only a higher limit helps"
     elif (at_ms := story.recorded.time_ms) is not None:
-        then = dt.datetime.fromtimestamp((at_ms + wait_ms) / 1_000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        try:
+            then = dt.datetime.fromtimestamp((at_ms + wait_ms) / 1_000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        except (ValueError, OverflowError, OSError):
+            yield "  it refills, but the log names no time for it that a calendar has"
+            return
         word = "worth another try from" if story.code == "budget.contended" else "refills at"
         yield f"  {word} {then}"
 

@@ -125,21 +125,23 @@ fn live(folder: &Path, number: u64, after_open: Option<Duration>, otherwise: Dur
     whole.lines().filter(|line| line.contains('.')).map(str::to_owned).collect()
 }
 
-/// Kills so many children, each after a time of its own, and checks the log every now and then.
+/// Kills so many children, each after a time of its own, a hundred in one folder, and checks the log every now and then.
 fn kill_many(name: &str, many: u64, open_only: bool) {
-    let folder = Folder::new(name);
     let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15 ^ many);
-    let mut said = Vec::new();
-    for number in 1..=many {
-        // From before it opens to a while after; how long an opening takes depends on what it finds.
-        let micros = Duration::from_micros(numbers.below(if open_only { 12_000 } else { 25_000 }));
-        let after_open = (!open_only && number % 4 != 0).then_some(micros);
-        said.extend(live(&folder, number, after_open, micros));
-        if number % 50 == 0 {
-            check(&folder, &said, 1_000_000 + number);
+    for first in (1..=many).step_by(100) {
+        let folder = Folder::new(&format!("{name}-{first}"));
+        let mut said = Vec::new();
+        for number in first..(first + 100).min(many + 1) {
+            // From before it opens to a while after; how long an opening takes depends on what it finds.
+            let micros = Duration::from_micros(numbers.below(if open_only { 12_000 } else { 25_000 }));
+            let after_open = (!open_only && number % 4 != 0).then_some(micros);
+            said.extend(live(&folder, number, after_open, micros));
+            if number % 50 == 0 {
+                check(&folder, &said, 1_000_000 + number);
+            }
         }
+        check(&folder, &said, 2_000_000);
     }
-    check(&folder, &said, 2_000_000);
 }
 
 fn check(folder: &Path, said: &[String], instance: u64) {

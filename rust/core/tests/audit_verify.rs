@@ -6,11 +6,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 use serde_json::Value;
+use tollkeeper_core::audit::entry::{Kind as AuditKind, Private, Record};
+use tollkeeper_core::audit::log::{Log, LogOptions};
 use tollkeeper_core::audit::verify::check::{Options, verify};
 use tollkeeper_core::audit::verify::error::VerifyError;
 use tollkeeper_core::audit::verify::json::members;
@@ -472,9 +475,30 @@ fn erased_payloads_keep_the_proofs() {
     model.signed.push(701);
     model.write(&folder.0);
     let report = check(&folder.0, &model);
-    assert_eq!(report.verdict(), Verdict::Ok, "{report:#?}");
-    let payloads = report.logs().next().unwrap().payloads;
+    assert_eq!(report.verdict(), Verdict::Incomplete, "an erasure that no entry tells of: {report:#?}");
+    let log = report.logs().next().unwrap();
+    let payloads = log.payloads;
     assert_eq!((payloads.verified, payloads.erased, payloads.erased_unrecorded), (348, 2, 1));
+    assert_eq!(log.unrecorded, [3]);
+    assert!(log.warnings.iter().any(|text| text.contains("1 payloads are erased, and no entry says so")), "{log:?}");
+    model.control("erasure", r#""index":3,"commitment":"x""#);
+    // Entries about erasures that say nothing, or name what is there still, excuse nothing and break nothing.
+    for members in [r#""reason":"x""#, r#""index":7"#, r#""index":-1"#, r#""index":"3""#, r#""index":900000"#] {
+        model.control("erasure", members);
+    }
+    model.signed.push(707);
+    model.write(&folder.0);
+    let report = check(&folder.0, &model);
+    assert_eq!(report.verdict(), Verdict::Ok, "{report:#?}");
+    // One that names an entry which comes later excuses nothing.
+    let mut early = model.clone();
+    early.control("erasure", r#""index":708"#);
+    early.decision(9_000, false, "later");
+    early.entries[708].erased = true;
+    early.signed.push(709);
+    let other = Folder::new("early");
+    early.write(&other.0);
+    assert_eq!(check(&other.0, &early).verdict(), Verdict::Incomplete);
     assert_eq!(Reader::open(&folder.0).unwrap().payload(1).unwrap(), None);
     let proof = prove(&folder.0, 1, None).unwrap();
     check_proof(&proof, &[VerifierKey::parse(&model.vkey()).unwrap()], &model.entries[1].bytes).unwrap();
@@ -483,6 +507,184 @@ fn erased_payloads_keep_the_proofs() {
     let report = check(&folder.0, &model);
     let fault = &report.logs().next().unwrap().faults[0];
     assert_eq!((fault.kind, fault.index), (FaultKind::Payload, Some(5)), "{fault:?}");
+}
+
+/// Places of the payload items in a segment of one frame: header, and length of the payload.
+fn items(segment: &[u8]) -> Vec<(usize, usize)> {
+    let word = |at: usize| u32::from_le_bytes(segment[at..at + 4].try_into().unwrap()) as usize;
+    let mut at = 64 + 96 + word(64 + 20);
+    let end = at + word(64 + 24);
+    let mut found = Vec::new();
+    while at < end {
+        found.push((at, word(at + 4)));
+        at += 48 + word(at + 4);
+    }
+    found
+}
+
+#[test]
+fn an_erasure_under_way_is_a_warning() {
+    let folder = Folder::new("underway");
+    let mut model = Model::new(ORIGIN);
+    model.batch = 1_000;
+    model.fill(30);
+    model.control("erasure", r#""index":1"#);
+    model.signed = vec![31];
+    model.write(&folder.0);
+    let file = folder.0.join(format!("wal/{:020}.seg", 0));
+    let mut bytes = fs::read(&file).unwrap();
+    let (at, length) = items(&bytes)[0];
+    bytes[at + 8] = 1;
+    for step in [0, 4, 20, 36 + length] {
+        bytes[at + 12..at + 12 + step].fill(0);
+        fs::write(&file, &bytes).unwrap();
+        let report = check(&folder.0, &model);
+        let log = report.logs().next().unwrap();
+        assert_eq!((report.verdict(), log.payloads.erased), (Verdict::Ok, 1), "{report:#?}");
+        let said = log.warnings.iter().any(|text| text.contains("entry 1 is not all zero yet"));
+        assert_eq!(said, step < 36 + length, "{:?}", log.warnings);
+        assert_eq!(Reader::open(&folder.0).unwrap().payload(1).unwrap(), None);
+    }
+}
+
+#[test]
+fn a_payload_that_was_cut_out_is_not_all_right() {
+    let folder = Folder::new("cutout");
+    let mut model = Model::new(ORIGIN);
+    // A program's own members of such a name promise no payload.
+    model.control("note", r#""arguments":{"bytes":1,"commitment":"x"}"#);
+    model.fill(100);
+    model.signed = vec![100];
+    model.write(&folder.0);
+    let report = check(&folder.0, &model);
+    let payloads = report.logs().next().unwrap().payloads;
+    assert_eq!((report.verdict(), payloads.missing, payloads.cut), (Verdict::Ok, 1, 0), "{report:#?}");
+    model.entries[1].payload = None;
+    model.entries[51].payload = None;
+    model.write(&folder.0);
+    let report = check(&folder.0, &model);
+    let log = report.logs().next().unwrap();
+    assert_eq!((report.verdict(), log.payloads.cut), (Verdict::Incomplete, 2), "{report:#?}");
+    let said = "2 payloads are missing from the write-ahead file that has their entries";
+    assert!(log.warnings.iter().any(|text| text.contains(said)), "{:?}", log.warnings);
+    // A copy without segments has no payloads at all, and is none the worse.
+    fs::remove_dir_all(folder.0.join("wal")).unwrap();
+    let report = check(&folder.0, &model);
+    let payloads = report.logs().next().unwrap().payloads;
+    assert_eq!((report.verdict(), payloads.cut), (Verdict::Ok, 0), "{report:#?}");
+    assert_eq!(payloads.missing, 51);
+}
+
+#[test]
+fn entries_nest_as_deep_as_a_writer_lets_them() {
+    for (open, close) in [("[", "]"), ("{\"a\":", "}"), ("[{\"a\":", "}]")] {
+        let levels = if open.len() > 5 { 2 } else { 1 };
+        let nested = |depth: usize| {
+            let count = depth / levels;
+            format!("{{\"k\":{}1{}}}", open.repeat(count), close.repeat(count))
+        };
+        for (depth, fits) in [(64, true), (66, true), (68, false), (1_000_000, false)] {
+            assert_eq!(members(nested(depth).as_bytes(), |_| ()).is_ok(), fits, "{open} {depth}");
+        }
+        // What lies deep, or in an array, is nobody's member.
+        let mut shallow = Vec::new();
+        members(nested(64).as_bytes(), |member| shallow.push((member.depth, member.key.to_owned()))).unwrap();
+        assert!(shallow.len() <= 2, "{shallow:?}");
+    }
+}
+
+/// Verifies a log again and again while a real writer is at work.
+fn beside_a_writer(name: &str, mut work: impl FnMut(&Log, u64) + Send) {
+    let folder = Folder::new(name);
+    let mut options = LogOptions::new(ORIGIN, 7);
+    options.checkpoint_interval_ms = 5;
+    let log = Log::open(&folder.0, options).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let members = format!(",\"n\":{number}").into_bytes();
+                let private = Private::Bytes(b"a long and private story");
+                let record =
+                    Record { kind: AuditKind::Note, time_ms: 1_763_744_718_123, head: &members, tail: &[], private };
+                log.append(&record, 5_000).unwrap();
+                if number % 20 == 0 {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                work(&log, number);
+            }
+        });
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(3);
+        let options = Options { trust_directory: true, ..Options::default() };
+        let mut wrong = None;
+        while std::time::Instant::now() < end && wrong.is_none() {
+            let report = verify(&folder.0, &options, &mut |_, _| true);
+            let good = report.as_ref().is_ok_and(|report| report.integrity() && report.complete());
+            wrong = (!good).then_some(report);
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(wrong.is_none(), "{wrong:#?}");
+    });
+    log.close().unwrap();
+    let options = Options { trust_directory: true, ..Options::default() };
+    let report = verify(&folder.0, &options, &mut |_, _| true).unwrap();
+    assert_eq!(report.verdict(), Verdict::Ok, "{report:#?}");
+}
+
+#[test]
+fn no_false_alarm_beside_a_writer_that_signs() {
+    beside_a_writer("live", |_, _| {});
+}
+
+#[test]
+fn no_false_alarm_beside_a_writer_that_rotates() {
+    beside_a_writer("rotating", |log, number| {
+        if number % 300 == 299 {
+            log.rotate(10_000).unwrap();
+        }
+    });
+}
+
+#[test]
+fn no_false_alarm_beside_a_writer_that_erases() {
+    beside_a_writer("erasing", |log, number| {
+        if number % 10 == 9 {
+            let size = log.flush(10_000).unwrap();
+            log.erase(size - 3, 10_000).unwrap();
+        }
+    });
+}
+
+#[test]
+fn what_is_wrong_is_said_of_a_log_that_is_being_written_too() {
+    let folder = Folder::new("ahead");
+    let mut model = signed();
+    model.write(&folder.0);
+    // What does not hold is said of a log that is being written, too: it is there at every look.
+    let tile = folder.0.join("tile/0/000");
+    let mut bytes = fs::read(&tile).unwrap();
+    bytes[3_203] ^= 1;
+    fs::write(&tile, bytes).unwrap();
+    model.fill(800);
+    let (stop, notes) = (AtomicBool::new(false), folder.0.join("checkpoints.log"));
+    let text = fs::read(&notes).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                fs::write(&notes, &text).unwrap();
+            }
+        });
+        for _ in 0..5 {
+            let report = check(&folder.0, &model);
+            let log = report.logs().next().unwrap();
+            let said = log.faults.iter().any(|fault| fault.file == "tile/0/000" && fault.index == Some(100));
+            assert!(said && report.verdict() == Verdict::Broken, "{report:#?}");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
 }
 
 /// Two epochs; the second one's first entry names the first one's end.

@@ -66,6 +66,26 @@ fn read_kind(name: &str) -> Result<Kind, Error> {
     })
 }
 
+/// Other entries and reports find decisions by their ids, so one without is no decision.
+fn check_id(kind: Kind, mapping: &Bound<'_, PyAny>) -> PyResult<()> {
+    let name = match kind {
+        Kind::Decision => "id",
+        Kind::Outcome => "of",
+        _ => return Ok(()),
+    };
+    let id = mapping.get_item(name).ok().and_then(|id| id.extract::<String>().ok());
+    let valid = id.as_deref().and_then(|id| id.split_once('-')).is_some_and(|(gate, number)| {
+        let hex = gate.len() == 16 && gate.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        hex && number.parse::<u64>().is_ok_and(|parsed| parsed.to_string() == number)
+    });
+    if valid {
+        return Ok(());
+    }
+    let message =
+        format!("entry.{name}: this kind, {}, needs the id of a decision, as `Decision.id` has it", kind.name());
+    Err(invalid(message).into())
+}
+
 fn read_durability(name: &str) -> Result<Durability, Error> {
     Durability::parse(name).ok_or_else(|| {
         let known: Vec<&str> = Durability::ALL.into_iter().map(Durability::name).collect();
@@ -266,6 +286,7 @@ impl PyAuditLog {
         guard(|| {
             let log = self.usable()?;
             let (kind, timeout_ms) = (read_kind(kind)?, milliseconds(timeout)?);
+            check_id(kind, mapping)?;
             // Where the private bytes have a name of their own.
             let beside = private.and(match kind {
                 Kind::Run => Some("request"),

@@ -734,7 +734,6 @@ impl PyDecision {
 
     /// See `Gate.outcome`.
     #[pyo3(signature = (status, error, usage, duration_ms))]
-    #[expect(clippy::needless_pass_by_value, reason = "what arguments are extracted to")]
     fn _outcome(
         &self,
         status: &str,

@@ -190,6 +190,24 @@ impl Disk {
         self.sync_folder(path.parent().unwrap_or(Path::new(".")))
     }
 
+    /// The same for a file that several processes may write at once, each under a temporary name of its own. The last one
+    /// stays.
+    pub(super) fn write_shared(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+        let mut tag = [0_u8; 8];
+        rustix::rand::getrandom(&mut tag, rustix::rand::GetRandomFlags::empty())?;
+        let mut name = path.file_name().unwrap_or_default().to_os_string();
+        name.push(format!(".{:016x}", u64::from_le_bytes(tag)));
+        let own = path.with_file_name(name);
+        let written = self.write_beside(&own, bytes, mode).and_then(|beside| {
+            let placed = self.sync_path(&beside).and_then(|()| self.put_in_place(&beside, path));
+            if placed.is_err() {
+                let _ = std::fs::remove_file(&beside);
+            }
+            placed
+        });
+        written.and_then(|()| self.sync_folder(path.parent().unwrap_or(Path::new("."))))
+    }
+
     /// Removes a file; one that is not there is removed.
     pub(super) fn remove_file(&self, path: &Path) -> io::Result<()> {
         self.ask(Operation::Remove, path)?;

@@ -176,10 +176,22 @@ impl Waiting {
     }
 }
 
+/// A request that another program has left: the entry by its epoch, index and commitment, so that it cannot mean another
+/// one by the time that it is read.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub(super) name: String,
+    pub(super) epoch: u64,
+    pub(super) index: u64,
+    pub(super) commitment: [u8; 32],
+}
+
 /// Something that the writer is asked to do between two batches.
 #[derive(Debug)]
 pub(super) enum Request {
     Erase(u64),
+    /// Left in the folder by another program
+    EraseNamed(Asked),
     Rotate,
 }
 
@@ -762,7 +774,7 @@ impl Log {
         }
         let disk = &self.shared.options.disk;
         disk.create_folder(&folder, 0o700).map_err(AuditError::io("cannot make", folder))?;
-        disk.write_whole(&path, document, 0o600).map_err(AuditError::io("cannot write", path))?;
+        disk.write_shared(&path, document, 0o600).map_err(AuditError::io("cannot write", path))?;
         Ok(hash)
     }
 

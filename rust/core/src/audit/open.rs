@@ -220,7 +220,7 @@ fn write_ignored(disk: &Disk, folder: &Path) -> Result<(), AuditError> {
     if path.exists() {
         return Ok(());
     }
-    disk.write_whole(&path, IGNORED.as_bytes(), 0o644).map_err(AuditError::io("cannot write", path))
+    disk.write_shared(&path, IGNORED.as_bytes(), 0o644).map_err(AuditError::io("cannot write", path))
 }
 
 fn signer(folder: &Path, options: &LogOptions) -> Result<Arc<dyn Signer>, AuditError> {

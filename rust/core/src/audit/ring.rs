@@ -254,9 +254,11 @@ impl Ring {
     pub(super) fn forget_unlogged(&self, let_through: bool, count: u64) {
         let [denied, passed] = &self.header().unlogged;
         let unlogged = if let_through { passed } else { denied };
-        unlogged.from_ms.store(0, Ordering::Relaxed);
-        unlogged.to_ms.store(0, Ordering::Relaxed);
-        unlogged.count.fetch_sub(count, Ordering::Relaxed);
+        let before = unlogged.count.fetch_sub(count, Ordering::Relaxed);
+        // Those that are left were counted since: at the latest time that is known.
+        let left = if before > count { unlogged.to_ms.load(Ordering::Relaxed) } else { 0 };
+        unlogged.from_ms.store(left, Ordering::Relaxed);
+        unlogged.to_ms.store(left, Ordering::Relaxed);
     }
 
     /// The reader of this ring's records, at the oldest one that was not let go. There is one.

@@ -171,7 +171,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::cast_possible_truncation, reason = "any bytes will do")]
     fn hashes_are_those_of_a_hasher() {
         let bytes: Vec<u8> = (0..400_u32).map(|n| n.to_le_bytes()[0].wrapping_mul(7)).collect();
         let (salt, other): (Hash, Hash) = (digest(b"a"), digest(b"b"));

@@ -448,11 +448,6 @@ pub(super) struct ReadPayload<'a> {
 }
 
 impl ReadPayload<'_> {
-    /// Whether it was marked as erased and its bytes are still there, all of them.
-    pub(super) fn is_intact(&self) -> bool {
-        crc32c::crc32c_append(crc32c::crc32c(self.salt), self.bytes) == self.crc && self.salt != &[0; 32]
-    }
-
     /// Whether nothing of it is left.
     pub(super) fn is_blank(&self) -> bool {
         self.crc == 0 && self.salt == &[0; 32] && self.bytes.iter().all(|byte| *byte == 0)

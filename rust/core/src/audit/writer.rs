@@ -17,12 +17,12 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::entry::{Encoder, Kind, Private, Record, push_name, push_number, push_text, push_time};
 use super::error::AuditError;
-use super::log::{Request, Shared, lock};
+use super::log::{Asked, Request, Shared, lock};
 use super::note::{checkpoint, verifier_key};
 use super::open::{archive, epoch_members, last_blocks, now_ms, reader_of};
 use super::ring::{Reader, Taken};
 use super::tiles::Cutter;
-use super::tree::{Frontier, Hash, commitment};
+use super::tree::{Frontier, Hash};
 use super::wal::{Found, Frame, Scan, Wal, erase, segments};
 use crate::limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX};
 use crate::map;
@@ -31,6 +31,10 @@ use crate::map;
 const RETRY: Duration = Duration::from_millis(50);
 /// How often it looks whether its files are still there, and for requests in the folder.
 const LOOK: Duration = Duration::from_secs(1);
+/// Requests to erase that are taken from the folder at a time.
+const ERASE_REQUESTS_MAX: usize = 1_000;
+/// How often the ring is looked at for claims that are still open when its file is gone: once a millisecond.
+const SAVE_TRIES: usize = 200;
 
 /// The thread that writes.
 #[derive(Debug)]
@@ -45,6 +49,8 @@ pub(super) struct Writer {
     looked: Instant,
     /// Of what found no room, how many the frame says: denials, and what was let through
     said: [u64; 2],
+    /// When that was said last
+    said_at: Option<Instant>,
     /// The epoch that is being set aside: nothing is written until that is done
     rotating: Option<u64>,
     /// Up to where the ring's pages were made writable ahead of its producers
@@ -65,6 +71,7 @@ impl Writer {
             ring_file,
             looked,
             said: [0; 2],
+            said_at: None,
             rotating: None,
             warmed: None,
         }
@@ -156,15 +163,22 @@ impl Writer {
 
     /// Says what found no room, now that there is some.
     fn say_unlogged(&mut self) {
+        let waits = self.said_at.is_some_and(|said| said.elapsed() < LOOK);
+        if waits && !self.shared.state().stopping {
+            return;
+        }
         for (place, kind) in [Kind::DeniedUnlogged, Kind::Gap].into_iter().enumerate() {
             // What the frame says already is taken off when it is on the disk.
             if self.said.get(place) != Some(&0) {
                 continue;
             }
             let Some((count, from, to)) = self.shared.ring.unlogged(place == 1) else { continue };
+            // Counted while the last report was taken off: its times are gone, and it was just now.
+            let (from, to) = if from == 0 || to == 0 { (now_ms(), now_ms()) } else { (from, to) };
             if let Some(said) = self.said.get_mut(place) {
                 *said = count;
             }
+            self.said_at = Some(Instant::now());
             let mut members = Vec::new();
             push_number(&mut members, "count", i64::try_from(count).unwrap_or(i64::MAX));
             for (name, time) in [("from", from), ("to", to)] {
@@ -189,9 +203,10 @@ impl Writer {
 
     /// Brings the frame to the disk and tells everybody.
     fn write(&mut self) -> bool {
-        if self.shared.broken().is_some() {
-            return false;
-        }
+        self.shared.broken().is_none() && self.append()
+    }
+
+    fn append(&mut self) -> bool {
         let begun = Instant::now();
         let last_seq = self.reader.seq.saturating_sub(1);
         let instance = self.shared.options.instance;
@@ -250,37 +265,57 @@ impl Writer {
             _ if own != named => Some(format!("{} was replaced by another file", ring.display())),
             _ => self.wal.replaced(),
         };
-        if let Some(why) = why {
+        if let Some(why) = why.filter(|_| self.shared.broken().is_none()) {
             self.shared.give_up(&format!("{why} while the log was open; nothing is recorded until it is opened anew"));
+            if named != own {
+                self.save_ring();
+            }
         }
         self.take_erase_requests();
     }
 
-    /// Requests of the command line: files whose names are indexes.
-    fn take_erase_requests(&self) {
-        let Ok(listed) = std::fs::read_dir(self.shared.folder.join("erase")) else { return };
-        let mut state = self.shared.state();
-        for entry in listed.flatten().take(1_000) {
-            if let Some(index) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
-                state.requests.push_back((0, Request::Erase(index)));
+    /// The ring's file is gone, and what is in it will be with the process. Nobody adds to it any more; what was published
+    /// is brought to the disk while it is there.
+    fn save_ring(&mut self) {
+        for _ in 0..SAVE_TRIES {
+            while self.collect() || self.frame.count() > 0 {
+                if !self.append() {
+                    std::thread::sleep(RETRY);
+                    break;
+                }
             }
+            if self.shared.ring.next_seq() == self.reader.seq {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Requests of other programs: files named `EPOCH.INDEX.COMMITMENT`. More are read when these are answered.
+    fn take_erase_requests(&self) {
+        if self.shared.state().requests.iter().any(|(number, _)| *number == 0) {
+            return;
+        }
+        let Ok(listed) = std::fs::read_dir(self.shared.folder.join("erase")) else { return };
+        let asked = listed.flatten().filter_map(|entry| read_asked(entry.file_name().to_str()?));
+        let asked: Vec<Asked> = asked.take(ERASE_REQUESTS_MAX).collect();
+        let mut state = self.shared.state();
+        state.requests.extend(asked.into_iter().map(|asked| (0, Request::EraseNamed(asked))));
     }
 
     /// Does what was asked for; true if it did anything.
     fn answer_requests(&mut self) -> bool {
         let Some((number, request)) = self.shared.state().requests.pop_front() else { return false };
         let answer = match request {
-            Request::Erase(index) => self.erase(index, number == 0),
+            Request::Erase(index) => self.erase(index, None),
+            Request::EraseNamed(ref asked) => self.erase_named(asked),
             Request::Rotate => self.rotate(),
         };
-        if let Request::Erase(index) = request
-            && number == 0
+        // A request that cannot be met is not tried for ever; one that the disk refused is.
+        if let Request::EraseNamed(asked) = request
+            && !matches!(answer, Err(AuditError::Io { .. } | AuditError::Unavailable { .. }))
         {
-            // A request that cannot be met is not tried for ever; one that the disk refused is.
-            if !matches!(answer, Err(AuditError::Io { .. } | AuditError::Unavailable { .. })) {
-                let _ = std::fs::remove_file(self.shared.folder.join("erase").join(index.to_string()));
-            }
+            let _ = std::fs::remove_file(self.shared.folder.join("erase").join(asked.name));
         }
         if number != 0 {
             let answer = answer.map_err(|error| error.to_string());
@@ -290,23 +325,25 @@ impl Writer {
         true
     }
 
-    /// Erases, and says so. `again`: who asks keeps asking until it was said, so that what is erased already may have been
-    /// erased by an attempt that did not come to saying it.
-    fn erase(&mut self, index: u64, again: bool) -> Result<(), AuditError> {
+    fn erase_named(&mut self, asked: &Asked) -> Result<(), AuditError> {
+        let epoch = self.shared.state().epoch;
+        if asked.epoch != epoch {
+            return Err(AuditError::invalid(format!("epoch {} is over; this is {epoch}", asked.epoch)));
+        }
+        self.erase(asked.index, Some(asked.commitment))
+    }
+
+    /// Erases, and says so, also of what is erased already: the attempt that did it may not have come to saying it.
+    fn erase(&mut self, index: u64, expected: Option<[u8; 32]>) -> Result<(), AuditError> {
         let size = self.frame.frontier().size();
         if index >= size {
             return Err(AuditError::invalid(format!("there is no entry {index}; the log has {size}")));
         }
         let folder = self.shared.folder.join("wal");
-        let erased = erase_payload(&self.shared.options.disk, &folder, index)?;
-        if matches!(erased, Erased::Before) && !again {
-            return Err(AuditError::invalid(format!("the payload of entry {index} is erased already")));
-        }
+        let committed = erase_payload(&self.shared.options.disk, &folder, index, expected)?;
         let mut members = Vec::new();
         push_number(&mut members, "index", i64::try_from(index).unwrap_or(i64::MAX));
-        if let Erased::Now(Some(commitment)) = erased {
-            push_text(&mut members, "commitment", &BASE64.encode(commitment));
-        }
+        push_text(&mut members, "commitment", &committed);
         self.say(Kind::Erasure, &members);
         self.write_now()
     }
@@ -401,16 +438,32 @@ impl Writer {
     }
 }
 
-/// What became of a payload.
-pub(super) enum Erased {
-    /// It was there: the commitment that the entry has to it, if it was whole
-    Now(Option<[u8; 32]>),
-    /// Nothing of it was left
-    Before,
+/// What the name of a request says; nothing if it is not exactly one.
+fn read_asked(name: &str) -> Option<Asked> {
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let (epoch, rest) = name.split_once('.')?;
+    let (index, commitment) = rest.split_once('.')?;
+    let commitment: [u8; 32] = URL_SAFE_NO_PAD.decode(commitment).ok()?.try_into().ok()?;
+    let asked = Asked { name: name.to_owned(), epoch: epoch.parse().ok()?, index: index.parse().ok()?, commitment };
+    let same = format!("{}.{}.{}", asked.epoch, asked.index, URL_SAFE_NO_PAD.encode(commitment)) == name;
+    same.then_some(asked)
 }
 
-/// Finds the payload of an entry and erases it, or what an erasure before has left of it.
-pub(super) fn erase_payload(disk: &super::disk::Disk, folder: &Path, index: u64) -> Result<Erased, AuditError> {
+/// The commitment that an entry has to its payload: the last one in it, since the log's own member comes after those of
+/// whoever appended it.
+fn commitment_in(entry: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(entry).ok()?;
+    let (_, rest) = text.rsplit_once("\"commitment\":\"")?;
+    rest.split_once('"').map(|(commitment, _)| commitment.to_owned())
+}
+
+/// Finds the payload of an entry and erases it, or what an erasure before has left of it. Returns the entry's commitment.
+pub(super) fn erase_payload(
+    disk: &super::disk::Disk,
+    folder: &Path,
+    index: u64,
+    expected: Option<[u8; 32]>,
+) -> Result<String, AuditError> {
     let all = segments(folder)?;
     let found = all.iter().rev().find(|segment| segment.first_index <= index);
     let none = || AuditError::invalid(format!("entry {index} has no payload here"));
@@ -424,13 +477,16 @@ pub(super) fn erase_payload(disk: &super::disk::Disk, folder: &Path, index: u64)
         let Found::Frame(frame) = scan.next()? else { break };
         let payload = frame.payloads().find(|p| header.first_index.saturating_add(p.index.into()) == index);
         let payload = payload.ok_or_else(none)?;
-        if payload.erased && payload.is_blank() {
-            return Ok(Erased::Before);
+        let place = usize::try_from(payload.index).unwrap_or(usize::MAX);
+        let committed = frame.entries().nth(place).and_then(commitment_in).ok_or_else(none)?;
+        if expected.is_some_and(|expected| BASE64.encode(expected) != committed) {
+            return Err(AuditError::invalid(format!("entry {index} commits to another payload than was meant")));
         }
-        let commitment = payload.is_intact().then(|| commitment(payload.salt, payload.bytes));
-        erase(disk, &segment.path, payload.offset, payload.bytes.len())
-            .map_err(AuditError::io("cannot erase in", segment.path.clone()))?;
-        return Ok(Erased::Now(commitment));
+        if !(payload.erased && payload.is_blank()) {
+            erase(disk, &segment.path, payload.offset, payload.bytes.len())
+                .map_err(AuditError::io("cannot erase in", segment.path.clone()))?;
+        }
+        return Ok(committed);
     }
     Err(none())
 }

@@ -336,12 +336,16 @@ impl GateState {
         let fragment = |policy: &u32| self.fragments().policies.get(*policy as usize).map_or(0, |bytes| bytes.len());
         let outcome = decision.outcome.as_ref();
         let mut bytes = VERDICT_BYTES;
-        for policy in outcome.into_iter().flat_map(|outcome| outcome.permits.iter().chain(&outcome.forbids)) {
-            // Once as what decided and once as what would, and its obligation, every character of which may be escaped.
+        // Once as what decided and once as what would, and its obligation, every character of which may be escaped.
+        let said = |policy: &u32| {
             let obligation = self.set().annotation(*policy, "obligation").map_or(0, str::len).min(OBLIGATION_BYTES_MAX);
-            bytes =
-                bytes.saturating_add(fragment(policy).saturating_mul(2)).saturating_add(obligation.saturating_mul(6));
-            bytes = bytes.saturating_add(8);
+            fragment(policy).saturating_mul(2).saturating_add(obligation.saturating_mul(6)).saturating_add(8)
+        };
+        for policies in outcome.into_iter().flat_map(|outcome| [&outcome.permits, &outcome.forbids]) {
+            // Which of many are named is not known yet: as much as the longest of them.
+            let add = |(sum, most): (usize, usize), bytes: usize| (sum.saturating_add(bytes), most.max(bytes));
+            let (sum, most) = policies.iter().map(said).fold((0, 0), add);
+            bytes = bytes.saturating_add(sum.min(most.saturating_mul(NAMED_MAX)));
         }
         if outcome.is_some_and(|outcome| outcome.errors_len() > 0) {
             let errors = decision.faults();
@@ -606,6 +610,11 @@ impl Decision {
         if self.ended.swap(true, std::sync::atomic::Ordering::Relaxed) {
             return Ok(false);
         }
+        if let Some((name, _)) = ending.usage.iter().find(|(name, _)| name.len() > NAME_BYTES_MAX) {
+            self.ended.store(false, std::sync::atomic::Ordering::Relaxed);
+            let message = format!("a name of usage has {} bytes, the limit is {NAME_BYTES_MAX}", name.len());
+            return Err(AuditError::Invalid { message });
+        }
         let mut members = Vec::with_capacity(256);
         push_id(&mut members, "of", self);
         push_text(&mut members, "status", ending.status.name());
@@ -616,7 +625,7 @@ impl Decision {
             push_name(&mut members, "usage");
             for (place, (name, count)) in ending.usage.iter().take(NAMED_MAX).enumerate() {
                 members.push(if place == 0 { b'{' } else { b',' });
-                push_json_str(&mut members, shortened(name, NAME_BYTES_MAX));
+                push_json_str(&mut members, name);
                 members.push(b':');
                 members.extend_from_slice(itoa::Buffer::new().format(*count).as_bytes());
             }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::complete::Tracker;
 use super::error::VerifyError;
 use super::history::History;
+use super::live::{self, LOOKS, Traces};
 use super::log::{Epoch, LogDir, Reader, SlotLog, checkpoint_text};
 use super::merkle::Hash;
 use super::note::{Checkpoint, VerifierKey, decimal, hash_from_base64, may_sign};
@@ -50,12 +51,46 @@ struct Known {
     signed: bool,
 }
 
-/// Verifies what a folder holds.
+/// Verifies what a folder holds. A log that is being written is looked at again where something does not fit: its files are
+/// read one after another, and what the writer did between two of them is no finding.
 pub fn verify(
     path: &Path,
     options: &Options,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<Report, VerifyError> {
+    let mut looks = Vec::new();
+    for number in 1..=LOOKS {
+        let before = Traces::take(path);
+        let answer = look(path, options, progress);
+        let settled = match &answer {
+            Ok(report) => live::problems(report).is_empty(),
+            Err(VerifyError::Io { .. } | VerifyError::NotFound { .. } | VerifyError::Format { .. }) => false,
+            Err(_) => true,
+        };
+        if settled {
+            return answer;
+        }
+        if Traces::take(path) == before {
+            // The entry that says of an erasure follows it, after a while in which no file changes.
+            let pending = answer.as_ref().is_ok_and(live::only_erasures) && before.recent();
+            if !pending || number == LOOKS {
+                return answer;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        match answer {
+            Ok(report) if live::repeats(&report, &looks) => return Ok(report),
+            Ok(report) => looks.push(report),
+            Err(error) if number == LOOKS && looks.is_empty() => return Err(error),
+            Err(_) => {}
+        }
+    }
+    live::steady(looks)
+        .ok_or_else(|| VerifyError::NotFound { what: format!("{}: the log does not hold still", path.display()) })
+}
+
+/// Looks once.
+fn look(path: &Path, options: &Options, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<Report, VerifyError> {
     let keys = options.keys.iter().map(|key| VerifierKey::parse(key)).collect::<Result<Vec<_>, _>>()?;
     let since = match &options.since {
         Some(text) => Some((Checkpoint::unsigned(text)?, text.clone())),
@@ -108,6 +143,7 @@ fn empty_report(epoch: &Epoch, slot: Option<u64>, current: bool) -> LogReport {
         history_count: 0,
         wal_size: None,
         payloads: Payloads::default(),
+        unrecorded: Vec::new(),
         faults: Vec::new(),
         fault_count: 0,
         warnings: Vec::new(),
@@ -374,7 +410,7 @@ impl Verification<'_, '_> {
         if let Some(size) = chained_size.filter(|_| chained) {
             report.signed_size = report.signed_size.max(size);
         }
-        check_history(&mut report, checkpoint.as_ref(), &path)?;
+        check_history(&mut report, checkpoint.as_ref(), &path, &keys)?;
         Ok((report, chained))
     }
 
@@ -438,17 +474,38 @@ fn check_named(pass: &mut Pass<'_, '_>, before: &Before, origin: &str, keys: &[V
     }
 }
 
-/// The history ends with the current checkpoint. A crash, or a writer at work, leaves one of them a step behind.
-fn check_history(report: &mut LogReport, checkpoint: Option<&Checkpoint>, path: &Path) -> Result<(), VerifyError> {
+/// The checkpoint as it is by now, if a writer at work has published another one since.
+fn later(checkpoint: Option<&Checkpoint>, origin: &str, path: &Path, keys: &[VerifierKey]) -> Option<Checkpoint> {
+    let text = checkpoint_text(path).ok().flatten()?;
+    let read = if keys.is_empty() { Checkpoint::unsigned(&text) } else { Checkpoint::signed(&text, keys) };
+    let size = checkpoint.map_or(0, |checkpoint| checkpoint.size);
+    read.ok().filter(|later| later.origin == origin && later.size > size)
+}
+
+/// The history ends with the current checkpoint. A crash, or a writer at work, leaves one of them a step behind. The
+/// checkpoint was read first: the history may be ahead of it by what was published since, and not by more.
+fn check_history(
+    report: &mut LogReport,
+    checkpoint: Option<&Checkpoint>,
+    path: &Path,
+    keys: &[VerifierKey],
+) -> Result<(), VerifyError> {
     let Some(mut history) = History::open(&path.join("checkpoints.log"), Vec::new())? else { return Ok(()) };
+    let mut sizes = Vec::new();
     let signed = checkpoint.map_or(0, |checkpoint| checkpoint.size);
-    let (mut beyond, mut last) = (0_u64, None);
+    let mut last = None;
     while let super::history::Past::Checkpoint(past, _) = history.next() {
         if past.size > signed {
-            beyond = beyond.saturating_add(1);
+            sizes.push(past.size);
         }
         last = Some(past.size);
     }
+    if sizes.len() > 1
+        && let Some(later) = later(checkpoint, &report.origin, path, keys)
+    {
+        sizes.retain(|size| *size > later.size);
+    }
+    let beyond = sizes.len();
     if beyond == 1 {
         report.warnings.push(format!("checkpoint: the history has one beyond its size {signed}"));
     }

@@ -63,6 +63,8 @@ pub struct Envelope<'a> {
     pub allow: bool,
     /// The commitment that the entry's payload must have, in base64
     pub commitment: Option<&'a str>,
+    /// The payload was written with the entry, into the same frame
+    pub stored: bool,
 }
 
 #[derive(Default)]
@@ -79,6 +81,7 @@ struct Seen<'a> {
     decision: Option<&'a str>,
     candidate: Option<&'a str>,
     inner: Option<&'a str>,
+    stored: bool,
     own: Option<&'a str>,
     request: Option<&'a str>,
 }
@@ -104,6 +107,12 @@ impl<'a> Seen<'a> {
             && value.starts_with('{')
         {
             self.inner = Some(candidate);
+            // A program may name members of its own like this: only the writer's own names promise a payload.
+            self.stored = match member.key {
+                "arguments" => self.kind == "\"decision\"",
+                "request" => self.kind == "\"run\"",
+                _ => true,
+            };
         }
         let place = self.order;
         self.order = place.saturating_add(1);
@@ -173,5 +182,5 @@ pub fn read(entry: &[u8]) -> Result<Envelope<'_>, String> {
     };
     let commitment = committed.and_then(plain_string);
     let allow = seen.decision.is_some_and(|value| value == "\"allow\"");
-    Ok(Envelope { kind, producer, seq, id, of, allow, commitment })
+    Ok(Envelope { kind, producer, seq, id, of, allow, commitment, stored: seen.stored && commitment.is_some() })
 }

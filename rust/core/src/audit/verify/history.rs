@@ -1,7 +1,7 @@
 //! Reads `checkpoints.log`: every checkpoint that a log has published, oldest first, one at a time.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Take};
 use std::path::Path;
 
 use super::error::VerifyError;
@@ -25,7 +25,7 @@ pub(super) enum Past {
 /// A history being read.
 #[derive(Debug)]
 pub(super) struct History {
-    file: BufReader<File>,
+    file: BufReader<Take<File>>,
     keys: Vec<VerifierKey>,
     number: u64,
     line: u64,
@@ -33,11 +33,13 @@ pub(super) struct History {
 }
 
 impl History {
-    /// Opens the file; `None` if there is none. Without keys, signatures are not checked.
+    /// Opens the file; `None` if there is none. Without keys, signatures are not checked. What is appended from now on is
+    /// not read: it may be about entries that a writer at work adds after the caller has looked.
     pub(super) fn open(path: &Path, keys: Vec<VerifierKey>) -> Result<Option<Self>, VerifyError> {
         match File::open(path) {
             Ok(file) => {
-                let file = BufReader::with_capacity(1 << 16, file);
+                let length = file.metadata().map_err(|error| VerifyError::io(path, error))?.len();
+                let file = BufReader::with_capacity(1 << 16, file.take(length));
                 Ok(Some(Self { file, keys, number: 0, line: 1, ended: false }))
             }
             Err(error) if is_absent(&error) => Ok(None),

@@ -4,6 +4,9 @@
 
 use crate::limits::AUDIT_JSON_NESTING_MAX;
 
+/// What a writer appends nests that deep, within the entry and the members that it puts around.
+const NESTING_MAX: usize = AUDIT_JSON_NESTING_MAX + 4;
+
 const ONES: u64 = 0x0101_0101_0101_0101;
 const HIGHS: u64 = 0x8080_8080_8080_8080;
 
@@ -42,6 +45,8 @@ struct Scanner<'a, V> {
     text: &'a str,
     bytes: &'a [u8],
     at: usize,
+    /// Objects and arrays that are open
+    open: usize,
     visit: V,
 }
 
@@ -165,13 +170,25 @@ impl<'a, V: FnMut(Member<'a>)> Scanner<'a, V> {
         }
     }
 
-    fn object(&mut self, depth: usize) -> Result<(), JsonFault> {
-        self.expect(b'{')?;
-        if depth >= AUDIT_JSON_NESTING_MAX {
+    fn enter(&mut self) -> Result<(), JsonFault> {
+        if self.open >= NESTING_MAX {
             return self.refuse();
         }
+        self.open = self.open.saturating_add(1);
+        Ok(())
+    }
+
+    /// Goes beyond the closing bracket.
+    fn leave(&mut self) {
+        self.open = self.open.saturating_sub(1);
+        self.step(1);
+    }
+
+    fn object(&mut self, depth: usize) -> Result<(), JsonFault> {
+        self.expect(b'{')?;
+        self.enter()?;
         if self.peek() == Some(b'}') {
-            self.step(1);
+            self.leave();
             return Ok(());
         }
         loop {
@@ -184,7 +201,7 @@ impl<'a, V: FnMut(Member<'a>)> Scanner<'a, V> {
                 (self.visit)(Member { depth, key, value });
             }
             if self.peek() == Some(b'}') {
-                self.step(1);
+                self.leave();
                 return Ok(());
             }
             self.expect(b',')?;
@@ -193,18 +210,16 @@ impl<'a, V: FnMut(Member<'a>)> Scanner<'a, V> {
 
     fn array(&mut self, depth: usize) -> Result<(), JsonFault> {
         self.expect(b'[')?;
-        if depth >= AUDIT_JSON_NESTING_MAX {
-            return self.refuse();
-        }
+        self.enter()?;
         if self.peek() == Some(b']') {
-            self.step(1);
+            self.leave();
             return Ok(());
         }
         loop {
             // Members inside an array are nobody's: they count as deep ones.
             self.value(depth.saturating_add(2))?;
             if self.peek() == Some(b']') {
-                self.step(1);
+                self.leave();
                 return Ok(());
             }
             self.expect(b',')?;
@@ -215,7 +230,7 @@ impl<'a, V: FnMut(Member<'a>)> Scanner<'a, V> {
 /// Checks that the text is one compact JSON object, and shows its members and those of its objects, inner ones first.
 pub fn members<'a>(text: &'a [u8], visit: impl FnMut(Member<'a>)) -> Result<(), JsonFault> {
     let readable = std::str::from_utf8(text).map_err(|error| JsonFault { at: error.valid_up_to() })?;
-    let mut scanner = Scanner { text: readable, bytes: text, at: 0, visit };
+    let mut scanner = Scanner { text: readable, bytes: text, at: 0, open: 0, visit };
     scanner.object(0)?;
     if scanner.at == text.len() { Ok(()) } else { scanner.refuse() }
 }

@@ -322,12 +322,16 @@ impl Reader {
         if !self.load(index)? {
             return Ok(None);
         }
+        // An erasure that is under way, or did not come to its end: what is left is nobody's.
+        if self.frame.payload(index).is_some_and(|payload| payload.erased) {
+            return Ok(None);
+        }
         let fault = self.frame.payload_faults.iter().find(|(at, _)| *at == Some(index));
         if let Some((_, message)) = fault {
             let place = format!("{}: payload of entry {index}", self.path.display());
             return Err(VerifyError::format(place, message.clone()));
         }
-        let payload = self.frame.payload(index).filter(|payload| !payload.erased);
+        let payload = self.frame.payload(index);
         Ok(payload.map(|payload| (payload.salt.to_vec(), payload.bytes.to_vec())))
     }
 

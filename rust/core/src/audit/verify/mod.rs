@@ -10,7 +10,7 @@
 //! | [`log`] | which logs a folder holds; one entry or payload at a time |
 //! | [`check`] | the verification, and [`report`], what it found |
 //! | [`proof`] | proofs of inclusion and consistency, made from tiles and checked offline |
-//! | [`json`], `envelope`, `complete`, `history`, `pass` | the parts of a verification |
+//! | [`json`], `envelope`, `complete`, `history`, `live`, `pass` | the parts of a verification |
 //!
 //! It never writes, takes no lock, and may run beside a writer. Truncation back to an older signed state is visible only
 //! to whoever kept a newer checkpoint: see [`check::Options::since`].
@@ -21,6 +21,7 @@ pub mod envelope;
 pub mod error;
 mod history;
 pub mod json;
+mod live;
 pub mod log;
 pub mod merkle;
 pub mod note;

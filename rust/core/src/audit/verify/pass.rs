@@ -523,6 +523,7 @@ impl<'a, 'b> Pass<'a, 'b> {
             && let Ok(value) = serde_json::from_slice::<Value>(entry)
         {
             if envelope.kind == "erasure" {
+                // Only of an entry before it, whose payload was seen to be erased.
                 if let Some(erased) = value.get("index").and_then(Value::as_u64) {
                     self.erased.remove(&erased);
                 }
@@ -554,6 +555,10 @@ impl<'a, 'b> Pass<'a, 'b> {
             (None, None) => return,
             (Some(_), None) => {
                 self.report.payloads.missing = self.report.payloads.missing.saturating_add(1);
+                // Its frame is there: somebody took the payload out.
+                if envelope.stored && wal.is_some_and(|wal| wal.cursor.holds(index)) {
+                    self.report.payloads.cut = self.report.payloads.cut.saturating_add(1);
+                }
                 return;
             }
             (_, Some(payload)) if payload.erased => {
@@ -561,10 +566,15 @@ impl<'a, 'b> Pass<'a, 'b> {
                 if self.erased.len() < ERASED_MAX {
                     self.erased.insert(index);
                 }
-                if !wal.is_some_and(|wal| wal.payload_is_damaged(index)) {
-                    return;
+                // The mark is written first: an erasure is under way, or has ended there.
+                if let Some(wal) = wal.filter(|wal| wal.payload_is_damaged(index))
+                    && self.report.warnings.len() < AUDIT_FAULTS_MAX
+                {
+                    let file = self.name_of(wal.cursor.segment().unwrap_or(Path::new("wal")));
+                    let warning = format!("{file}: the erased payload of entry {index} is not all zero yet");
+                    self.report.warnings.push(warning);
                 }
-                "an erased payload is not all zero"
+                return;
             }
             (None, Some(_)) => "there is a payload that the entry does not commit to",
             (Some(committed), Some(payload)) => {
@@ -780,11 +790,32 @@ impl<'a, 'b> Pass<'a, 'b> {
                 self.beyond(size, &target.namer);
             }
         }
-        self.report.payloads.erased_unrecorded = self.erased.len() as u64;
+        self.close_payloads();
         self.report.size = end;
         self.report.sound_size = self.first_bad.unwrap_or(end).min(end);
         self.report.verified_size = self.matched_size.min(self.report.sound_size);
         Ok(())
+    }
+
+    /// Payloads that are gone, and nothing says why.
+    fn close_payloads(&mut self) {
+        let mut unrecorded: Vec<u64> = self.erased.iter().copied().collect();
+        unrecorded.sort_unstable();
+        self.report.payloads.erased_unrecorded = unrecorded.len() as u64;
+        let cut = self.report.payloads.cut;
+        if cut > 0 {
+            let warning = format!("wal: {cut} payloads are missing from the write-ahead file that has their entries");
+            self.report.warnings.push(warning);
+        }
+        if let Some(first) = unrecorded.first() {
+            let warning = format!(
+                "wal: {} payloads are erased, and no entry says so; the first is that of entry {first}",
+                unrecorded.len()
+            );
+            self.report.warnings.push(warning);
+        }
+        unrecorded.truncate(AUDIT_FAULTS_MAX);
+        self.report.unrecorded = unrecorded;
     }
 
     /// Something names a root for a size that the log does not reach.

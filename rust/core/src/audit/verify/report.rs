@@ -107,6 +107,8 @@ pub struct Payloads {
     pub erased: u64,
     /// Erased, and no `erasure` entry says so
     pub erased_unrecorded: u64,
+    /// Committed to, and cut out of the frame that has their entries
+    pub cut: u64,
     /// Not what their entries commit to, or damaged
     pub wrong: u64,
 }
@@ -144,6 +146,8 @@ pub struct LogReport {
     pub wal_size: Option<u64>,
     /// Payloads
     pub payloads: Payloads,
+    /// The first entries whose payloads are erased without an entry that says so; bounded
+    pub unrecorded: Vec<u64>,
     /// Findings, in the order of the log; bounded
     pub faults: Vec<Fault>,
     /// All findings, listed or not
@@ -208,7 +212,7 @@ pub enum Verdict {
     Ok,
     /// Integrity holds, but entries lie beyond the checkpoint, or the key is only the log's own
     Unanchored,
-    /// Integrity holds, but entries are missing
+    /// Integrity holds, but entries are missing, or payloads that nothing explains
     Incomplete,
     /// Something does not hold
     Broken,
@@ -252,9 +256,10 @@ impl Report {
         self.faults.is_empty() && self.logs().all(|log| log.fault_count == 0)
     }
 
-    /// Whether no entry is known to be missing.
+    /// Whether no entry is known to be missing, and no payload is gone that nothing explains.
     pub fn complete(&self) -> bool {
-        self.slots.iter().all(|slot| slot.completeness.holds())
+        let payloads = self.logs().all(|log| log.payloads.cut == 0 && log.payloads.erased_unrecorded == 0);
+        payloads && self.slots.iter().all(|slot| slot.completeness.holds())
     }
 
     /// Whether a trusted key has signed all there is.
