@@ -11,6 +11,8 @@ use crate::limits::AUDIT_FAULTS_MAX;
 
 /// How often a log that changes is looked at.
 pub(super) const LOOKS: usize = 4;
+/// How long a writer is given to end what it has begun.
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 /// A segment that was written to so shortly ago may have a writer at work.
 const RECENT: Duration = Duration::from_secs(3);
 
@@ -55,6 +57,16 @@ impl Traces {
         let newest = UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(self.newest).unwrap_or(0)));
         newest.is_some_and(|newest| SystemTime::now().duration_since(newest).is_ok_and(|age| age < RECENT))
     }
+}
+
+/// Whether a log has set its files aside for the next epoch, which has not begun; also for the logs of a gate.
+pub(super) fn is_away(path: &Path) -> bool {
+    let away =
+        |log: &Path| log.join("epochs").is_dir() && !(log.join("wal").is_dir() && log.join("verifier.pub").is_file());
+    let items = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let numbered = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+    let mut slots = items.filter(|item| item.file_name().to_str().is_some_and(numbered));
+    away(path) || slots.any(|item| away(&item.path()))
 }
 
 /// What a second look has to show again.
