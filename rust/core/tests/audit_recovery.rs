@@ -678,12 +678,10 @@ fn an_erasure_that_was_cut_short_is_done_again() {
     log.checkpoint(5_000).unwrap();
     let commitment = read(&folder)[1]["private"]["commitment"].as_str().unwrap().to_owned();
     let name = commitment.replace('+', "-").replace('/', "_").replace('=', "");
-    let other = name.chars().rev().collect::<String>();
+    let other = format!("{}{}", if name.starts_with('A') { 'B' } else { 'A' }, &name[1..]);
     // Another program asks by a file: for this entry of this epoch and nothing else.
     std::fs::create_dir_all(folder.join("erase")).unwrap();
-    for request in
-        [format!("1.1.{name}"), format!("2.1.{name}"), format!("1.2.{name}"), format!("1.1.A{}", &other[1..])]
-    {
+    for request in [format!("1.1.{name}"), format!("2.1.{name}"), format!("1.2.{name}"), format!("1.1.{other}")] {
         std::fs::write(folder.join("erase").join(request), b"").unwrap();
     }
     std::fs::write(folder.join("erase/+1"), b"").unwrap();
