@@ -419,6 +419,8 @@ impl Writer {
             }
             return true;
         }
+        // What was counted while the last batch was on its way.
+        self.say_unlogged();
         let mut members = Vec::new();
         push_name(&mut members, "clean");
         members.extend_from_slice(b"true");
