@@ -209,10 +209,12 @@ fn take_lock(folder: &Path) -> Result<(File, LockFile), AuditError> {
     Err(AuditError::InUse { path: folder.to_owned(), owner: pid })
 }
 
+/// Read and not mapped: its owner may be making the file anew.
 fn owner_pid(ring: &File) -> Option<u64> {
-    let mapping = Mapping::shared(ring, RING_HEADER_BYTES).ok()?;
-    let header = mapping.table::<RingHeader>(0, 1)?;
-    header.first().map(|header| header.pid.load(Relaxed)).filter(|pid| *pid != 0)
+    use std::os::unix::fs::FileExt as _;
+    let mut pid = [0; 8];
+    ring.read_exact_at(&mut pid, std::mem::offset_of!(RingHeader, pid) as u64).ok()?;
+    Some(u64::from_le_bytes(pid)).filter(|pid| *pid != 0)
 }
 
 fn write_ignored(disk: &Disk, folder: &Path) -> Result<(), AuditError> {
