@@ -214,3 +214,34 @@ pub const AUDIT_JSON_NESTING_MAX: usize = 64;
 pub const AUDIT_RESYNC_TRIES_MAX: usize = 1_024;
 /// Entries between two calls of a verification's progress callback.
 pub const AUDIT_PROGRESS_ENTRIES: u64 = 65_536;
+
+/// Revocations in force at once: an operator who revokes more wants a policy. They take 4 MB.
+pub const CONTROL_REVOCATIONS_MAX: usize = 4_096;
+/// Bytes of a revoked name: a principal's uid, a tool or a session.
+pub const CONTROL_NAME_BYTES_MAX: usize = 512;
+/// Bytes of the reason of a revocation.
+pub const CONTROL_REASON_BYTES_MAX: usize = 256;
+/// Bytes of the name of who revoked.
+pub const CONTROL_BY_BYTES_MAX: usize = 128;
+/// Sessions with labels that one host remembers: 2 MB, and 2,000 new ones a day find room for a month.
+pub const CONTROL_SESSIONS_MAX: usize = 65_536;
+/// Places that one session may have. With three quarters of all in use 64 in a row are full once in 10^8.
+pub const CONTROL_SESSION_PROBES_MAX: usize = 64;
+/// Minutes without use after which a session's labels may be forgotten, if its place is needed: 30 days, longer than
+/// any runtime keeps a conversation alive by itself, and a month of them fits.
+pub const CONTROL_SESSION_IDLE_MINUTES: u32 = 30 * 24 * 60;
+/// Approvals that wait or are granted at once: people answer them.
+pub const CONTROL_APPROVALS_MAX: usize = 1_024;
+/// Gates of one host that are counted apart: as many processes as attach to a ledger.
+pub const CONTROL_GATES_MAX: usize = 512;
+/// Decision codes that are counted apart: there are fewer, and a file's layout stays when one is added.
+pub const CONTROL_CODES_MAX: usize = 32;
+/// Milliseconds to wait for the lock of the control file: who holds it waits for a disk at most.
+pub const CONTROL_LOCK_TRIES: u32 = 5_000;
+/// Times a reader of the revocations begins anew because they were changed meanwhile, before it denies everything. A
+/// change takes longer than a reading unless there is no disk.
+#[cfg(not(loom))]
+pub const CONTROL_READS_MAX: u32 = 1_000;
+/// The same for the model checker.
+#[cfg(loom)]
+pub const CONTROL_READS_MAX: u32 = 3;

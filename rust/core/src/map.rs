@@ -25,6 +25,10 @@ use memmap2::MmapRaw;
 
 use crate::audit::ring::{RingHeader, Tag, Word};
 use crate::budget::layout::{Durable, Epoch, EventEntry, Header, NodeEntry, Owner, Period, Slot, Tally};
+use crate::gate::control::layout::{
+    ApprovalSlot, ApprovalsHeader, ControlHeader, GateSlot, LabelSlot, Mark, RevocationSlot, RevocationsHeader,
+    SessionSlot, SessionsHeader,
+};
 
 /// Types that a mapping can be carved into.
 ///
@@ -38,13 +42,15 @@ macro_rules! atoms {
     ($($type:ty),*) => {
         $(
             #[expect(unsafe_code, reason = "see the trait")]
-            // SAFETY: `budget/layout.rs` and `audit/ring.rs` build this type of `AtomicU32`, `AtomicU64` and `AtomicI64`
-            // only, `repr(C)` or transparent.
+            // SAFETY: `budget/layout.rs`, `audit/ring.rs` and `gate/control/layout.rs` build this type of `AtomicU32`,
+            // `AtomicU64` and `AtomicI64` only, `repr(C)` or transparent.
             unsafe impl Atoms for $type {}
         )*
     };
 }
 atoms!(Durable, Epoch, EventEntry, Header, NodeEntry, Owner, Period, RingHeader, Slot, Tag, Tally, Word);
+atoms!(ApprovalSlot, ApprovalsHeader, ControlHeader, GateSlot, LabelSlot, Mark, RevocationSlot, RevocationsHeader);
+atoms!(SessionSlot, SessionsHeader);
 
 /// A region of memory, shared or not, that lives as long as a table of it.
 #[cfg(not(loom))]

@@ -82,6 +82,11 @@ macro_rules! mortal {
                     self.0.fetch_sub(value, order)
                 }
 
+                pub fn fetch_or(&self, value: $word, order: Ordering) -> $word {
+                    write();
+                    self.0.fetch_or(value, order)
+                }
+
                 pub fn fetch_max(&self, value: $word, order: Ordering) -> $word {
                     write();
                     self.0.fetch_max(value, order)

@@ -13,6 +13,7 @@
 mod budget_context;
 pub mod check;
 pub mod code;
+pub mod control;
 pub mod decision;
 pub mod evidence;
 mod follow;

@@ -1,0 +1,1 @@
+//! Models of the races of the state that gates share, for the model checker: `make loom`.
