@@ -437,32 +437,39 @@ class _Reader:
 def key_fault(key: str) -> str | None:
     """What is wrong with a public key in the form of C2SP verifier keys; ``None`` if nothing is.
 
+    What the text holds is not repeated: it may be a private key, in the wrong place.
+
     Example:
         >>> from tollkeeper import config
         >>> config.key_fault("admin+00000000+AQ==")
-        'the key behind `admin` has 0 bytes, an Ed25519 key has 32'
-        >>> config.key_fault("PRIVATE") is None
-        False
+        'its key has 0 bytes, an Ed25519 key has 32'
+        >>> config.key_fault("admin")
+        'not a public key: NAME+ID+BASE64'
     """
-    import hashlib  # noqa: PLC0415 - few configurations have keys
-
+    if "PRIVATE KEY" in key:
+        return "a private key; whoever reads this file has seen it: make another one"
     # The base64 may hold `+` too.
     name, *rest = key.split("+", 2)
     if len(rest) != 2:  # noqa: PLR2004 - the id and the key
         return "not a public key: NAME+ID+BASE64"
     if not 1 <= len(name.encode()) <= KEY_NAME_BYTES_MAX or _unfit_name(name):
-        return f"the name before the first `+` must have 1 to {KEY_NAME_BYTES_MAX} bytes without spaces"
-    number, encoded = rest
+        return f"its name, before the first `+`, must have 1 to {KEY_NAME_BYTES_MAX} bytes without spaces"
+    return _content_fault(name, *rest)
+
+
+def _content_fault(name: str, number: str, encoded: str) -> str | None:
+    import hashlib  # noqa: PLC0415 - few configurations have keys
+
     try:
         content = binascii.a2b_base64(encoded, strict_mode=True)
     except (binascii.Error, ValueError):
-        return f"the key behind `{name}` is not base64"
+        return "its key is not base64"
     if content[:1] != ED25519:
-        return f"the key behind `{name}` is not an Ed25519 key: its first byte is not 1"
+        return "not an Ed25519 key: the first byte of its key is not 1"
     if len(content) != 1 + ED25519_BYTES:
-        return f"the key behind `{name}` has {len(content) - 1} bytes, an Ed25519 key has {ED25519_BYTES}"
+        return f"its key has {len(content) - 1} bytes, an Ed25519 key has {ED25519_BYTES}"
     expected = hashlib.sha256(name.encode() + b"\n" + content).hexdigest()[:8]
-    return None if number == expected else f"the id of `{name}` is {number[:16]}, but its key has {expected}"
+    return None if number == expected else f"its id is not {expected}, which name and key come to"
 
 
 def _unfit_name(name: str) -> bool:

@@ -13,7 +13,7 @@ import msgspec
 
 from tollkeeper.errors import ConfigError
 
-__all__ = ["TEXT_BYTES_MAX", "Place", "decode", "examined", "known_here", "read_text", "section"]
+__all__ = ["TEXT_BYTES_MAX", "Place", "decode", "dotted", "examined", "known_here", "read_text", "section"]
 
 # As large as the largest input that the core takes, an entities document.
 TEXT_BYTES_MAX: Final = 256 << 20
@@ -202,8 +202,12 @@ class Place:
         """An error at a key; where the key has no line, at the nearest one above it."""
         line = self.line(path)
         where = self.shown if line is None else f"{self.shown}:{line}"
-        key = ".".join(part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"' for part in path)
-        return ConfigError(f"{where}: {key}: {what}", "config.invalid", hint)
+        return ConfigError(f"{where}: {dotted(path)}: {what}", "config.invalid", hint)
+
+
+def dotted(path: tuple[str, ...]) -> str:
+    """A key as it is written, with quotes where it needs them."""
+    return ".".join(part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"' for part in path)
 
 
 def _dotted(text: str) -> tuple[str, ...]:
