@@ -6,6 +6,7 @@ exit code is 1; a configuration that cannot be read is 2.
 """
 
 import argparse
+import copy
 import importlib.metadata
 import re
 from collections.abc import Iterator
@@ -106,7 +107,7 @@ class Rehearsal:
         details = list(getattr(error, "errors", ())) or [_detail(error, file)]
         new = False
         for detail in details:
-            named = ErrorDetail(*detail._values())  # noqa: SLF001 - a copy
+            named = copy.copy(detail)
             if named.file is None and file is not None:
                 named.file, named.line = str(file), named.line or line
                 named.message = f"{where}{named.message}"

@@ -6,19 +6,15 @@ is opened, and a file with a fault is not shown: of that, nothing would be in fo
 
 import argparse
 import json
-import os
-import shutil
-import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
 from tollkeeper import config
 from tollkeeper.cli import gates
-from tollkeeper.cli.terminal import EXIT_OK, coloured, out, out_json, shown
+from tollkeeper.cli.terminal import EXIT_OK, coloured, out, out_json, shown, wrapped
 from tollkeeper.document import dotted
 
 # What a value that is not there means.
@@ -38,8 +34,6 @@ ABSENT: Final = {
 }
 # A schema in the table; the whole of it is in the JSON.
 SCHEMA_CHARS_MAX: Final = 160
-# A table whose last column is narrower than this is harder to read than one that is too wide.
-VALUE_COLUMNS_MIN: Final = 24
 HEADS: Final = ("KEY", "FROM", "VALUE")
 
 
@@ -142,14 +136,9 @@ def _print(rows: list[Row], file: str) -> None:
     keys = max(len(HEADS[0]), *(len(key) for key, _, _ in cells))
     froms = max(len(HEADS[1]), *(len(source) for _, source, _ in cells))
     indent = keys + froms + 4
-    width = max(_columns() - indent, VALUE_COLUMNS_MIN)
     out(f"{HEADS[0].ljust(keys)}  {HEADS[1].ljust(froms)}  {HEADS[2]}")
     for key, source, values in cells:
-        lines = [
-            part
-            for value in values
-            for part in textwrap.wrap(value, width, break_long_words=False, break_on_hyphens=False) or [""]
-        ]
+        lines = [part for value in values for part in wrapped(value, indent)]
         # Padded before it is coloured: the codes have no width.
         out(f"{coloured(key.ljust(keys), 'bold')}  {source.ljust(froms)}  {lines[0]}")
         for line in lines[1:]:
@@ -170,15 +159,8 @@ def _value(row: Row) -> list[str]:
     if isinstance(value, bool):
         return ["true" if value else "false"]
     if isinstance(value, list):
-        return [str(item) for item in value]
+        return [str(item) for item in cast("list[object]", value)]
     if isinstance(value, dict):
         text = json.dumps(value, ensure_ascii=False)
         return [text if len(text) <= SCHEMA_CHARS_MAX else text[: SCHEMA_CHARS_MAX - 1] + "…"]
     return [f"{value} ({row.note})" if row.note else str(value)]
-
-
-def _columns() -> int:
-    """The width to wrap at; what is read by a program is not wrapped."""
-    if sys.stdout.isatty() or "COLUMNS" in os.environ:
-        return shutil.get_terminal_size().columns
-    return sys.maxsize
