@@ -76,7 +76,7 @@ class Rehearsal:
         self.warnings: list[str] = []
         self.policies = 0
         self.reading = config.examine(file)
-        found = [_detail(fault, None) for fault in self.reading.faults]
+        found = [_detail(fault, file) for fault in self.reading.faults]
         self.findings.extend(sorted(found, key=lambda detail: detail.line))
 
     def all(self) -> None:
@@ -206,9 +206,12 @@ def _detail(error: Exception, file: Path | None) -> ErrorDetail:
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return ErrorDetail(code, reason[:1].lower() + reason[1:], None if file is None else str(file))
-    found = _PLACE.fullmatch(str(error.args[0]))
+    message = str(error.args[0])
+    found = _PLACE.fullmatch(message)
+    if found is None and file is not None and message.startswith(f"{file}: "):
+        return ErrorDetail(code, message.removeprefix(f"{file}: "), str(file), help=help_)
     if found is None:
-        return ErrorDetail(code, str(error.args[0]), help=help_)
+        return ErrorDetail(code, message, help=help_)
     return ErrorDetail(
         code, found["what"], found["file"], int(found["line"]), int(found["column"] or 0), "", cast("Any", help_)
     )

@@ -20,7 +20,7 @@ import tollkeeper
 from tollkeeper import budgets, cases, config
 from tollkeeper.cli import doctor_host, gates, inputs
 from tollkeeper.cli.doctor_folders import Folders, Place
-from tollkeeper.cli.doctor_line import Line, watched
+from tollkeeper.cli.doctor_line import Line, reason, watched
 from tollkeeper.cli.terminal import EXIT_NO, EXIT_OK, coloured, counted, out, out_json, shown, wrapped
 from tollkeeper.errors import TollkeeperError
 
@@ -283,8 +283,8 @@ def _permissions(file: Path) -> Iterator[Line]:
 
 
 def _failed(subject: str, error: Exception, file: Path | None) -> Line:
-    first = str(error).partition("\n")[0]
+    first = reason(error) if isinstance(error, OSError) else str(error).partition("\n")[0]
     if file is not None and str(file) not in first:
         first = f"{file}: {first}" if not first[:1].isdigit() else f"{file}:{first}"
     fix = getattr(error, "help", None)
-    return Line("fail", subject, first, fix or "tollkeeper policy validate")
+    return Line("fail", subject, first, fix or "tollkeeper config check")

@@ -96,16 +96,16 @@ class Folders:
         else:
             yield Line("ok", place.subject, f"{path}: made by the first gate that opens it, for its user alone")
         yield from self.parents(path, place.subject)
-        yield from watched("file system", self._disk(above))
+        if above not in self._tried:
+            self._tried.add(above)
+            yield from watched("file system", _trial(above))
+        yield from watched("disk", self._room(above))
 
-    def _disk(self, folder: Path) -> Iterator[Line]:
-        if folder not in self._tried:
-            self._tried.add(folder)
-            yield from _trial(folder)
+    def _room(self, folder: Path) -> Iterator[Line]:
         device = folder.stat().st_dev
         if device not in self._devices:
             self._devices.add(device)
-            yield _free(folder)
+            yield from _free(folder)
 
 
 def _files(place: Place) -> Iterator[Line]:
@@ -121,7 +121,9 @@ def _writers(place: Place) -> Iterator[Line]:
     said = f"{path}: of {user(owner)}, mode {mode:04o}"
     # What is written there tells every process of the host what is revoked, spent and recorded.
     if mode & stat.S_IWOTH:
-        yield Line("fail", place.subject, f"{said}: everybody on this machine can write it", f"chmod 0700 {path}")
+        # A folder that everybody shares is meant to be one.
+        fix = "name a folder of its own" if mode & stat.S_ISVTX else f"chmod 0700 {path}"
+        yield Line("fail", place.subject, f"{said}: everybody on this machine can write it", fix)
     elif mode & stat.S_IWGRP:
         yield Line("warn", place.subject, f"{said}: {group(state.st_gid, owner)} can write it", f"chmod 0700 {path}")
     elif not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
@@ -145,7 +147,7 @@ def _file(file: Path) -> Iterator[Line]:
     elif file.suffix == ".key":
         if mode & GROUP_OR_OTHERS:
             text = f"{file}: mode {mode:04o}: whoever reads it can sign a log of their own as this one"
-            yield Line("fail", "signing key", text, f"chmod 0600 {file}, and tollkeeper audit rotate")
+            yield Line("fail", "signing key", text, f"chmod 0600 {file}")
         else:
             yield Line("ok", "signing key", f"{file}: of {user(state.st_uid)}, mode {mode:04o}")
     elif mode & stat.S_IWOTH:
@@ -332,15 +334,19 @@ def _lock_is_seen(one: int, two: int) -> bool:
     return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
-def _free(folder: Path) -> Line:
+def _free(folder: Path) -> Iterator[Line]:
     found = os.statvfs(folder)
+    if not found.f_blocks:
+        # No disk: that it cannot be written has been said.
+        return
     free = found.f_bavail * found.f_frsize
     text = f"{folder}: {free / (1 << 30):,.1f} GiB free"
     if free < FREE_BYTES_MIN:
         what = f"{folder}: {free / (1 << 20):,.0f} MiB free: the log is full soon, and then everything is denied"
-        return Line("fail", "disk", what, "make room")
-    if found.f_files and not found.f_favail:
-        return Line("fail", "disk", f"{text}, but no file can be made: there are no inodes left", "remove files")
-    if free < FREE_BYTES_LOW:
-        return Line("warn", "disk", text, "make room: a log that is full denies everything")
-    return Line("ok", "disk", text)
+        yield Line("fail", "disk", what, "make room")
+    elif found.f_files and not found.f_favail:
+        yield Line("fail", "disk", f"{text}, but no file can be made: there are no inodes left", "remove files")
+    elif free < FREE_BYTES_LOW:
+        yield Line("warn", "disk", text, "make room: a log that is full denies everything")
+    else:
+        yield Line("ok", "disk", text)
