@@ -218,8 +218,15 @@ def find(start: Path | None = None) -> Path | None:
     if named:
         return Path(named)
     file = Path(FILE_NAME) if start is None else start / FILE_NAME
-    # Something that is no file, or a link to nowhere, has to be an error and not an absence.
-    return file if os.path.lexists(file) else None
+    try:
+        file.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        # It may be there: whoever loads it is told why that is not known.
+        return file
+    # Also what is no file, or a link to nowhere: that has to be an error and not an absence.
+    return file
 
 
 def load(source: str | os.PathLike[str], folder: str | os.PathLike[str] = ".") -> Config:

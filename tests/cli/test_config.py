@@ -389,5 +389,8 @@ PIECES = st.sampled_from(["[", "]", "gate", "tools", ".", "x", "=", "'a'", "\n",
 
 @given(st.lists(PIECES).map("".join))
 def test_no_text_breaks_the_reader(text: str) -> None:
-    with contextlib.suppress(ConfigError):
+    faults = config.examine(text).faults
+    with contextlib.ExitStack() as stack:
+        if faults:
+            stack.enter_context(pytest.raises(ConfigError, match="^" + re.escape(str(faults[0])) + "$"))
         config.load(text)

@@ -10,7 +10,7 @@ import pytest
 
 from tollkeeper import _native, config
 from tollkeeper import cli as package
-from tollkeeper.cli.config_check import Rehearsal
+from tollkeeper.cli.config_check import Rehearsal, installed
 
 Cli = Callable[..., Any]
 
@@ -135,6 +135,14 @@ def test_warnings_are_no_findings(cli: Cli, tmp_path: Path) -> None:
     assert "warning: tollkeeper.toml: no policy files, so everything is denied\n" in done.err
     assert "1 tool with a cost, and no budgets that could pay" in done.err
     assert len(json.loads(cli("config", "check", "--json").out)["warnings"]) == 2
+
+
+def test_watching_needs_its_extra(tmp_path: Path) -> None:
+    (tmp_path / "tollkeeper.toml").write_text("[gate]\nwatch = true")
+    rehearsal = Rehearsal(tmp_path / "tollkeeper.toml")
+    rehearsal.all()
+    assert rehearsal.findings == []
+    assert any("needs the extra `watch`" in text for text in rehearsal.warnings) != installed("watchfiles")
 
 
 def test_policies_that_speak_of_records_need_a_log_and_get_one(tmp_path: Path) -> None:

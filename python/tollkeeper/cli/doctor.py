@@ -121,7 +121,9 @@ def _process() -> Iterator[Line]:
 
 
 def _folder(path: Path) -> Iterator[Line]:
-    if not os.path.lexists(path):
+    try:
+        path.lstat()
+    except FileNotFoundError:
         yield Line("warn", "config", f"{path}: no such file", "tollkeeper init")
         return
     yield from _permissions(path)
