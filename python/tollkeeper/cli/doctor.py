@@ -26,6 +26,7 @@ from tollkeeper.errors import TollkeeperError
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 SUBJECT_COLUMNS = 12
+WARNED = "change the policy, or leave it if that is meant; tollkeeper config check repeats this"
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 # What a time server may slew by; the ledger follows no further.
 CLOCK_SKEW_MS_MAX = 1_000
@@ -176,7 +177,7 @@ def _contents(settings: config.Config) -> Iterator[Line]:
         text = f"{counted(len(policies), 'policy', 'policies')}, {against}"
         yield Line("ok" if schema else "warn", "policies", text, fix)
         for text in policies.warnings:
-            yield Line("warn", "policies", text)
+            yield Line("warn", "policies", text, WARNED)
     except (TollkeeperError, OSError) as error:
         yield _failed("policies", error, None)
         return
@@ -191,7 +192,7 @@ def _contents(settings: config.Config) -> Iterator[Line]:
         with gates.rehearsed(settings, ledger) as gate:
             yield Line("ok", "gate", f"opens, in mode {settings.gate.mode}")
             for text in gate.warnings:
-                yield Line("warn", "gate", text)
+                yield Line("warn", "gate", text, WARNED)
         yield from _ledger(settings, ledger)
         if ledger is not None:
             ledger.close()
@@ -232,7 +233,8 @@ def _ledger(settings: config.Config, ledger: tollkeeper.Ledger | None) -> Iterat
         return
     declared = settings.budget_file is not None and budgets.spec(settings.budget_file)["volatile"]
     volatile = ", volatile: a restart forgets what was spent" if declared else ""
-    yield Line("warn" if volatile else "ok", "ledger", f"{named}, in {state}{volatile}")
+    fix = "keep the state on a disk, without volatile = true" if volatile else None
+    yield Line("warn" if volatile else "ok", "ledger", f"{named}, in {state}{volatile}", fix)
     holds = ledger.holds()
     gone = sum(1 for hold in holds if not hold["alive"])
     text = counted(len(holds), "live hold") + (f", {gone} of processes that have died" if gone else "")
