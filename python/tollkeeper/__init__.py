@@ -1,10 +1,12 @@
 """The admission controller for AI agents: may this principal do this action on this resource, now?"""
 
 from tollkeeper._native import (
+    Action,
     Answer,
     BatchAnswer,
     Context,
     Decision,
+    Decisions,
     Entities,
     Entity,
     EntityUid,
@@ -27,11 +29,13 @@ from tollkeeper.errors import (
     HandleError,
     InternalError,
     PolicyError,
+    StateError,
     TollkeeperError,
 )
 from tollkeeper.gate import Gate, ModelCall, Principal, Run, Scope
 
 __all__ = [
+    "Action",
     "Answer",
     "ArgumentsError",
     "AuditError",
@@ -42,6 +46,7 @@ __all__ = [
     "Context",
     "ContextError",
     "Decision",
+    "Decisions",
     "Denial",
     "Denied",
     "Entities",
@@ -62,6 +67,7 @@ __all__ = [
     "Principal",
     "Run",
     "Scope",
+    "StateError",
     "TollkeeperError",
     "Usage",
     "build_info",

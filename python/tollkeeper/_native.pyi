@@ -13,6 +13,7 @@ from _typeshed import SupportsGetItem
 from typing_extensions import disjoint_base
 
 __all__ = [
+    "Action",
     "Answer",
     "AuditEntries",
     "AuditLog",
@@ -20,7 +21,9 @@ __all__ = [
     "AuditWatch",
     "BatchAnswer",
     "Context",
+    "Control",
     "Decision",
+    "Decisions",
     "Denial",
     "Entities",
     "Entity",
@@ -50,6 +53,34 @@ __all__ = [
     "build_info",
     "decision_codes",
 ]
+
+@final
+class Action:
+    """
+    A tool that was prepared by `Gate.action`.
+    """
+    def __repr__(self, /) -> str: ...
+    def check(
+        self,
+        /,
+        arguments: collections.abc.Mapping[str, typing.Any] | None = None,
+        *,
+        scope: Scope | None = None,
+        parent: str | None = None,
+    ) -> Decision:
+        """
+        As `Gate.check`, for this tool.
+
+        Args:
+            arguments: Plain data with str keys; `None` is no arguments.
+            scope: A scope other than the current one.
+            parent: Id of the decision that this call follows from.
+        """
+    @property
+    def name(self, /) -> str:
+        """
+        The tool's name.
+        """
 
 @final
 class Answer:
@@ -414,6 +445,104 @@ class Context:
         """
 
 @final
+class Control:
+    """
+    What the gates of a host share: one mapped file, or memory of this process.
+    """
+    def answer(
+        self, /, id: str, granted: bool, expires_ms: SupportsIndex, signature: bytes | None, now_ms: SupportsIndex
+    ) -> None:
+        """
+        Answers a question.
+
+        Args:
+            id: Of the question.
+            granted: Whether the action may go ahead, once.
+            expires_ms: When the grant is void.
+            signature: Of [`Control.approval_message`], by a key that the gate knows.
+            now_ms: The time.
+        """
+    @staticmethod
+    def approval_message(id: str, digest: bytes, expires_ms: SupportsIndex) -> bytes:
+        """
+        What whoever grants signs.
+        """
+    def approvals(self, /, now_ms: SupportsIndex) -> list[dict[str, typing.Any]]:
+        """
+        Every question that is kept: `id`, `number`, `digest`, `state`, `asked_ms`, `expires_ms`, `answered_ms`,
+        `grant_expires_ms`.
+        """
+    def approvals_count(self, /) -> int:
+        """
+        Counts what happened to approvals, to be given to `wait_approvals`.
+        """
+    def ask(self, /, id: str, digest: bytes, expires_ms: SupportsIndex, now_ms: SupportsIndex) -> None:
+        """
+        Asks for an approval.
+
+        Args:
+            id: 16 hex digits, chosen at random.
+            digest: SHA-256 of what is asked for.
+            expires_ms: When the question is void, in milliseconds since 1970.
+            now_ms: The time.
+        """
+    def gates(self, /) -> list[dict[str, typing.Any]]:
+        """
+        Every gate of the host, and all that are gone as one: `pid`, `alive`, `started_ms`, `bundle`, `shadow`,
+        `generation`, `codes`, `timed`, `p50_ns`, `p99_ns`, `p999_ns`, `max_ns`, `histogram`.
+        """
+    @property
+    def generation(self, /) -> int:
+        """
+        Counts the changes of the table of revocations.
+        """
+    def labels(self, /) -> list[str]:
+        """
+        Labels that any session has been given.
+        """
+    @staticmethod
+    def open(file: str | os.PathLike[str], *, volatile: bool = False) -> Control:
+        """
+        Opens the file, and makes it if there is none.
+
+        Args:
+            file: Its path, such as `state/control.bin`. Its folder is made for this user only.
+            volatile: Take a file system that forgets everything at a restart.
+
+        Raises:
+            StateError: It is no such file, is damaged, or cannot be used where it lies.
+        """
+    def overflow(self, /) -> list[str]:
+        """
+        Labels that every session without a place of its own has, because the table of sessions is full.
+        """
+    @property
+    def path(self, /) -> Path | None:
+        """
+        Path of the file; `None` for memory of this process.
+        """
+    def restore(self, /, kind: str, name: str) -> tuple[int, bool]:
+        """
+        Takes a revocation back.
+        """
+    def revocations(self, /) -> list[dict[str, typing.Any]]:
+        """
+        What is revoked: `kind`, `name`, `reason`, `by`, `at_ms`, `generation`, `damage`.
+        """
+    def revoke(self, /, kind: str, name: str, reason: str, by: str, now_ms: SupportsIndex) -> tuple[int, bool]:
+        """
+        Revokes a `"principal"`, `"tool"`, `"session"` or `"everything"`. When it returns, every later check of every
+        process that shares the file denies, also after a restart.
+
+        Returns:
+            The generation from which on it counts, and whether this call changed anything.
+        """
+    def wait_approvals(self, /, seen: SupportsIndex, timeout_ms: SupportsIndex) -> None:
+        """
+        Waits, without the interpreter's lock, until something happens to an approval or the time is over.
+        """
+
+@final
 class Decision:
     """
     The answer to one check.
@@ -422,6 +551,11 @@ class Decision:
     """
     def __bool__(self, /) -> bool: ...
     def __repr__(self, /) -> str: ...
+    @property
+    def _binding(self, /) -> tuple[bytes, bytes] | None:
+        """
+        What exactly an approval would be for: a document and its SHA-256.
+        """
     def _finish(
         self, /, status: str = "unknown", error: str | None = None, duration_ms: SupportsIndex | None = None
     ) -> None:
@@ -447,6 +581,11 @@ class Decision:
     def allowed(self, /) -> bool:
         """
         Whether the action may go ahead.
+        """
+    @property
+    def approval(self, /) -> str | None:
+        """
+        Id of the approval that was used; `None` if none was needed.
         """
     @property
     def approvals(self, /) -> list[str]:
@@ -506,6 +645,11 @@ class Decision:
         Ids of the policies that decided.
         """
     @property
+    def principal_denied(self, /) -> str | None:
+        """
+        Uid of the principal that the action was denied for, if it is not the one that acts: one it acts for.
+        """
+    @property
     def reason(self, /) -> str:
         """
         A sentence that a model can act on; empty when allowed. Holds no value of the arguments.
@@ -536,6 +680,25 @@ class Decision:
     def would_deny_policies(self, /) -> list[str]:
         """
         Ids of the policies behind `would_deny`.
+        """
+
+@final
+class Decisions:
+    """
+    The answers to `Gate.check_many`, one for each row: `len`, and a `Decision` by position.
+    """
+    def __getitem__(self, row: SupportsIndex, /) -> Decision: ...
+    def __len__(self, /) -> int: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def allowed(self, /) -> Any:
+        """
+        bool, one for each row.
+        """
+    @property
+    def codes(self, /) -> Any:
+        """
+        uint8, one for each row: a position in `decision_codes()`.
         """
 
 @final
@@ -808,16 +971,18 @@ class Gate:
         ledger: Ledger | None = None,
         log: AuditLog | None = None,
         trace: collections.abc.Callable[[], tuple[int, int] | None] | None = None,
+        control: Control | None = None,
     ) -> typing.Self:
         """
         Args:
             sources: Mapping with `policies`, `schema`, `entities`, `tools`, `mode`, `on_error`, `unguarded_forbid`,
-                `on_full`, `durability`.
+                `on_full`, `durability`, `approvers`, `notice`.
             instance: A random number that tells this gate's decisions from those of others.
             current: Callable that returns the current scope or `None`.
             ledger: What pays for actions.
             log: What records decisions.
             trace: Callable that returns the ids of the current trace and span, or `None`.
+            control: What the gates of a host share; without it nothing is shared.
         """
     def _check_large(
         self,
@@ -830,6 +995,11 @@ class Gate:
     ) -> Decision:
         """
         The same for callers that may wait: the arguments may have 4 MiB instead of 64 KiB.
+        """
+    @property
+    def _control(self, /) -> Control:
+        """
+        What the gates of the host share.
         """
     def _decide_at(
         self,
@@ -850,7 +1020,14 @@ class Gate:
             arguments: The tool's arguments, of any size that can be recorded.
             model: Name, tokens of the prompt, most tokens of a completion, completions.
         """
-    def _register(self, /, tools: list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None]]) -> None:
+    def _delegate(self, /, outer: Scope, inner: Scope, parent: str | None) -> Decision:
+        """
+        Decides on a delegation: whether `outer`'s principals may have the principal of `inner` act for them. Allowed, the
+        inner scope counts from now on.
+        """
+    def _register(
+        self, /, tools: list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]]
+    ) -> None:
         """
         Registers tools that a runtime describes: all of them or, if one is wrong, none.
         """
@@ -864,6 +1041,13 @@ class Gate:
     def _room_after(self, /) -> int | None:
         """
         The record that has to be on the disk before there is room for more; `None` where there is, or no log.
+        """
+    def action(self, /, tool: str) -> Action:
+        """
+        A tool by name, prepared: its checks skip the lookup.
+
+        Args:
+            tool: Name of a tool, registered by the time of a check.
         """
     def check(
         self,
@@ -883,6 +1067,30 @@ class Gate:
             scope: A scope other than the current one.
             parent: Id of the decision that this call follows from, such as that of the model call which asked for it.
         """
+    def check_many(
+        self,
+        /,
+        tool: str,
+        columns: collections.abc.Mapping[str, typing.Any],
+        *,
+        scope: Scope | None = None,
+        parent: str | None = None,
+    ) -> Decisions:
+        """
+        Decides many calls of one tool in the current scope, each as `check` does and in the order of the rows. The
+        interpreter's lock is released meanwhile.
+
+        Args:
+            tool: Name of a registered tool.
+            columns: Arguments by name: one-dimensional numpy arrays or lists of integers, floats, booleans or text, all of
+                the same length, or single values for every row.
+            scope: A scope other than the current one.
+            parent: Id of the decision that the calls follow from.
+
+        Raises:
+            TypeError: A column holds something else.
+            ValueError: Columns differ in length, or there are more than 65,536 rows.
+        """
     def close(self, /) -> None:
         """
         Closes the gate: every later check is denied with `gate.closed`.
@@ -896,6 +1104,11 @@ class Gate:
     def mode(self, /) -> str:
         """
         `"enforce"` or `"shadow"`.
+        """
+    def stats(self, /) -> dict:
+        """
+        What this gate has counted: decisions by code, and how long checks take in the core, in nanoseconds; one check of
+        sixteen is timed.
         """
     @property
     def tools(self, /) -> list[str]:
@@ -939,8 +1152,8 @@ class Hold:
         kv_blocks: int = ...,
     ) -> bool:
         """
-        Notes what the work has used so far. True: go on. False: stop, because it is more than was held, or because the
-        hold has ended; never raises for the state of the hold or of the ledger.
+        Notes what the work has used so far. True: go on. False: stop, because it is more than was held, the hold has
+        ended, or those who made it were revoked; never raises for the state of the hold or of the ledger.
 
         Args:
             tokens: Tokens of language models.
@@ -962,6 +1175,11 @@ class Hold:
     def code(self, /) -> str:
         """
         `"allow"`.
+        """
+    @property
+    def decision(self, /) -> str | None:
+        """
+        Id of the decision that it belongs to; `None` if no gate made it.
         """
     def dispatch(
         self,
@@ -1138,8 +1356,8 @@ class Ledger:
         """
     def holds(self, /) -> list[dict[str, typing.Any]]:
         """
-        Every live hold of every process: `id`, `path`, `amounts`, `charged`, `granted_ms`, `deadline_ms`, `owner_pid`,
-        `alive`, `dispatched`, `meter`.
+        Every live hold of every process: `id`, `path`, `amounts`, `charged`, `granted_ms`, `deadline_ms`,
+        `decision`, `owner_pid`, `alive`, `dispatched`, `meter`.
         """
     @property
     def increment_tokens(self, /) -> int:
@@ -1661,7 +1879,9 @@ class Scope:
         labels: list[str] = ...,
         on_behalf_of: EntityUid | str | None = None,
         tools: list[str] | None = None,
+        forbid: list[str] = ...,
         budget: str | None = None,
+        expires_at: float | None = None,
         outer: Scope | None = None,
         request: str | None = None,
     ) -> typing.Self:
@@ -1673,8 +1893,11 @@ class Scope:
             labels: What the session has seen.
             on_behalf_of: For whom the principal acts.
             tools: The only tools this run may call.
+            forbid: Texts of forbids that hold in this run.
             budget: Path of the budget that pays.
-            outer: A scope that this one narrows; principal and session are then its own.
+            expires_at: Seconds since 1970 after which the run is over.
+            outer: A scope that this one narrows; principal and session are then its own. With a principal as well, that
+                is to act for the outer one's, and the scope counts only once the gate has decided so.
             request: What the user asked for: the audit log commits to it, and keeps it outside the entries.
         """
     def __repr__(self, /) -> str: ...
@@ -1695,6 +1918,16 @@ class Scope:
     def budget(self, /) -> str | None:
         """
         Path of the budget that pays, if anybody does.
+        """
+    @property
+    def chain(self, /) -> list[str]:
+        """
+        Everybody who has to be allowed, outermost first; the last one acts.
+        """
+    @property
+    def labels(self, /) -> list[str]:
+        """
+        What the session has seen by now, sorted.
         """
     @property
     def on_behalf_of(self, /) -> str | None:

@@ -24,6 +24,7 @@ __all__ = [
     "HandleError",
     "InternalError",
     "PolicyError",
+    "StateError",
     "TollkeeperError",
 ]
 
@@ -153,6 +154,11 @@ class BudgetError(TollkeeperError, ValueError):
 
 class AuditError(TollkeeperError, ValueError):
     """An audit log cannot be opened, written or read, or a proof does not hold; ``code`` begins with ``audit.``."""
+
+
+class StateError(TollkeeperError, ValueError):
+    """What the processes of a host share, revocations, labels, approvals, cannot be used; ``code`` begins with
+    ``state.``."""
 
 
 class Denied(TollkeeperError):  # noqa: N818 - a denial is no error

@@ -28,18 +28,23 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, ParamSpec, Self, TypeVar, overload
 
+    from tollkeeper.approvals import Approval
     from tollkeeper.audit import AuditLog
     from tollkeeper.budget import Ledger
     from tollkeeper.budgets import Spec
     from tollkeeper.config import Config
+    from tollkeeper.watch import Watch
 
     P = ParamSpec("P")
     R = TypeVar("R")
 
-__all__ = ["Decision", "Gate", "ModelCall", "Principal", "Run", "Scope"]
+__all__ = ["Decision", "Delegation", "Gate", "ModelCall", "Principal", "Run", "Scope"]
 
 # How long a guard waits for a record that has to be on the disk.
 RECORD_SECONDS = 10.0
+# What processes of a host share, below the state directory.
+CONTROL_NAME = "control.bin"
+NO_FILE = "this gate has no configuration: there is no tollkeeper.toml here; run `tollkeeper init`"
 CANCELLATIONS = ("CancelledError", "KeyboardInterrupt", "GeneratorExit")
 
 _CURRENT: ContextVar[Scope | None] = ContextVar("tollkeeper_scope", default=None)
@@ -98,20 +103,32 @@ class Scope(_native.Scope):
 
         return bound
 
-    def narrowed(
+    def narrowed(  # noqa: PLR0913 - as many as a run has
         self,
+        *,
         tools: Iterable[str] | None = None,
+        forbid: str | Iterable[str] = (),
         labels: Iterable[str] = (),
         budget: str | None = None,
         request: str | None = None,
+        expires_at: float | None = None,
     ) -> Scope:
-        """A scope inside this one: only the tools that both allow, this one's labels and more, its budget or one below.
+        """A scope inside this one: only the tools that both allow, this one's forbids and more, its budget or one below.
 
         Raises:
+            PolicyError: A text of `forbid` cannot be used.
             BudgetError: The budget is none, or not this scope's or below it.
         """
-        chosen, seen = _names("tools", tools), _names("labels", labels) or []
-        return Scope(self._gate, tools=chosen, labels=seen, budget=budget, outer=self, request=request)
+        return Scope(
+            self._gate,
+            tools=_names("tools", tools),
+            forbid=_texts(forbid),
+            labels=_names("labels", labels) or [],
+            budget=budget,
+            expires_at=expires_at,
+            outer=self,
+            request=request,
+        )
 
 
 class Run:
@@ -153,6 +170,26 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.__exit__(kind, error, trace)
+
+
+class Delegation(Run):
+    """A run in which another principal acts for the one around it. Made by `Gate.delegate`.
+
+    Entering it decides, and raises `Denied` where the gate or one of the principals does not allow it.
+    """
+
+    def __init__(self, scope: Scope, outer: Scope, parent: str | None) -> None:
+        super().__init__(scope)
+        self._outer, self._parent = outer, parent
+        self.decision: Decision | None = None
+        """The decision, once the run was entered."""
+
+    def __enter__(self) -> Scope:
+        if self.decision is None:
+            gate = self.scope._gate  # noqa: SLF001 - the native half of this module
+            self.decision = gate._delegate(self._outer, self.scope, self._parent)  # noqa: SLF001 - as above
+        self.decision.require()
+        return super().__enter__()
 
 
 class ModelCall(_native.ModelCall):
@@ -209,6 +246,29 @@ class Gate(_native.Gate):
     _log_given: bool
     _audit: tuple[Any, ...]
     """How the log was opened, which a reload cannot change."""
+    _state_dir: Path | None
+    _table: _native.Control
+    """What the gates of the host share: one handle for all who wait for it."""
+    _watch: Watch | None
+
+    def __new__(cls, *native: Any) -> Self:  # noqa: ANN401 - what the native half takes, of `open` alone
+        """Without arguments: the gate of the file that ``TOLLKEEPER_CONFIG`` names, or of ``tollkeeper.toml`` in the
+        current folder. Where there is none, a gate that denies everything and says what to write.
+
+        Example:
+            >>> import os, tempfile
+            >>> os.chdir(tempfile.mkdtemp())
+            >>> from tollkeeper import Gate
+            >>> with Gate() as gate, gate.run(principal='Agent::"researcher"'):
+            ...     print(gate.check("search").reason.splitlines()[-1])
+            resource = 'Mcp::"SERVER"'; this gate has no configuration: there is no tollkeeper.toml here; run `tollkeeper init`
+        """
+        if native:
+            return super().__new__(cls, *native)
+        from tollkeeper import config  # noqa: PLC0415 - see the top
+
+        found = config.find()
+        return cls._made(config.default(), notice=NO_FILE) if found is None else cls.open(found)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, ledger: Ledger | None = None, log: AuditLog | None = None) -> Self:
@@ -231,19 +291,35 @@ class Gate(_native.Gate):
 
         from tollkeeper import config  # noqa: PLC0415 - see the top
 
-        settings = config.load(Path(path))
+        return cls._made(config.load(Path(path)), ledger, log)
+
+    @classmethod
+    def _made(
+        cls,
+        settings: Config,
+        ledger: Ledger | None = None,
+        log: AuditLog | None = None,
+        notice: str | None = None,
+    ) -> Self:
         budgets, instance = _budgets(settings), int.from_bytes(os.urandom(8)) or 1
+        sources = gate_sources(settings, notice)
+        shared = control(settings)
         used = ledger if ledger is not None else _opened(budgets)
         recorder = log if log is not None else _opened_log(settings, instance)
         tracer = None if recorder is None else _tracer()
         try:
-            gate = cls(gate_sources(settings), instance, _CURRENT.get, used, recorder, tracer)
+            gate = cls(sources, instance, _CURRENT.get, used, recorder, tracer, shared)
         except BaseException:
             if recorder is not None and log is None:
                 recorder.close()
             raise
-        gate._path, gate._budgets, gate._ledger, gate._given = Path(path), budgets, used, ledger is not None
+        gate._path, gate._budgets, gate._ledger, gate._given = settings.file, budgets, used, ledger is not None
         gate._log, gate._audit, gate._log_given = recorder, _audit(settings), log is not None
+        gate._state_dir, gate._table, gate._watch = settings.state_dir, gate._control, None
+        if settings.gate.watch:
+            from tollkeeper.watch import Watch  # noqa: PLC0415 - needs an extra
+
+            gate._watch = Watch(gate, settings)
         return gate
 
     @property
@@ -274,6 +350,9 @@ class Gate(_native.Gate):
         if _audit(settings) != self._audit:
             message = f"{settings.file}: [audit] has changed, and a log stays as it was opened; open a new gate"
             raise ConfigError(message, "audit.reload")
+        if settings.state_dir != self._state_dir:
+            message = f"{settings.file}: [state] has changed, and what it holds stays in force; open a new gate"
+            raise ConfigError(message, "state.reload")
         sources, budgets = gate_sources(settings), _budgets(settings)
         if self._given or budgets == self._budgets:
             self._reload(sources, self._ledger)
@@ -294,6 +373,8 @@ class Gate(_native.Gate):
         Raises:
             AuditError: The disk refuses. What is in the ring is recorded when the log is opened again.
         """
+        if self._watch is not None:
+            self._watch.close()
         super().close()
         if self._ledger is not None and not self._given:
             self._ledger.close()
@@ -309,9 +390,11 @@ class Gate(_native.Gate):
         session: str | None = None,
         on_behalf_of: EntityUid | str | None = None,
         tools: Iterable[str] | None = None,
+        forbid: str | Iterable[str] = (),
         labels: Iterable[str] = (),
         budget: str | None = None,
         request: str | None = None,
+        expires_at: float | None = None,
     ) -> Run:
         """A run: who acts, in which session, from here to the end of the `with` block.
 
@@ -324,19 +407,24 @@ class Gate(_native.Gate):
             on_behalf_of: For whom the principal acts.
             tools: The only tools this run may call, whatever the policies say. Decide it before the agent reads
                 anything it did not write itself.
-            labels: What the session has seen, for policies that read `context.session.labels`.
+            forbid: Cedar text, or several, of forbids that hold in this run and in all inside it, after the gate's own
+                policies. They are compiled here, once; a permit among them is an error.
+            labels: What the session has seen, for policies that read `context.session.labels`. They stay with the
+                session, also in other runs and processes that continue it.
             budget: Path of the budget that pays for what the run does, such as `acme/research`. Without one, what has a
                 cost is denied.
             request: What the user asked for. Each entry of the run commits to it; the text itself is kept outside the
                 entries and can be erased.
+            expires_at: Seconds since 1970 after which everything is denied with `principal.expired`.
 
         Raises:
             EntityError: The principal cannot be used.
+            PolicyError: A text of `forbid` cannot be used, with line and column.
             BudgetError: There is no such budget, or the gate has no ledger, or a run inside another one names a budget
                 that is not below the outer one's.
             ValueError: A run inside another one changes the principal, the session or `on_behalf_of`.
         """
-        chosen, seen = _names("tools", tools), _names("labels", labels) or []
+        chosen, seen, forbids = _names("tools", tools), _names("labels", labels) or [], _texts(forbid)
         outer = _CURRENT.get()
         if outer is None or outer._gate is not self:  # noqa: SLF001 - the native half of this module
             if principal is None:
@@ -350,14 +438,91 @@ class Gate(_native.Gate):
                 labels=seen,
                 on_behalf_of=on_behalf_of,
                 tools=chosen,
+                forbid=forbids,
                 budget=budget,
+                expires_at=expires_at,
                 request=request,
             )
             return Run(scope)
         _refuse_change("principal", principal, outer.principal)
         _refuse_change("session", session, outer.session)
         _refuse_change("on_behalf_of", on_behalf_of, outer.on_behalf_of)
-        return Run(outer.narrowed(chosen, seen, budget, request))
+        inner = outer.narrowed(
+            tools=chosen, forbid=forbids, labels=seen, budget=budget, request=request, expires_at=expires_at
+        )
+        return Run(inner)
+
+    def delegate(  # noqa: PLR0913 - as many as a run has
+        self,
+        to: EntityUid | Entity | str,
+        *,
+        tools: Iterable[str] | None = None,
+        forbid: str | Iterable[str] = (),
+        labels: Iterable[str] = (),
+        budget: str | None = None,
+        request: str | None = None,
+        expires_at: float | None = None,
+        scope: Scope | None = None,
+        parent: str | None = None,
+    ) -> Delegation:
+        r"""A run in which another principal acts for the one of the current run.
+
+        Entering it decides on `Action::"delegate"`, with the other principal as the resource and `budget` and `tools`
+        under `context.input`, and raises `Denied` where that is not allowed. From then on every principal of the chain,
+        at most four, has to be allowed whatever is done, and what the outer run may not do this one may not either.
+
+        Args:
+            to: Uid, or `Principal(uid, attrs, ...)` with attributes that come with the run.
+            tools: As in `run`.
+            forbid: As in `run`.
+            labels: As in `run`.
+            budget: The current run's budget, or one below it.
+            request: As in `run`.
+            expires_at: As in `run`.
+            scope: A scope other than the current one.
+            parent: Id of the decision that this one follows from, for the audit log.
+
+        Raises:
+            ValueError: There is no run around it.
+            The same as `run`.
+        """
+        outer = scope if scope is not None else _CURRENT.get()
+        if outer is None or outer._gate is not self:  # noqa: SLF001 - the native half of this module
+            message = "a delegation needs a run of this gate around it: with gate.run(...), or scope="
+            raise ValueError(message)
+        inner = Scope(
+            self,
+            to,
+            tools=_names("tools", tools),
+            forbid=_texts(forbid),
+            labels=_names("labels", labels) or [],
+            budget=budget,
+            expires_at=expires_at,
+            outer=outer,
+            request=request,
+        )
+        return Delegation(inner, outer, parent)
+
+    def approval(self, decision: Decision, *, timeout: float = 3600.0) -> Approval:
+        """Asks somebody to approve what a decision with `approval.required` denied.
+
+        The question is for exactly this: principal chain, action, resource, arguments and the tool's definition. Nothing
+        is held while it is open. Once granted, the same check is allowed once.
+
+        Args:
+            decision: A denial with `approval.required` or `approval.expired`.
+            timeout: Seconds after which the question is void.
+
+        Returns:
+            `Approval`, to be awaited or waited for.
+
+        Raises:
+            StateError: The gate has no state directory, or too many questions are open.
+            ValueError: The decision asks for no approval.
+        """
+        from tollkeeper.approvals import ask  # noqa: PLC0415 - a gate without approvals needs none
+
+        return ask(self._table, self._state_dir, decision, timeout)
 
     def model_call(
         self, *, model: str, prompt_tokens: int, max_tokens: int, n: int = 1, parent: str | None = None
@@ -404,6 +569,7 @@ class Gate(_native.Gate):
         scope: Scope | None = None,
         parent: str | None = None,
         timeout: float = 1.0,  # noqa: ASYNC109 - as everywhere in this package
+        approval_timeout: float | None = None,
     ) -> Decision:
         """As `check`, and may wait: for room in the audit log, and until the record is as durable as it has to be.
 
@@ -415,11 +581,28 @@ class Gate(_native.Gate):
             scope: As in `check`.
             parent: As in `check`.
             timeout: Seconds, for both together.
+            approval_timeout: Where an approval is needed, asks for it, waits so many seconds for the answer and checks
+                again. Nothing is held meanwhile.
 
         Raises:
             AuditError: The action is allowed, and its record did not get to the disk in time: it must not begin, and
                 what was reserved is given back.
         """
+        decision = await self._acheck(tool, arguments, scope, parent, timeout)
+        if approval_timeout is None or decision.code not in {"approval.required", "approval.expired"}:
+            return decision
+        await self.approval(decision, timeout=approval_timeout)
+        # Whatever was answered: the check says what came of it.
+        return await self._acheck(tool, arguments, scope, decision.id, timeout)
+
+    async def _acheck(
+        self,
+        tool: str,
+        arguments: Mapping[str, Any] | None,
+        scope: Scope | None,
+        parent: str | None,
+        timeout: float,  # noqa: ASYNC109 - as everywhere in this package
+    ) -> Decision:
         import asyncio  # noqa: PLC0415 - see the top
 
         end, hopeless = _now() + timeout, False
@@ -581,6 +764,22 @@ class Gate(_native.Gate):
     ) -> None:
         self.close()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes in a thread, since the disk is waited for; a cancellation waits for that too."""
+        import asyncio  # noqa: PLC0415 - see the top
+
+        closing = asyncio.ensure_future(asyncio.to_thread(self.close))
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await asyncio.wait([closing])
+            raise
+
 
 def _await_record(decision: Decision, timeout: float) -> None:
     """Waits until the record is as durable as it has to be; without it the action never begins."""
@@ -671,6 +870,11 @@ def _names(what: str, names: Iterable[str] | None) -> list[str] | None:
     return None if names is None else list(names)
 
 
+def _texts(forbid: str | Iterable[str]) -> list[str]:
+    """One text is one text, not its characters."""
+    return [forbid] if isinstance(forbid, str) else list(forbid)
+
+
 def _refuse_positional(signature: inspect.Signature, name: str) -> None:
     """Variable arguments have no names that a policy could speak of."""
     for parameter in signature.parameters.values():
@@ -747,6 +951,13 @@ def _tracer() -> Callable[[], tuple[int, int] | None] | None:
     return current
 
 
+def control(settings: Config) -> _native.Control | None:
+    """What the gates of the host share; `None` without a state directory."""
+    if settings.state_dir is None:
+        return None
+    return _native.Control.open(settings.state_dir / CONTROL_NAME)
+
+
 def _opened(budgets: tuple[Path | None, Spec | None]) -> Ledger | None:
     state, spec = budgets
     if spec is None:
@@ -775,8 +986,8 @@ def _refuse_lost_counts(
     raise BudgetError(message, "budget.reload", help_)
 
 
-def gate_sources(settings: Config) -> dict[str, Any]:
-    """Reads the files that the configuration names."""
+def gate_sources(settings: Config, notice: str | None = None) -> dict[str, Any]:
+    """Reads the files that the configuration names. `notice` is what denials say beside their reason."""
     import json  # noqa: PLC0415 - see the top
 
     from tollkeeper import config  # noqa: PLC0415 - see the top
@@ -795,6 +1006,7 @@ def gate_sources(settings: Config) -> dict[str, Any]:
                 None if tool.schema is None else json.dumps(tool.schema),
                 list(tool.paths),
                 None if tool.cost is None else list(tool.cost.items()),
+                list(tool.reads),
             )
             for name, tool in settings.tools.items()
         ],
@@ -803,4 +1015,6 @@ def gate_sources(settings: Config) -> dict[str, Any]:
         "unguarded_forbid": settings.gate.unguarded_forbid,
         "on_full": "deny" if settings.audit is None else settings.audit.on_full,
         "durability": "group" if settings.audit is None else settings.audit.durability,
+        "approvers": list(settings.admin_keys),
+        "notice": notice,
     }

@@ -22,6 +22,14 @@ pub fn push_json_str(out: &mut Vec<u8>, text: &str) {
     let _ = serde_json::to_writer(out, text);
 }
 
+/// Appends a decimal, given in units of 10^-4.
+pub(crate) fn push_decimal(out: &mut Vec<u8>, units: i64) {
+    let sign = if units < 0 { "-" } else { "" };
+    let (whole, part) = (units.unsigned_abs() / 10_000, units.unsigned_abs() % 10_000);
+    // Writing to memory does not fail.
+    let _ = write!(out, "{sign}{whole}.{part:04}");
+}
+
 /// Why a snapshot could not be taken. Nothing of the value is in the message.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -389,11 +397,7 @@ impl Arguments {
                     // Writing to memory does not fail.
                     let _ = serde_json::to_writer(&mut *out, &value);
                 }
-                Kind::Decimal(units) => {
-                    let sign = if units < 0 { "-" } else { "" };
-                    let (whole, part) = (units.unsigned_abs() / 10_000, units.unsigned_abs() % 10_000);
-                    let _ = write!(out, "{sign}{whole}.{part:04}");
-                }
+                Kind::Decimal(units) => push_decimal(out, units),
                 Kind::Str(text) => push_json_str(out, self.str_of(text)),
                 Kind::List | Kind::Object { .. } => {
                     let list = matches!(node.kind, Kind::List);

@@ -110,6 +110,14 @@ pub const TOOL_SCHEMA_DEPTH_MAX: usize = 128;
 /// Pairs of a value and a subschema looked at for one call: the largest `check` has 4,096 values, and alternatives
 /// inside alternatives would otherwise double with each level.
 pub const TOOL_SCHEMA_STEPS_MAX: u32 = 100_000;
+/// Rows of one `check_many`: each may take a hold and a place in the ring, of which there are not many more.
+pub const CHECK_ROWS_MAX: usize = 65_536;
+/// Principals of one chain of delegations, the one that acts included: each is evaluated at every check.
+pub const CHAIN_MAX: usize = 4;
+/// Bytes of the forbids that one run brings along: they are compiled when it starts.
+pub const RUN_FORBID_BYTES_MAX: usize = 64 << 10;
+/// Sets of such forbids along a chain of runs inside one another: each is evaluated at every check.
+pub const RUN_FORBID_SETS_MAX: usize = 8;
 /// Labels of one session.
 pub const SESSION_LABELS_MAX: usize = 64;
 /// Bytes of a session id or a label.
@@ -137,7 +145,7 @@ pub const BUDGETS_SPARE: u32 = 4_096;
 pub const BUDGET_CHILDREN_DEFAULT: u32 = 1_024;
 /// Holds alive at once, where nobody says: an engine of 10,000 sequences fits.
 pub const HOLDS_DEFAULT: u32 = 16_384;
-/// Holds alive at once: 448 bytes each, and no more than a cell's word can count.
+/// Holds alive at once: 512 bytes each, and no more than a cell's word can count.
 pub const HOLDS_MAX: u32 = 131_072;
 /// Processes attached to one ledger at once: API servers, engine cores and workers of one host.
 pub const LEDGER_PROCESSES_MAX: usize = 512;

@@ -21,7 +21,7 @@ use tollkeeper_core::budget::unit::Unit;
 use tollkeeper_core::budget::window::Window;
 use tollkeeper_core::gate::Gate;
 use tollkeeper_core::gate::check;
-use tollkeeper_core::gate::scope::{Scope, ScopeSpec};
+use tollkeeper_core::gate::scope::{Narrow, Scope, ScopeSpec};
 use tollkeeper_core::gate::state::GateSources;
 use tollkeeper_core::gate::tools::ToolSpec;
 use tollkeeper_core::policy::entities::{Entities, EntityData, context_from_json};
@@ -157,6 +157,7 @@ fn gate(ledger: Option<Arc<Ledger>>) -> Gate {
         schema: None,
         paths: Vec::new(),
         cost: None,
+        reads: Vec::new(),
     };
     let policies = vec![Source { name: None, text }];
     Gate::open(&GateSources { policies, tools: vec![tool], ledger, ..GateSources::default() }, 1).unwrap()
@@ -166,12 +167,10 @@ fn checked(gate: &Gate, budget: Option<&str>) -> usize {
     let spec = ScopeSpec {
         principal: EntityData::new(EntityUid::new("Agent", "a")),
         session: "s".to_owned(),
-        labels: Vec::new(),
         on_behalf_of: None,
-        tools: None,
-        budget: budget.map(str::to_owned),
+        narrow: Narrow { budget: budget.map(str::to_owned), ..Narrow::default() },
     };
-    let scope = Scope::new(spec, &gate.state()).unwrap();
+    let scope = Scope::new(spec, &gate.state(), 0).unwrap();
     let (mut arguments, mut scratch) = (Arguments::new(), check::Scratch::new());
     warm(|| {
         arguments.reset(1 << 16);

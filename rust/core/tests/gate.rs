@@ -22,10 +22,11 @@ use tollkeeper_core::budget::window::Window;
 use tollkeeper_core::gate::Gate;
 use tollkeeper_core::gate::check::Scratch;
 use tollkeeper_core::gate::code::Code;
+use tollkeeper_core::gate::control::{ApprovalId, Target, TargetKind};
 use tollkeeper_core::gate::decision::Decision;
 use tollkeeper_core::gate::evidence::Links;
 use tollkeeper_core::gate::model_call::{ModelCall, ModelRequest, ModelUsage};
-use tollkeeper_core::gate::scope::{Scope, ScopeSpec};
+use tollkeeper_core::gate::scope::{Narrow, Scope, ScopeSpec};
 use tollkeeper_core::gate::state::{GateMode, GateSources, OnError, UnguardedForbid};
 use tollkeeper_core::gate::tools::ToolSpec;
 use tollkeeper_core::policy::entities::{Entities, EntityData, context_from_json};
@@ -45,6 +46,7 @@ fn tool(name: &str) -> ToolSpec {
         schema: None,
         paths: Vec::new(),
         cost: None,
+        reads: Vec::new(),
     }
 }
 
@@ -64,15 +66,26 @@ fn spec(id: &str) -> ScopeSpec {
     ScopeSpec {
         principal: EntityData::new(EntityUid::new("Agent", id)),
         session: "s-1".to_owned(),
-        labels: Vec::new(),
         on_behalf_of: None,
-        tools: None,
-        budget: None,
+        narrow: Narrow::default(),
+    }
+}
+
+fn narrowed_to(narrow: Narrow) -> ScopeSpec {
+    ScopeSpec { narrow, ..spec("a") }
+}
+
+fn narrow_of(tools: Option<&[String]>, labels: &[String], budget: Option<&str>) -> Narrow {
+    Narrow {
+        tools: tools.map(<[String]>::to_vec),
+        labels: labels.to_vec(),
+        budget: budget.map(str::to_owned),
+        ..Narrow::default()
     }
 }
 
 fn scope(gate: &Gate) -> Scope {
-    Scope::new(spec("a"), &gate.state()).unwrap()
+    Scope::new(spec("a"), &gate.state(), NOW).unwrap()
 }
 
 fn push(arguments: &mut Arguments, key: Option<&str>, json: &Json) {
@@ -121,6 +134,33 @@ fn too_large(gate: &Gate, run: &Scope) -> Decision {
     gate.refuse_call(Some(run), "send", refusal, NOW, Links::default(), &mut Scratch::new())
 }
 
+/// A check of a principal that was revoked, and one of a run whose time is over.
+fn stopped() -> [Decision; 2] {
+    let gate = gate(PERMIT);
+    let target = Target::new(TargetKind::Principal, "Agent::\"a\"");
+    let short = narrowed_to(Narrow { expires_ms: Some(NOW), ..Narrow::default() });
+    let expired = check(&gate, &Scope::new(short, &gate.state(), NOW).unwrap(), "send", &json!({}));
+    gate.state().control().revoke(&target, "it wrote to strangers", "ops", NOW).unwrap();
+    [check(&gate, &scope(&gate), "send", &json!({})), expired]
+}
+
+/// A check that an approver has rejected, and one that nobody answered.
+fn answered() -> [Decision; 2] {
+    let gate = gate("@approval(\"ops\") permit(principal, action, resource);");
+    let (run, state) = (scope(&gate), gate.state());
+    [Some(false), None].map(|answer| {
+        let arguments = json!({"answered": answer.is_some()});
+        let digest = check(&gate, &run, "send", &arguments).binding().unwrap().digest;
+        let id = ApprovalId(1 + u64::from(answer.is_some()));
+        let expires_ms = if answer.is_some() { NOW + 60_000 } else { NOW };
+        state.control().ask(id, &digest, expires_ms, NOW - 1).unwrap();
+        if let Some(granted) = answer {
+            state.control().answer(id, granted, NOW + 60_000, None, NOW).unwrap();
+        }
+        check(&gate, &run, "send", &arguments)
+    })
+}
+
 #[test]
 fn every_code_is_raised() {
     let open = gate(PERMIT);
@@ -151,6 +191,8 @@ fn every_code_is_raised() {
         ask("@approval(\"ops\") permit(principal, action, resource);", &json!({})),
         too_large(&open, &run),
     ];
+    raised.extend(stopped());
+    raised.extend(answered());
     let expected = [
         ("allow", ""),
         ("policy.forbidden", "write to the team instead"),
@@ -168,8 +210,21 @@ fn every_code_is_raised() {
             "tool `sned` is not registered; to register it, add to tollkeeper.toml:\n[tools.sned]\nresource = 'Mcp::\"SERVER\"'",
         ),
         ("scope.missing", "The check ran outside a run, or the run's principal cannot be used."),
-        ("approval.required", "tool `send` needs an approval by policy `p.cedar#1`; ask for it and try again"),
+        (
+            "approval.required",
+            "tool `send` with these arguments needs an approval of `ops`, says policy `p.cedar#1`; ask for it and try again",
+        ),
         ("input.too_large", "arguments take more than 5 bytes"),
+        (
+            "principal.revoked",
+            "an operator has revoked principal `Agent::\"a\"` (generation 1): it wrote to strangers; stop, and tell the user",
+        ),
+        ("principal.expired", "the time of this run is over; start another run"),
+        ("approval.rejected", "an approver has rejected tool `send` with these arguments; do something else"),
+        (
+            "approval.expired",
+            "the approval of tool `send` with these arguments was not answered or not used in time; ask again",
+        ),
     ];
     for (decision, (slug, reason)) in raised.iter().zip(expected) {
         assert_eq!((decision.code().slug(), decision.reason().as_str()), (slug, reason));
@@ -319,7 +374,7 @@ fn shadow_flips_policy_and_approval_only() {
     assert_eq!(check(&gate, &run, "other", &json!({})).code(), Code::InputUnknownTool);
     let mut arguments = filled(&json!({}));
     assert_eq!(gate.check(None, "send", &mut arguments, NOW, &mut Scratch::new()).code(), Code::ScopeMissing);
-    let narrow = run.narrowed(Some(&["read".to_owned()]), &[], None, &gate.state()).unwrap();
+    let narrow = run.narrowed(&narrow_of(Some(&["read".to_owned()]), &[], None), &gate.state(), NOW).unwrap();
     let narrowed = check(&gate, &narrow, "send", &json!({}));
     assert_eq!((narrowed.code(), narrowed.would_deny()), (Code::Allow, Some(Code::PolicyForbidden)));
     assert_eq!(check(&gate, &narrow, "send", &json!({"n": 1e300})).code(), Code::InputUnrepresentable);
@@ -397,17 +452,23 @@ fn scopes_only_narrow() {
         "{PERMIT} @id(\"seen\") forbid(principal, action == Action::\"send\", resource) when {{ context.session.labels.contains(\"untrusted\") }};"
     );
     let gate = gate(&text);
-    let run = Scope::new(ScopeSpec { tools: Some(vec!["send".to_owned()]), ..spec("a") }, &gate.state()).unwrap();
+    let run = Scope::new(
+        narrowed_to(Narrow { tools: Some(vec!["send".to_owned()]), ..Narrow::default() }),
+        &gate.state(),
+        NOW,
+    )
+    .unwrap();
     assert!(check(&gate, &run, "send", &json!({})).allowed());
     let denied = check(&gate, &run, "read", &json!({}));
     assert_eq!(denied.code(), Code::PolicyForbidden);
     assert_eq!(denied.reason(), "tool `read` is not among the tools this run was started with; use one of those");
-    let wider = run.narrowed(Some(&["read".to_owned(), "send".to_owned()]), &[], None, &gate.state()).unwrap();
+    let wider =
+        run.narrowed(&narrow_of(Some(&["read".to_owned(), "send".to_owned()]), &[], None), &gate.state(), NOW).unwrap();
     assert_eq!(check(&gate, &wider, "read", &json!({})).code(), Code::PolicyForbidden);
-    let labelled = run.narrowed(None, &["untrusted".to_owned()], None, &gate.state()).unwrap();
+    let labelled = run.narrowed(&narrow_of(None, &["untrusted".to_owned()], None), &gate.state(), NOW).unwrap();
     assert_eq!(check(&gate, &labelled, "send", &json!({})).policies(), ["seen"]);
-    let inner = labelled.narrowed(Some(&[]), &["pii".to_owned()], None, &gate.state()).unwrap();
-    assert_eq!(inner.labels(), &Val::set(vec![Val::Str("pii".into()), Val::Str("untrusted".into())]));
+    let inner = labelled.narrowed(&narrow_of(Some(&[]), &["pii".to_owned()], None), &gate.state(), NOW).unwrap();
+    assert_eq!(inner.labels(), Val::set(vec![Val::Str("pii".into()), Val::Str("untrusted".into())]));
     assert!(!inner.allows("send"));
 }
 
@@ -426,13 +487,13 @@ fn principals_come_from_the_run_or_from_the_snapshot() {
         spec
     };
     let state = gate.state();
-    assert!(check(&gate, &Scope::new(spec("known"), &state).unwrap(), "send", &json!({})).allowed());
-    let new = Scope::new(described("new"), &state).unwrap();
+    assert!(check(&gate, &Scope::new(spec("known"), &state, NOW).unwrap(), "send", &json!({})).allowed());
+    let new = Scope::new(described("new"), &state, NOW).unwrap();
     assert!(check(&gate, &new, "send", &json!({})).allowed());
-    assert!(!check(&gate, &Scope::new(spec("stranger"), &state).unwrap(), "send", &json!({})).allowed());
+    assert!(!check(&gate, &Scope::new(spec("stranger"), &state, NOW).unwrap(), "send", &json!({})).allowed());
     let for_user = ScopeSpec { on_behalf_of: Some(EntityUid::new("User", "u")), ..spec("stranger") };
-    assert!(check(&gate, &Scope::new(for_user, &state).unwrap(), "send", &json!({})).allowed());
-    assert_eq!(Scope::new(described("known"), &state).unwrap_err().first().code, "scope.invalid");
+    assert!(check(&gate, &Scope::new(for_user, &state, NOW).unwrap(), "send", &json!({})).allowed());
+    assert_eq!(Scope::new(described("known"), &state, NOW).unwrap_err().first().code, "scope.invalid");
     // After a reload that brings the entity, the run's own description is in doubt and nothing is allowed.
     let brought = known.replace("known", "new");
     gate.reload(&GateSources { entities: Some(Source { name: None, text: &brought }), ..sources(text) }).unwrap();
@@ -754,7 +815,7 @@ fn the_gate_never_allows_what_the_reference_denies() {
 fn ask_generated(seed: &mut Seeded, gate: &Gate) -> Option<Asked> {
     let principal = format!("u{}", seed.below(6));
     let spec = ScopeSpec { principal: EntityData::new(EntityUid::new("User", &principal)), ..spec("") };
-    let scope = Scope::new(spec, &gate.state()).unwrap();
+    let scope = Scope::new(spec, &gate.state(), NOW).unwrap();
     let tool = seed.below(5);
     let mut arguments = filled(&plain_arguments(seed));
     let decision = gate.check(Some(&scope), &format!("tool{tool}"), &mut arguments, NOW, &mut Scratch::new());
@@ -843,7 +904,12 @@ impl Paying {
     }
 
     fn run(&self, budget: Option<&str>) -> Scope {
-        Scope::new(ScopeSpec { budget: budget.map(str::to_owned), ..spec("a") }, &self.gate.state()).unwrap()
+        Scope::new(
+            narrowed_to(Narrow { budget: budget.map(str::to_owned), ..Narrow::default() }),
+            &self.gate.state(),
+            NOW,
+        )
+        .unwrap()
     }
 
     fn check(&self, scope: &Scope, tool: &str) -> Decision {
@@ -955,7 +1021,7 @@ fn a_denial_before_the_budget_step_reserves_nothing() {
     let paying = Paying::with(&text, ledger_spec(), |_| ());
     let run = paying.run(Some("acme/a"));
     let before = paying.counts();
-    let narrow = run.narrowed(Some(&["send".to_owned()]), &[], None, &paying.gate.state()).unwrap();
+    let narrow = run.narrowed(&narrow_of(Some(&["send".to_owned()]), &[], None), &paying.gate.state(), NOW).unwrap();
     let denied = [
         (paying.check(&run, "send"), Code::PolicyForbidden),
         (paying.check(&run, "read"), Code::ApprovalRequired),
@@ -982,10 +1048,10 @@ fn a_nested_run_names_its_budget_or_one_below() {
     let paying = Paying::new(ledger_spec(), |_| ());
     let state = paying.gate.state();
     let outer = paying.run(Some("acme"));
-    let narrow = |scope: &Scope, path: &str| scope.narrowed(None, &[], Some(path), &state);
+    let narrow = |scope: &Scope, path: &str| scope.narrowed(&narrow_of(None, &[], Some(path)), &state, NOW);
     assert_eq!(narrow(&outer, "acme/a").unwrap().budget(), Some("acme/a"));
     assert_eq!(narrow(&outer, "acme").unwrap().budget(), Some("acme"));
-    assert_eq!(outer.narrowed(None, &[], None, &state).unwrap().budget(), Some("acme"));
+    assert_eq!(outer.narrowed(&narrow_of(None, &[], None), &state, NOW).unwrap().budget(), Some("acme"));
     let inner = narrow(&outer, "acme/a").unwrap();
     for (scope, path) in [(&inner, "acme"), (&outer, "money"), (&outer, "acmex"), (&outer, "acme/nobody"), (&outer, "")]
     {
@@ -993,10 +1059,13 @@ fn a_nested_run_names_its_budget_or_one_below() {
         assert_eq!(error.first().code, "budget.unavailable", "{path}");
     }
     assert!(narrow(&paying.run(None), "acme").is_err());
-    let missing = Scope::new(ScopeSpec { budget: Some("acne".to_owned()), ..spec("a") }, &state).unwrap_err();
+    let missing = Scope::new(narrowed_to(Narrow { budget: Some("acne".to_owned()), ..Narrow::default() }), &state, NOW)
+        .unwrap_err();
     assert!(missing.to_string().contains("acme"), "{missing}");
     let bare = gate(PERMIT);
-    let error = Scope::new(ScopeSpec { budget: Some("acme".to_owned()), ..spec("a") }, &bare.state()).unwrap_err();
+    let error =
+        Scope::new(narrowed_to(Narrow { budget: Some("acme".to_owned()), ..Narrow::default() }), &bare.state(), NOW)
+            .unwrap_err();
     assert!(error.to_string().contains("budgets.toml"), "{error}");
 }
 

@@ -22,7 +22,7 @@ use tollkeeper_core::gate::code::Code;
 use tollkeeper_core::gate::decision::Decision;
 use tollkeeper_core::gate::evidence::{Audit, Ending, Links, OnFull, Status};
 use tollkeeper_core::gate::model_call::ModelRequest;
-use tollkeeper_core::gate::scope::{Scope, ScopeSpec};
+use tollkeeper_core::gate::scope::{Narrow, Scope, ScopeSpec};
 use tollkeeper_core::gate::state::{GateMode, GateSources};
 use tollkeeper_core::gate::tools::ToolSpec;
 use tollkeeper_core::policy::entities::EntityData;
@@ -57,6 +57,7 @@ fn tool(name: &str) -> ToolSpec {
         schema: None,
         paths: Vec::new(),
         cost: Some(Amounts::of(Unit::Tokens, 10)),
+        reads: Vec::new(),
     }
 }
 
@@ -92,12 +93,14 @@ impl Case {
         let spec = ScopeSpec {
             principal,
             session: "s-1".to_owned(),
-            labels: labels.iter().map(|label| (*label).to_owned()).collect(),
             on_behalf_of: Some(EntityUid::new("User", "u")),
-            tools: None,
-            budget: Some("acme".to_owned()),
+            narrow: Narrow {
+                labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+                budget: Some("acme".to_owned()),
+                ..Narrow::default()
+            },
         };
-        Scope::new(spec, &self.gate.state()).unwrap()
+        Scope::new(spec, &self.gate.state(), self.gate.now_ms()).unwrap()
     }
 
     fn check(&self, scope: &Scope, tool: &str, n: i64, links: Links<'_>) -> Decision {

@@ -25,7 +25,7 @@ use tollkeeper_core::budget::window::Window;
 use crate::errors::Error;
 use crate::fork::Born;
 use crate::guard::guard;
-use crate::hold::{PyDenial, PyHold, Whole, amounts, any_whole, by_unit, id_text, whole};
+use crate::hold::{PyDenial, PyHold, Whole, amounts, any_whole, by_unit, decision_text, id_text, whole};
 
 /// A ledger as its holds and meters share it.
 pub(crate) struct Shared {
@@ -312,6 +312,7 @@ fn hold_dict<'py>(py: Python<'py>, hold: &HoldState) -> PyResult<Bound<'py, PyDi
     dict.set_item("charged", by_unit(py, &hold.charged)?)?;
     dict.set_item("granted_ms", hold.granted_ms)?;
     dict.set_item("deadline_ms", hold.deadline_ms)?;
+    dict.set_item("decision", decision_text(hold.tag))?;
     dict.set_item("owner_pid", hold.pid)?;
     dict.set_item("alive", hold.alive)?;
     dict.set_item("dispatched", hold.dispatched)?;
@@ -409,7 +410,7 @@ impl PyLedger {
             let options = Options { ttl_ms, dispatched, ..Options::default() };
             match reserve_at(&self.shared, path, &amounts, options)? {
                 Ok(id) => {
-                    let hold = PyHold::new(Arc::clone(&self.shared), path.clone().unbind(), id, Born::now());
+                    let hold = PyHold::new(Arc::clone(&self.shared), path.clone().unbind(), id, Born::now(), None);
                     Ok::<_, PyErr>(Bound::new(path.py(), hold)?.into_any())
                 }
                 Err(inner) => Ok(Bound::new(path.py(), PyDenial { inner })?.into_any()),
@@ -457,8 +458,8 @@ impl PyLedger {
         })
     }
 
-    /// Every live hold of every process: `id`, `path`, `amounts`, `charged`, `granted_ms`, `deadline_ms`, `owner_pid`,
-    /// `alive`, `dispatched`, `meter`.
+    /// Every live hold of every process: `id`, `path`, `amounts`, `charged`, `granted_ms`, `deadline_ms`,
+    /// `decision`, `owner_pid`, `alive`, `dispatched`, `meter`.
     #[pyo3(signature = () -> "list[dict[str, typing.Any]]")]
     fn holds<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         guard(|| {

@@ -9,6 +9,7 @@ use tollkeeper_core::audit::error::AuditError;
 use tollkeeper_core::audit::verify::error::VerifyError;
 use tollkeeper_core::budget::error::BudgetError;
 use tollkeeper_core::budget::price::Unpriced;
+use tollkeeper_core::gate::control::ControlError;
 use tollkeeper_core::limits::AMOUNT_MAX;
 use tollkeeper_core::policy::error::{PolicyError, PolicyErrors};
 use tollkeeper_core::uid::UidError;
@@ -26,6 +27,7 @@ mod python {
     pyo3::import_exception!(tollkeeper.errors, HandleError);
     pyo3::import_exception!(tollkeeper.errors, InternalError);
     pyo3::import_exception!(tollkeeper.errors, PolicyError);
+    pyo3::import_exception!(tollkeeper.errors, StateError);
 }
 
 /// Everything the binding may have to raise.
@@ -43,6 +45,8 @@ pub(crate) enum Error {
     Verify(VerifyError),
     /// An audit log cannot be opened, or cannot do what was asked of it.
     Audit(AuditError),
+    /// What the gates of a host share cannot be used, or not like that.
+    State(ControlError),
     /// A model or a component has no price.
     Unpriced(Unpriced),
     /// A whole number that is out of its range: of what, the number as text, and the least it may be.
@@ -97,6 +101,12 @@ impl From<AuditError> for Error {
     }
 }
 
+impl From<ControlError> for Error {
+    fn from(error: ControlError) -> Self {
+        Self::State(error)
+    }
+}
+
 impl From<Unpriced> for Error {
     fn from(error: Unpriced) -> Self {
         Self::Unpriced(error)
@@ -113,6 +123,7 @@ impl From<Error> for PyErr {
             Error::Budget(e) => budget_error(&e),
             Error::Verify(e) => python::AuditError::new_err((e.to_string(), e.code(), e.help())),
             Error::Audit(e) => audit_error(&e),
+            Error::State(e) => python::StateError::new_err((e.to_string(), e.code(), e.help())),
             Error::Unpriced(e) => python::BudgetError::new_err((
                 e.to_string(),
                 "budget.unpriced",

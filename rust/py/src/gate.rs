@@ -1,46 +1,44 @@
-//! `Gate`, `Scope` and `Decision`: one call into the gate.
+//! `Gate` and `Action`: one call into the gate.
 //!
 //! Takes the snapshot, asks, and hands the decision back. What a denial means is the gate's business; what this file
 //! adds is what only a binding can know: a handle that was inherited through a fork or closed, and a panic.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyString, PyTuple};
-use tollkeeper_core::arguments::{Argument, Arguments};
-use tollkeeper_core::audit::entry::commit;
-use tollkeeper_core::audit::error::AuditError;
+use pyo3::types::{PyDict, PyMapping, PyString};
+use tollkeeper_core::arguments::{Argument, Arguments, ArgumentsError};
 use tollkeeper_core::audit::log::Durability;
 use tollkeeper_core::budget::unit::{Amounts, Unit};
 use tollkeeper_core::gate::Gate;
+use tollkeeper_core::gate::approve::Approver;
 use tollkeeper_core::gate::check::Scratch;
 use tollkeeper_core::gate::code::Code;
+use tollkeeper_core::gate::control::Control;
 use tollkeeper_core::gate::decision::Decision;
-use tollkeeper_core::gate::evidence::{Audit, Ending, Links, OnFull, Recorded, Status};
+use tollkeeper_core::gate::evidence::{Audit, Links, OnFull};
 use tollkeeper_core::gate::model_call::{ModelCall, ModelRequest};
-use tollkeeper_core::gate::scope::{Scope, ScopeSpec};
+use tollkeeper_core::gate::scope::Scope;
 use tollkeeper_core::gate::state::{GateMode, GateSources, OnError, UnguardedForbid};
-use tollkeeper_core::gate::tools::ToolSpec;
+use tollkeeper_core::gate::tools::{Prepared, ToolSpec};
 use tollkeeper_core::limits::{ARGUMENT_BYTES_MAX, ARGUMENT_BYTES_WAIT_MAX};
-use tollkeeper_core::policy::entities::EntityData;
 use tollkeeper_core::policy::parse::Source;
 
-use std::cell::Cell;
-use std::sync::Arc;
-
 use crate::audit::PyAuditLog;
-use crate::budget::{PyLedger, Shared};
+use crate::budget::PyLedger;
+use crate::control::PyControl;
 use crate::convert::with_arguments_mut;
-use crate::entities::PyEntity;
-use crate::errors::{Error, denied};
+use crate::decision::PyDecision;
+use crate::errors::Error;
 use crate::fork::Born;
 use crate::guard::guard;
-use crate::hold::{PyDenial, PyHold};
+use crate::many::{Columns, PyDecisions};
 use crate::policy::detached;
-use crate::uid::uid_arg;
+use crate::scope::PyScope;
 
 thread_local! {
     /// The gate's buffers of this thread; empty while they are in use.
@@ -50,8 +48,9 @@ thread_local! {
 /// Named text: the name, if it is a file, and the content.
 type Named = (Option<String>, String);
 
-/// A tool as the configuration has it: name, resource uid, JSON Schema text, names of path arguments, cost by unit.
-type ToolArg = (String, String, Option<String>, Vec<String>, Option<Vec<(String, i64)>>);
+/// A tool as the configuration has it: name, resource uid, JSON Schema text, names of path arguments, cost by unit,
+/// labels that its output brings.
+type ToolArg = (String, String, Option<String>, Vec<String>, Option<Vec<(String, i64)>>, Vec<String>);
 
 /// What a gate is loaded from, owned so that loading can run detached.
 struct Sources {
@@ -64,6 +63,9 @@ struct Sources {
     unguarded_forbid: UnguardedForbid,
     ledger: Option<Arc<tollkeeper_core::budget::ledger::Ledger>>,
     audit: Option<Arc<Audit>>,
+    control: Option<Arc<Control>>,
+    approvers: Vec<Approver>,
+    notice: Option<String>,
 }
 
 #[derive(FromPyObject)]
@@ -78,10 +80,17 @@ struct SourcesArg {
     unguarded_forbid: String,
     on_full: String,
     durability: String,
+    approvers: Vec<String>,
+    notice: Option<String>,
 }
 
 impl SourcesArg {
-    fn read(self, ledger: Option<&Bound<'_, PyLedger>>, log: Option<&Py<PyAuditLog>>) -> PyResult<Sources> {
+    fn read(
+        self,
+        ledger: Option<&Bound<'_, PyLedger>>,
+        log: Option<&Py<PyAuditLog>>,
+        control: Option<&Bound<'_, PyControl>>,
+    ) -> PyResult<Sources> {
         fn one_of<T>(key: &str, value: &str, choices: [(&str, T); 2]) -> PyResult<T> {
             let names = choices.each_ref().map(|(name, _)| *name).join("` or `");
             let found = choices.into_iter().find(|(name, _)| *name == value).map(|(_, choice)| choice);
@@ -105,14 +114,17 @@ impl SourcesArg {
             )?,
             ledger: ledger.map(|ledger| Arc::clone(&ledger.get().shared.ledger)),
             audit,
+            control: control.map(|control| Arc::clone(control.get().inner())),
+            approvers: self.approvers.iter().map(|key| approver(key)).collect::<PyResult<_>>()?,
+            notice: self.notice,
         })
     }
 }
 
-fn tool_spec((name, resource, schema, paths, cost): ToolArg) -> PyResult<ToolSpec> {
+fn tool_spec((name, resource, schema, paths, cost, reads): ToolArg) -> PyResult<ToolSpec> {
     let resource = tollkeeper_core::uid::EntityUid::parse(&resource).map_err(Error::from)?;
     let cost = cost.map(|cost| read_cost(&name, cost)).transpose()?;
-    Ok(ToolSpec { name, resource: Arc::new(resource), schema, paths, cost })
+    Ok(ToolSpec { name, resource: Arc::new(resource), schema, paths, cost, reads })
 }
 
 fn read_cost(tool: &str, cost: Vec<(String, i64)>) -> PyResult<Amounts> {
@@ -142,8 +154,15 @@ impl Sources {
             unguarded_forbid: self.unguarded_forbid,
             ledger: self.ledger.clone(),
             audit: self.audit.clone(),
+            control: self.control.clone(),
+            approvers: self.approvers.clone(),
+            notice: self.notice.clone(),
         }
     }
+}
+
+fn approver(key: &str) -> PyResult<Approver> {
+    Approver::parse(key).map_err(|what| PyValueError::new_err(format!("admin key `{key}`: {what}")))
 }
 
 /// The native half of `tollkeeper.Gate`.
@@ -165,14 +184,16 @@ pub(crate) struct PyGate {
 impl PyGate {
     /// Args:
     ///     sources: Mapping with `policies`, `schema`, `entities`, `tools`, `mode`, `on_error`, `unguarded_forbid`,
-    ///         `on_full`, `durability`.
+    ///         `on_full`, `durability`, `approvers`, `notice`.
     ///     instance: A random number that tells this gate's decisions from those of others.
     ///     current: Callable that returns the current scope or `None`.
     ///     ledger: What pays for actions.
     ///     log: What records decisions.
     ///     trace: Callable that returns the ids of the current trace and span, or `None`.
+    ///     control: What the gates of a host share; without it nothing is shared.
     #[new]
-    #[pyo3(signature = (sources: "dict[str, typing.Any]", instance, current: "collections.abc.Callable[[], Scope | None]", ledger: "Ledger | None" = None, log: "AuditLog | None" = None, trace: "collections.abc.Callable[[], tuple[int, int] | None] | None" = None))]
+    #[pyo3(signature = (sources: "dict[str, typing.Any]", instance, current: "collections.abc.Callable[[], Scope | None]", ledger: "Ledger | None" = None, log: "AuditLog | None" = None, trace: "collections.abc.Callable[[], tuple[int, int] | None] | None" = None, control: "Control | None" = None))]
+    #[expect(clippy::too_many_arguments, reason = "everything that a gate is made of")]
     fn new(
         sources: &Bound<'_, PyAny>,
         instance: u64,
@@ -180,8 +201,9 @@ impl PyGate {
         ledger: Option<&Bound<'_, PyLedger>>,
         log: Option<Py<PyAuditLog>>,
         trace: Option<Py<PyAny>>,
+        control: Option<&Bound<'_, PyControl>>,
     ) -> PyResult<Self> {
-        let sources = sources.extract::<SourcesArg>()?.read(ledger, log.as_ref())?;
+        let sources = sources.extract::<SourcesArg>()?.read(ledger, log.as_ref(), control)?;
         guard(|| {
             let inner = detached(|| Gate::open(&sources.borrowed(), instance))?;
             let (closed, poisoned) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -245,7 +267,7 @@ impl PyGate {
     ) -> PyResult<PyDecision> {
         let gate = &slf.get().inner;
         let scope = Self::scope_of(slf, Some(scope))?;
-        let scope = scope.as_ref().map(|scope| &scope.get().inner);
+        let scope = scope.as_ref().map(|scope| scope.get().inner());
         guard(|| {
             let mut scratch = Scratch::default();
             let inner = if let Some((model, prompt_tokens, max_tokens, n)) = model {
@@ -267,7 +289,7 @@ impl PyGate {
     ///     PolicyError: What is wrong, with file, line and column.
     #[pyo3(name = "_reload", signature = (sources: "dict[str, typing.Any]", ledger: "Ledger | None" = None))]
     fn reload(&self, sources: &Bound<'_, PyAny>, ledger: Option<&Bound<'_, PyLedger>>) -> PyResult<()> {
-        let sources = sources.extract::<SourcesArg>()?.read(ledger, self.log.as_ref())?;
+        let sources = sources.extract::<SourcesArg>()?.read(ledger, self.log.as_ref(), None)?;
         guard(|| {
             self.born.check()?;
             detached(|| self.inner.reload(&sources.borrowed()).map(drop))
@@ -275,7 +297,7 @@ impl PyGate {
     }
 
     /// Registers tools that a runtime describes: all of them or, if one is wrong, none.
-    #[pyo3(name = "_register", signature = (tools: "list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None]]"))]
+    #[pyo3(name = "_register", signature = (tools: "list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]]"))]
     fn register(&self, tools: Vec<ToolArg>) -> PyResult<()> {
         let specs = tools.into_iter().map(tool_spec).collect::<PyResult<Vec<ToolSpec>>>()?;
         guard(|| {
@@ -302,6 +324,98 @@ impl PyGate {
             GateMode::Enforce => "enforce",
             GateMode::Shadow => "shadow",
         }
+    }
+
+    /// Decides on a delegation: whether `outer`'s principals may have the principal of `inner` act for them. Allowed, the
+    /// inner scope counts from now on.
+    fn _delegate(
+        slf: &Bound<'_, Self>,
+        outer: Bound<'_, PyScope>,
+        inner: &Bound<'_, PyScope>,
+        parent: Option<&str>,
+    ) -> PyResult<PyDecision> {
+        let this = slf.get();
+        let links = Links { parent, trace: this.trace(slf.py()) };
+        let outer = Self::scope_of(slf, Some(outer))?;
+        let decide = || {
+            let Some(outer) = this.unusable().map_or(outer.as_ref().ok_or(Code::ScopeMissing), Err).ok() else {
+                return this.inner.refuse(this.unusable().unwrap_or(Code::ScopeMissing), None);
+            };
+            let mut scratch = SCRATCH.take().unwrap_or_default();
+            let (outer, now_ms) = (outer.get().inner(), this.inner.now_ms());
+            let decision = this.inner.check_delegate(outer, inner.get().inner(), now_ms, links, &mut scratch);
+            SCRATCH.set(Some(scratch));
+            decision
+        };
+        let decision = this.unharmed(decide)?;
+        if decision.allowed() {
+            inner.get().begin(Some(decision.id()));
+        }
+        Ok(PyDecision::new(decision, slf.clone().unbind()))
+    }
+
+    /// A tool by name, prepared: its checks skip the lookup.
+    ///
+    /// Args:
+    ///     tool: Name of a tool, registered by the time of a check.
+    fn action(slf: Bound<'_, Self>, tool: &str) -> PyAction {
+        PyAction { gate: slf.unbind(), prepared: Prepared::new(tool) }
+    }
+
+    /// Decides many calls of one tool in the current scope, each as `check` does and in the order of the rows. The
+    /// interpreter's lock is released meanwhile.
+    ///
+    /// Args:
+    ///     tool: Name of a registered tool.
+    ///     columns: Arguments by name: one-dimensional numpy arrays or lists of integers, floats, booleans or text, all of
+    ///         the same length, or single values for every row.
+    ///     scope: A scope other than the current one.
+    ///     parent: Id of the decision that the calls follow from.
+    ///
+    /// Raises:
+    ///     TypeError: A column holds something else.
+    ///     ValueError: Columns differ in length, or there are more than 65,536 rows.
+    #[pyo3(signature = (tool, columns: "collections.abc.Mapping[str, typing.Any]", *, scope: "Scope | None" = None, parent: "str | None" = None))]
+    fn check_many(
+        slf: &Bound<'_, Self>,
+        tool: &str,
+        columns: &Bound<'_, PyMapping>,
+        scope: Option<Bound<'_, PyScope>>,
+        parent: Option<&str>,
+    ) -> PyResult<PyDecisions> {
+        let columns = Columns::read(columns)?;
+        let this = slf.get();
+        let scope = Self::scope_of(slf, scope)?;
+        let links = Links { parent, trace: this.trace(slf.py()) };
+        let asked = Asked { scope: scope.as_ref().map(|scope| scope.get().inner()), links, bytes_max: 0 };
+        let prepared = Prepared::new(tool);
+        let decided = slf.py().detach(|| {
+            let mut arguments = Arguments::new();
+            let mut decisions = Vec::with_capacity(columns.rows());
+            for row in 0..columns.rows() {
+                let refused = |error: &ArgumentsError| this.refused(tool, Gate::refusal_of(error), asked);
+                let decide = || match columns.fill(row, &mut arguments) {
+                    Ok(()) if this.is_usable() => this.ask(Called::Prepared(&prepared), &mut arguments, asked),
+                    Ok(()) => this.inner.refuse(this.unusable().unwrap_or(Code::GateClosed), None),
+                    Err(error) => refused(&error),
+                };
+                decisions.push(this.unharmed(decide)?);
+            }
+            Ok::<_, PyErr>(decisions)
+        })?;
+        PyDecisions::new(slf, decided)
+    }
+
+    /// What this gate has counted: decisions by code, and how long checks take in the core, in nanoseconds; one check of
+    /// sixteen is timed.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        crate::control::row(py, &self.inner.counters().read())
+    }
+
+    /// What the gates of the host share.
+    #[getter]
+    fn _control(&self) -> PyControl {
+        PyControl::of(Arc::clone(self.inner.state().control()))
     }
 
     /// Names of the registered tools, sorted.
@@ -331,23 +445,63 @@ impl PyGate {
         let this = slf.get();
         let scope = Self::scope_of(slf, scope)?;
         let links = Links { parent, trace: this.trace(slf.py()) };
-        let asked = Asked { scope: scope.as_ref().map(|scope| &scope.get().inner), links, bytes_max };
+        let asked = Asked { scope: scope.as_ref().map(|scope| scope.get().inner()), links, bytes_max };
         let decide = || {
             if let Ok(tool) = tool.to_str() {
-                return this.decide(tool, arguments, asked);
+                return this.decide(Called::Text(tool), arguments, asked);
             }
             // A lone surrogate: no registered tool has such a name.
             let reason = "the tool's name is not text that can be encoded, so no tool has it".to_owned();
             this.refused("", (Code::InputUnknownTool, reason), asked)
         };
-        let inner = if let Ok(decision) = catch_unwind(AssertUnwindSafe(decide)) {
-            decision
-        } else {
-            // Relaxed: the flag guards no other data, and every later check of this thread sees it.
-            this.poisoned.store(true, Ordering::Relaxed);
-            guard(|| Ok::<_, PyErr>(this.inner.refuse(Code::InternalPanic, None)))?
-        };
+        let inner = this.unharmed(decide)?;
         Ok(PyDecision::new(inner, slf.clone().unbind()))
+    }
+
+    /// Decides for a tool that was prepared.
+    fn check_prepared(
+        slf: &Bound<'_, Self>,
+        prepared: &Prepared,
+        arguments: Option<&Bound<'_, PyAny>>,
+        scope: Option<Bound<'_, PyScope>>,
+        parent: Option<&str>,
+    ) -> PyResult<PyDecision> {
+        let this = slf.get();
+        let scope = Self::scope_of(slf, scope)?;
+        let links = Links { parent, trace: this.trace(slf.py()) };
+        let bytes_max = ARGUMENT_BYTES_MAX;
+        let asked = Asked { scope: scope.as_ref().map(|scope| scope.get().inner()), links, bytes_max };
+        let inner = this.unharmed(|| this.decide(Called::Prepared(prepared), arguments, asked))?;
+        Ok(PyDecision::new(inner, slf.clone().unbind()))
+    }
+
+    /// Runs a check; a panic in it denies, and poisons this handle.
+    #[inline]
+    fn unharmed(&self, decide: impl FnOnce() -> Decision) -> PyResult<Decision> {
+        if let Ok(decision) = catch_unwind(AssertUnwindSafe(decide)) {
+            return Ok(decision);
+        }
+        // Relaxed: the flag guards no other data, and every later check of this thread sees it.
+        self.poisoned.store(true, Ordering::Relaxed);
+        guard(|| Ok::<_, PyErr>(self.inner.refuse(Code::InternalPanic, None)))
+    }
+
+    /// The core's.
+    pub(crate) const fn room(&self) -> &Gate {
+        &self.inner
+    }
+
+    pub(crate) const fn log(&self) -> Option<&Py<PyAuditLog>> {
+        self.log.as_ref()
+    }
+
+    pub(crate) const fn has_log(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// Whether the handle decides anything.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.unusable().is_none()
     }
 
     /// Where it is called, if anybody traces that. What cannot be said is left out: a check does not fail for it.
@@ -366,7 +520,7 @@ impl PyGate {
             Some(scope) => Some(scope),
             None => slf.get().current.bind(slf.py()).call0()?.cast_into::<PyScope>().ok(),
         };
-        Ok(scope.filter(|scope| scope.get().gate.is(slf) && !scope.get().ended.load(Ordering::Relaxed)))
+        Ok(scope.filter(|scope| scope.get().counts_for(slf)))
     }
 
     /// Why the handle decides nothing any more.
@@ -395,7 +549,7 @@ impl PyGate {
                 return (this.inner.refuse(code, None), None);
             }
             let mut scratch = SCRATCH.take().unwrap_or_default();
-            let scope = scope.as_ref().map(|scope| &scope.get().inner);
+            let scope = scope.as_ref().map(|scope| scope.get().inner());
             let now_ms = this.inner.now_ms();
             let (decision, call) = this.inner.check_model_linked(scope, request, now_ms, links, &mut scratch);
             SCRATCH.set(Some(scratch));
@@ -411,7 +565,7 @@ impl PyGate {
     }
 
     #[inline]
-    fn decide(&self, tool: &str, arguments: Option<&Bound<'_, PyAny>>, asked: Asked<'_>) -> Decision {
+    fn decide(&self, tool: Called<'_>, arguments: Option<&Bound<'_, PyAny>>, asked: Asked<'_>) -> Decision {
         if let Some(code) = self.unusable() {
             return self.inner.refuse(code, None);
         }
@@ -422,20 +576,24 @@ impl PyGate {
             } else {
                 Code::InputUnrepresentable
             };
-            self.refused(tool, (code, error.to_string()), asked)
+            self.refused(tool.name(), (code, error.to_string()), asked)
         })
     }
 
     #[inline]
-    fn ask(&self, tool: &str, arguments: &mut Arguments, asked: Asked<'_>) -> Decision {
+    fn ask(&self, tool: Called<'_>, arguments: &mut Arguments, asked: Asked<'_>) -> Decision {
         let object = arguments.root().is_some_and(|root| matches!(root.value(), Argument::Object));
         if !object {
             let reason = "arguments: a mapping with str keys is needed".to_owned();
-            return self.refused(tool, (Code::InputUnrepresentable, reason), asked);
+            return self.refused(tool.name(), (Code::InputUnrepresentable, reason), asked);
         }
         let mut scratch = SCRATCH.take().unwrap_or_default();
         let now_ms = self.inner.now_ms();
-        let decision = self.inner.check_linked(asked.scope, tool, arguments, now_ms, asked.links, &mut scratch);
+        let Asked { scope, links, .. } = asked;
+        let decision = match tool {
+            Called::Text(tool) => self.inner.check_linked(scope, tool, arguments, now_ms, links, &mut scratch),
+            Called::Prepared(tool) => self.inner.check_prepared(scope, tool, arguments, now_ms, links, &mut scratch),
+        };
         SCRATCH.set(Some(scratch));
         decision
     }
@@ -454,6 +612,22 @@ impl PyGate {
     }
 }
 
+/// A tool as a call names it.
+#[derive(Clone, Copy)]
+enum Called<'a> {
+    Text(&'a str),
+    Prepared(&'a Prepared),
+}
+
+impl Called<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Self::Text(name) => name,
+            Self::Prepared(prepared) => prepared.name(),
+        }
+    }
+}
+
 /// What a check is asked with beside the call itself.
 #[derive(Clone, Copy)]
 struct Asked<'a> {
@@ -462,345 +636,40 @@ struct Asked<'a> {
     bytes_max: usize,
 }
 
-/// The native half of a scope: who acts, in which session, narrowed to what.
-#[pyclass(frozen, subclass, name = "Scope", module = "tollkeeper._native")]
-pub(crate) struct PyScope {
-    inner: Scope,
+/// A tool that was prepared by `Gate.action`.
+#[pyclass(frozen, name = "Action", module = "tollkeeper")]
+pub(crate) struct PyAction {
     gate: Py<PyGate>,
-    /// The run is over: whoever kept the scope, or a context that still carries it, has none.
-    ended: AtomicBool,
-}
-
-impl PyScope {
-    /// Makes a run of a scope, and records that it has begun.
-    fn begin(scope: Scope, gate: Py<PyGate>, outer: u64, request: Option<&str>) -> PyResult<Self> {
-        let room = &gate.get().inner;
-        let committed = request.filter(|_| gate.get().log.is_some()).map(commit).transpose().map_err(Error::from)?;
-        let inner = scope.as_run(room.next_run(), committed.map(|(_, hash)| hash));
-        let kept = committed.as_ref().zip(request).map(|((salt, _), text)| (salt, text));
-        if gate.get().unusable().is_none() {
-            room.record_run(&inner, outer, kept);
-        }
-        Ok(Self { inner, gate, ended: AtomicBool::new(false) })
-    }
+    prepared: Prepared,
 }
 
 #[pymethods]
-impl PyScope {
+impl PyAction {
+    /// The tool's name.
+    #[getter]
+    fn name(&self) -> &str {
+        self.prepared.name()
+    }
+
+    /// As `Gate.check`, for this tool.
+    ///
     /// Args:
-    ///     gate: The gate the run goes through.
-    ///     principal: Uid, or an `Entity` with attributes that the entity store does not have.
-    ///     session: Id of the session.
-    ///     labels: What the session has seen.
-    ///     on_behalf_of: For whom the principal acts.
-    ///     tools: The only tools this run may call.
-    ///     budget: Path of the budget that pays.
-    ///     outer: A scope that this one narrows; principal and session are then its own.
-    ///     request: What the user asked for: the audit log commits to it, and keeps it outside the entries.
-    #[new]
-    #[pyo3(signature = (gate, principal: "EntityUid | Entity | str | None" = None, session = None, *, labels: "list[str]" = Vec::new(), on_behalf_of: "EntityUid | str | None" = None, tools: "list[str] | None" = None, budget: "str | None" = None, outer: "Scope | None" = None, request: "str | None" = None))]
-    #[expect(clippy::too_many_arguments, reason = "as many as a run has")]
-    fn new(
-        gate: &Bound<'_, PyGate>,
-        principal: Option<&Bound<'_, PyAny>>,
-        session: Option<String>,
-        labels: Vec<String>,
-        on_behalf_of: Option<&Bound<'_, PyAny>>,
-        tools: Option<Vec<String>>,
-        budget: Option<String>,
-        outer: Option<Bound<'_, Self>>,
-        request: Option<&str>,
-    ) -> PyResult<Self> {
-        if let Some(outer) = outer {
-            let gate = outer.get().gate.clone_ref(gate.py());
-            return guard(|| {
-                let (around, room) = (&outer.get().inner, &gate.get().inner);
-                let inner = around.narrowed(tools.as_deref(), &labels, budget.as_deref(), &room.state());
-                Self::begin(inner.map_err(Error::from)?, gate.clone_ref(outer.py()), around.run(), request)
-            });
-        }
-        let (Some(principal), Some(session)) = (principal, session) else {
-            return Err(PyTypeError::new_err("a scope needs a principal and a session"));
-        };
-        let principal = match principal.cast::<PyEntity>() {
-            Ok(entity) => entity.get().data.clone(),
-            Err(_) => EntityData::new(uid_arg(principal)?.into_owned()),
-        };
-        let on_behalf_of = on_behalf_of.map(|uid| uid_arg(uid).map(crate::uid::UidArg::into_owned)).transpose()?;
-        guard(|| {
-            let spec = ScopeSpec { principal, session, labels, on_behalf_of, tools, budget };
-            let inner = Scope::new(spec, &gate.get().inner.state()).map_err(Error::from)?;
-            Self::begin(inner, gate.clone().unbind(), 0, request)
-        })
-    }
-
-    /// Ends the scope: checks with it are denied with `scope.missing` from now on.
-    fn _end(&self) {
-        self.ended.store(true, Ordering::Relaxed);
-    }
-
-    /// The gate the run goes through.
-    #[getter]
-    fn _gate(&self, py: Python<'_>) -> Py<PyGate> {
-        self.gate.clone_ref(py)
-    }
-
-    /// Who acts.
-    #[getter]
-    fn principal(&self) -> String {
-        self.inner.principal().to_string()
-    }
-
-    /// Id of the session.
-    #[getter]
-    fn session(&self) -> &str {
-        self.inner.session()
-    }
-
-    /// For whom the principal acts, if for anybody.
-    #[getter]
-    fn on_behalf_of(&self) -> Option<String> {
-        self.inner.on_behalf_of().map(ToString::to_string)
-    }
-
-    /// Path of the budget that pays, if anybody does.
-    #[getter]
-    fn budget(&self) -> Option<&str> {
-        self.inner.budget()
-    }
-
-    /// Whether the run may call this tool at all, before any policy is asked.
-    fn allows(&self, tool: &str) -> bool {
-        self.inner.allows(tool)
-    }
-
-    fn __repr__(&self) -> String {
-        format!("<Scope {} {:?}>", self.inner.principal(), self.inner.session())
-    }
-}
-
-/// The answer to one check.
-///
-/// A decision has no truth value: `if decision:` raises, so nobody tests the object by accident.
-#[pyclass(frozen, name = "Decision", module = "tollkeeper")]
-pub(crate) struct PyDecision {
-    inner: Decision,
-    gate: Py<PyGate>,
-    /// Made when somebody asks; from then on it ends what was reserved
-    hold: PyOnceLock<Py<PyHold>>,
-}
-
-impl PyDecision {
-    fn new(inner: Decision, gate: Py<PyGate>) -> Self {
-        Self { inner, gate, hold: PyOnceLock::new() }
-    }
-
-    /// The log and the record in it.
-    fn record<'py>(&self, py: Python<'py>) -> Result<(Bound<'py, PyAuditLog>, Recorded), Error> {
-        let none = || AuditError::Invalid {
-            message: "the decision has no record: its gate keeps no audit log, or lets actions pass unrecorded"
-                .to_owned(),
-        };
-        let log = self.gate.get().log.as_ref().ok_or_else(none)?;
-        Ok((log.bind(py).clone(), self.inner.recorded().ok_or_else(none)?))
-    }
-
-    /// Records what became of the action. Never waits, and what cannot be recorded is what the log itself tells of.
-    pub(crate) fn record_ending(&self, ending: &Ending<'_>) -> Result<bool, Error> {
-        let gate = self.gate.get();
-        if gate.unusable().is_some() {
-            return Ok(false);
-        }
-        self.inner.record_outcome(ending, gate.inner.now_ms()).map_err(Error::from)
-    }
-}
-
-/// How an action ended, by name.
-fn read_status(name: &str) -> PyResult<Status> {
-    Status::ALL.into_iter().find(|status| status.name() == name).ok_or_else(|| {
-        let known = Status::ALL.map(Status::name).join("`, `");
-        PyValueError::new_err(format!("there is no status `{name}`; there is `{known}`"))
-    })
-}
-
-#[pymethods]
-impl PyDecision {
-    /// Whether the action may go ahead.
-    #[getter]
-    fn allowed(&self) -> bool {
-        self.inner.allowed()
-    }
-
-    /// Stable name of the outcome, such as `allow` or `policy.no_permit`.
-    #[getter]
-    fn code<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
-        PyString::intern(py, self.inner.code().slug())
-    }
-
-    /// A sentence that a model can act on; empty when allowed. Holds no value of the arguments.
-    #[getter]
-    fn reason(&self) -> String {
-        self.inner.reason()
-    }
-
-    /// Ids of the policies that decided.
-    #[getter]
-    fn policies(&self) -> Vec<&str> {
-        self.inner.policies()
-    }
-
-    /// Policies that could not be evaluated, as pairs of id and message.
-    #[getter]
-    fn errors(&self) -> Vec<(&str, String)> {
-        self.inner.errors()
-    }
-
-    /// `@obligation` of the permits that allowed.
-    #[getter]
-    fn obligations(&self) -> Vec<&str> {
-        self.inner.obligations()
-    }
-
-    /// `@approval` of the permits that need one.
-    #[getter]
-    fn approvals(&self) -> Vec<&str> {
-        self.inner.approvals()
-    }
-
-    /// The code this would have had without shadow mode, or with the policies that are in it.
-    #[getter]
-    fn would_deny(&self) -> Option<&'static str> {
-        self.inner.would_deny().map(Code::slug)
-    }
-
-    /// Ids of the policies behind `would_deny`.
-    #[getter]
-    fn would_deny_policies(&self) -> Vec<&str> {
-        self.inner.would_deny_policies()
-    }
-
-    /// What was reserved for the action: a `Hold`, or `None` if nothing was. Settle it with what was used. If nobody does,
-    /// it ends in full when the decision and the hold are gone. A forked child has none: it is its parent's.
-    #[getter]
-    pub(crate) fn hold<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyHold>>> {
-        let Some(handle) = self.inner.hold().filter(|handle| handle.is_own()) else { return Ok(None) };
-        guard(|| {
-            let hold = self.hold.get_or_try_init(py, || {
-                let shared = Arc::new(Shared::of(handle.ledger()));
-                let path = PyString::new(py, handle.path()).unbind();
-                let hold = Py::new(py, PyHold::new(shared, path, handle.id(), Born::now()))?;
-                self.inner.hand_over();
-                Ok::<_, PyErr>(hold)
-            })?;
-            Ok::<_, PyErr>(Some(hold.bind(py).clone()))
-        })
-    }
-
-    /// Why a budget refused: a `Denial` with the level, unit and window; `None` if none did.
-    #[getter]
-    fn denial(&self) -> Option<PyDenial> {
-        self.inner.denial().map(|denial| PyDenial { inner: Box::new(denial.clone()) })
-    }
-
-    /// Seconds until the same action is worth another try; `None` if it is not, or nobody knows.
-    #[getter]
-    #[expect(clippy::cast_precision_loss, reason = "milliseconds until the end of a month are far below 2**53")]
-    fn retry_after(&self) -> Option<f64> {
-        self.inner.retry_after_ms().map(|ms| ms as f64 / 1e3)
-    }
-
-    /// Ends what was reserved, the action being over: what nobody settled counts in full. Records the outcome.
-    #[pyo3(signature = (status = "unknown", error = None, duration_ms = None))]
-    fn _finish(&self, status: &str, error: Option<&str>, duration_ms: Option<i64>) -> PyResult<()> {
-        guard(|| {
-            if let Some(hold) = self.inner.hold() {
-                hold.end_unreported();
-            }
-            let ending = Ending { status: read_status(status)?, error, usage: &[], duration_ms, trace: None };
-            self.record_ending(&ending)?;
-            Ok::<_, PyErr>(())
-        })
-    }
-
-    /// Ends what was reserved for an action that never began.
-    fn _release(&self) -> PyResult<()> {
-        guard(|| {
-            if let Some(hold) = self.inner.hold() {
-                hold.release();
-            }
-            Ok::<_, PyErr>(())
-        })
-    }
-
-    /// See `Gate.outcome`.
-    #[pyo3(signature = (status, error, usage, duration_ms))]
-    fn _outcome(
+    ///     arguments: Plain data with str keys; `None` is no arguments.
+    ///     scope: A scope other than the current one.
+    ///     parent: Id of the decision that this call follows from.
+    #[pyo3(signature = (arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, *, scope: "Scope | None" = None, parent: "str | None" = None))]
+    fn check(
         &self,
-        status: &str,
-        error: Option<&str>,
-        usage: Vec<(String, i64)>,
-        duration_ms: Option<i64>,
-    ) -> PyResult<bool> {
-        guard(move || {
-            let usage: Vec<(&str, i64)> = usage.iter().map(|(name, count)| (&**name, *count)).collect();
-            let ending = Ending { status: read_status(status)?, error, usage: &usage, duration_ms, trace: None };
-            Ok::<_, PyErr>(self.record_ending(&ending)?)
-        })
-    }
-
-    /// How certain its record has to be before the action begins: `"group"`, `"sync"` or `"checkpointed"`; `None` if it
-    /// has no record.
-    #[getter]
-    fn durability(&self) -> Option<&'static str> {
-        self.inner.recorded().map(|recorded| recorded.durability.name())
-    }
-
-    /// A coroutine that ends when the record is on the disk.
-    ///
-    /// Args:
-    ///     durability: `"sync"`, or `"checkpointed"` for a record that a signed checkpoint covers.
-    ///
-    /// Raises:
-    ///     AuditError: It never will be: the log has given up. Or the decision has no record.
-    #[pyo3(signature = (durability = "sync") -> "collections.abc.Coroutine[typing.Any, typing.Any, None]")]
-    fn durable<'py>(&self, py: Python<'py>, durability: &str) -> PyResult<Bound<'py, PyAny>> {
-        let (log, recorded) = self.record(py)?;
-        log.as_any().call_method1("durable", (recorded.seq, durability))
-    }
-
-    /// The same for threads.
-    ///
-    /// Args:
-    ///     durability: As in `durable`.
-    ///     timeout: Seconds.
-    #[pyo3(signature = (durability = "sync", timeout = 10.0))]
-    fn wait_durable(&self, py: Python<'_>, durability: &str, timeout: f64) -> PyResult<()> {
-        let (log, recorded) = self.record(py)?;
-        log.as_any().call_method1("wait", (recorded.seq, durability, timeout)).map(drop)
-    }
-
-    /// Name of this decision: the gate and a count.
-    #[getter]
-    fn id(&self) -> String {
-        self.inner.id().to_string()
-    }
-
-    /// Raises `Denied` unless the action may go ahead; returns the decision otherwise.
-    pub(crate) fn require(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
-        if slf.get().inner.allowed() {
-            return Ok(slf);
-        }
-        let arguments = PyTuple::new(slf.py(), [slf.as_any()])?;
-        Err(denied(arguments.unbind()))
-    }
-
-    #[expect(clippy::unused_self, reason = "a method of the object")]
-    fn __bool__(&self) -> PyResult<bool> {
-        Err(PyTypeError::new_err("a decision has no truth value; use `decision.allowed` or `decision.require()`"))
+        py: Python<'_>,
+        arguments: Option<&Bound<'_, PyAny>>,
+        scope: Option<Bound<'_, PyScope>>,
+        parent: Option<&str>,
+    ) -> PyResult<PyDecision> {
+        PyGate::check_prepared(self.gate.bind(py), &self.prepared, arguments, scope, parent)
     }
 
     fn __repr__(&self) -> String {
-        format!("<Decision {} {:?}>", self.inner.code().slug(), self.inner.policies())
+        format!("<Action {:?}>", self.prepared.name())
     }
 }
 

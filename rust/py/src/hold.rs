@@ -16,6 +16,8 @@ use tollkeeper_core::budget::denial::Denial;
 use tollkeeper_core::budget::unit::{Amounts, Reported, UNITS, Unit};
 use tollkeeper_core::budget::window::Window;
 use tollkeeper_core::budget::{Charge, HoldId};
+use tollkeeper_core::gate::decision::DecisionId;
+use tollkeeper_core::gate::standing::Standing;
 use tollkeeper_core::limits::AMOUNT_MAX;
 
 use crate::budget::Shared;
@@ -101,6 +103,12 @@ pub(crate) fn id_text(id: HoldId) -> String {
     format!("{}.{}", id.slot, id.generation)
 }
 
+/// The decision that a gate has made a hold for, as it is written everywhere.
+pub(crate) fn decision_text(tag: [u64; 2]) -> Option<String> {
+    let [gate, number] = tag;
+    (tag != [0; 2]).then(|| DecisionId { gate, number }.to_string())
+}
+
 /// What a reserve was granted: room at a budget and at every level above it, until it is settled or released.
 ///
 /// Ending is idempotent: the first `settle` or `release` counts, later ones return False. A hold that is dropped, or
@@ -114,12 +122,25 @@ pub(crate) struct PyHold {
     path: Py<PyString>,
     id: HoldId,
     born: Born,
+    /// Of a gate's decision: whether the run that it was made in may go on
+    standing: Option<Arc<Standing>>,
 }
 
 impl PyHold {
     #[inline]
-    pub(crate) fn new(shared: Arc<Shared>, path: Py<PyString>, id: HoldId, born: Born) -> Self {
-        Self { shared, path, id, born }
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        path: Py<PyString>,
+        id: HoldId,
+        born: Born,
+        standing: Option<Arc<Standing>>,
+    ) -> Self {
+        Self { shared, path, id, born, standing }
+    }
+
+    /// Whether those who made it were revoked meanwhile.
+    fn is_stopped(&self) -> bool {
+        self.standing.as_ref().is_some_and(|standing| standing.stops())
     }
 
     fn state(&self) -> PyResult<Option<HoldState>> {
@@ -202,14 +223,20 @@ impl PyHold {
         Ok(Unit::ALL.map(Unit::name).into_iter().zip(now).collect())
     }
 
+    /// Id of the decision that it belongs to; `None` if no gate made it.
+    #[getter]
+    fn decision(&self) -> PyResult<Option<String>> {
+        Ok(self.state()?.and_then(|state| decision_text(state.tag)))
+    }
+
     /// Whether it has not ended.
     #[getter]
     fn live(&self) -> PyResult<bool> {
         Ok(self.state()?.is_some())
     }
 
-    /// Notes what the work has used so far. True: go on. False: stop, because it is more than was held, or because the
-    /// hold has ended; never raises for the state of the hold or of the ledger.
+    /// Notes what the work has used so far. True: go on. False: stop, because it is more than was held, the hold has
+    /// ended, or those who made it were revoked; never raises for the state of the hold or of the ledger.
     ///
     /// Args:
     ///     tokens: Tokens of language models.
@@ -232,7 +259,8 @@ impl PyHold {
     ) -> PyResult<bool> {
         guard(|| {
             let amounts = amounts([tokens, nano_usd, requests, in_flight, kv_blocks])?;
-            Ok::<_, PyErr>(self.shared.ledger.charge(self.id, &amounts) == Charge::GoOn)
+            let covered = self.shared.ledger.charge(self.id, &amounts) == Charge::GoOn;
+            Ok::<_, PyErr>(covered && !self.is_stopped())
         })
     }
 

@@ -7,7 +7,9 @@
 //! | `errors` | the one mapping from the core's errors to Python's exceptions |
 //! | `convert` | Python arguments to the core's snapshot |
 //! | `policy`, `batch`, `entities` | the policy room: sets, contexts, answers; many at once; the entity store |
-//! | `gate`, `model_call` | the gate: checks, scopes, decisions; calls of models |
+//! | `gate`, `scope`, `decision`, `model_call` | the gate: checks; runs; answers; calls of models |
+//! | `many` | many calls of one tool at once |
+//! | `control` | what the gates of a host share, for those who operate them |
 //! | `budget`, `hold`, `meter` | the budget room: ledgers and clocks; holds and denials; the meter of an engine |
 //! | `verify` | the audit room's reading side: logs, entries, verification, proofs |
 //! | `audit`, `json` | the audit room: a log that is written; values as JSON text |
@@ -26,7 +28,9 @@
 mod audit;
 mod batch;
 mod budget;
+mod control;
 mod convert;
+mod decision;
 mod entities;
 mod errors;
 mod fork;
@@ -34,10 +38,12 @@ mod gate;
 mod guard;
 mod hold;
 mod json;
+mod many;
 mod meter;
 mod model_call;
 mod policy;
 mod probe;
+mod scope;
 mod uid;
 mod verify;
 
@@ -51,7 +57,19 @@ mod _native {
     use super::entities::{PyEntities, PyEntity};
 
     #[pymodule_export]
-    use super::gate::{PyDecision, PyGate, PyScope, decision_codes};
+    use super::gate::{PyAction, PyGate, decision_codes};
+
+    #[pymodule_export]
+    use super::decision::PyDecision;
+
+    #[pymodule_export]
+    use super::many::PyDecisions;
+
+    #[pymodule_export]
+    use super::scope::PyScope;
+
+    #[pymodule_export]
+    use super::control::PyControl;
 
     #[pymodule_export]
     use super::model_call::PyModelCall;

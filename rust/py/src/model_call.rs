@@ -12,8 +12,9 @@ use pyo3::types::{PyDict, PyInt, PyTuple};
 use tollkeeper_core::gate::evidence::{Ending, Status};
 use tollkeeper_core::gate::model_call::{ModelCall, ModelRequest, ModelUsage};
 
+use crate::decision::PyDecision;
 use crate::errors::Error;
-use crate::gate::{PyDecision, PyGate};
+use crate::gate::PyGate;
 use crate::guard::guard;
 use crate::hold::{PyHold, Whole, whole};
 

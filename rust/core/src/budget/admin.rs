@@ -63,6 +63,8 @@ pub struct HoldState {
     pub granted_ms: i64,
     /// When it is over
     pub deadline_ms: Option<i64>,
+    /// What its maker calls it: a gate gives the numbers of its decision; zeros for nothing
+    pub tag: [u64; 2],
     /// The process that has it, in its own namespace
     pub pid: u32,
     /// Whether that process lives
@@ -332,6 +334,7 @@ impl Ledger {
             charged,
             granted_ms: slot.granted_ms.load(Relaxed),
             deadline_ms: (deadline_ms != 0).then_some(deadline_ms),
+            tag: slot.tag.each_ref().map(|word| word.load(Relaxed)),
             pid: if anonymous { std::process::id() } else { owner.map_or(0, |owner| owner.pid.load(Relaxed)) },
             alive: self.attached().is_ok_and(|attached| !attached.is_dead(state.actor())),
             dispatched: flags & FLAG_DISPATCHED != 0,

@@ -127,7 +127,8 @@ impl World {
     fn reserve(&self, me: u32, amounts: [i64; UNITS], now_ms: i64, flags: u32) -> Result<HoldId, Refused> {
         let (ids, amounts) = (ids_at(now_ms, &self.steps), Amounts(amounts));
         let node = self.steps.first().map_or(0, |step| step.node);
-        let wish = Wish { node, steps: &self.steps, amounts: &amounts, ids, now_ms, deadline_ms: 0, flags };
+        let wish =
+            Wish { node, steps: &self.steps, amounts: &amounts, ids, now_ms, deadline_ms: 0, flags, tag: [0; 2] };
         self.hand(me).reserve(&wish, 0)
     }
 

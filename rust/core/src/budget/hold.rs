@@ -39,6 +39,7 @@ pub(super) struct Wish<'a> {
     /// 0: none
     pub(super) deadline_ms: i64,
     pub(super) flags: u32,
+    pub(super) tag: [u64; 2],
 }
 
 /// Why a reserve took nothing.
@@ -142,6 +143,9 @@ impl Hand<'_> {
         slot.flags.store(wish.flags, Relaxed);
         slot.granted_ms.store(wish.now_ms, Relaxed);
         slot.deadline_ms.store(wish.deadline_ms, Relaxed);
+        for (word, tag) in slot.tag.iter().zip(wish.tag) {
+            word.store(tag, Relaxed);
+        }
         set(&slot.amounts, &wish.amounts.0);
         set(&slot.charged, &[0; UNITS]);
         slot.len.store(u32::try_from(wish.steps.len()).unwrap_or(0), Relaxed);

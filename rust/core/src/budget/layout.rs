@@ -26,7 +26,7 @@ use crate::sync::{AtomicI64, AtomicU32, AtomicU64};
 /// First word of a state file, `TOLLKEEP` in the byte order of the host.
 pub(super) const MAGIC: u64 = u64::from_ne_bytes(*b"TOLLKEEP");
 /// Raised whenever a type in this file changes its meaning or its size.
-pub(super) const LAYOUT: u32 = 1;
+pub(super) const LAYOUT: u32 = 2;
 
 /// Bits of a process's number.
 const OWNER_BITS: u32 = 14;
@@ -184,6 +184,8 @@ pub(crate) struct Slot {
     pub(super) granted_ms: AtomicI64,
     /// 0: none
     pub(super) deadline_ms: AtomicI64,
+    /// Who made it calls it so: a gate its decision. Zeros for nothing
+    pub(super) tag: [AtomicU64; 2],
     pub(super) amounts: Counts,
     pub(super) charged: Counts,
     /// What is being topped up or settled
@@ -204,6 +206,7 @@ impl Default for Slot {
             top_ups: AtomicU32::new(0),
             granted_ms: AtomicI64::new(0),
             deadline_ms: AtomicI64::new(0),
+            tag: std::array::from_fn(|_| AtomicU64::new(0)),
             amounts: Counts::default(),
             charged: Counts::default(),
             actual: Counts::default(),
@@ -433,7 +436,7 @@ mod tests {
     fn sizes_are_part_of_the_layout() {
         assert_eq!(size_of::<Period>(), 256);
         assert_eq!(size_of::<Durable>(), 64);
-        assert_eq!(size_of::<Slot>(), 384);
+        assert_eq!(size_of::<Slot>(), 448);
         assert_eq!(size_of::<Tally>(), 16);
         assert_eq!(size_of::<EventEntry>(), 64);
         assert_eq!(size_of::<NodeEntry>(), 768);

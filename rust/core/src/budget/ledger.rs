@@ -73,6 +73,8 @@ pub struct Options {
     pub forced: bool,
     /// After this time the hold is over; `None` for the ledger's own
     pub ttl_ms: Option<i64>,
+    /// What its maker calls it: a gate gives the numbers of its decision
+    pub tag: [u64; 2],
 }
 
 /// A batch at work.
@@ -452,7 +454,16 @@ impl Ledger {
                 self.deadlines.store(true, Relaxed);
             }
             let ids = ids_at(now_ms, &node.steps);
-            let wish = Wish { node: node.index, steps: &node.steps, amounts, ids, now_ms, deadline_ms, flags };
+            let wish = Wish {
+                node: node.index,
+                steps: &node.steps,
+                amounts,
+                ids,
+                now_ms,
+                deadline_ms,
+                flags,
+                tag: options.tag,
+            };
             match hand.reserve(&wish, hint.load(Relaxed)) {
                 Ok(id) => {
                     hint.store(id.slot.wrapping_add(1), Relaxed);

@@ -64,8 +64,16 @@ impl World {
 
     fn reserve(&self, me: u32, tokens: i64, id: u32) -> Result<HoldId, Refused> {
         let amounts = Amounts::of(Unit::Tokens, tokens);
-        let wish =
-            Wish { node: 0, steps: &self.steps, amounts: &amounts, ids: [id; 5], now_ms: 0, deadline_ms: 0, flags: 0 };
+        let wish = Wish {
+            node: 0,
+            steps: &self.steps,
+            amounts: &amounts,
+            ids: [id; 5],
+            now_ms: 0,
+            deadline_ms: 0,
+            flags: 0,
+            tag: [0; 2],
+        };
         self.hand(me).reserve(&wish, me)
     }
 
@@ -331,7 +339,8 @@ fn a_window_that_is_kept_elsewhere_against_the_next_one_here() {
             let above = World { memory: Memory::in_memory(world.memory.sizes()), steps: world.steps[1..].to_vec() };
             let amounts = Amounts::of(Unit::Tokens, 1);
             let (node, steps) = (0, &*above.steps);
-            let wish = Wish { node, steps, amounts: &amounts, ids: [5; 5], now_ms: 0, deadline_ms: 0, flags: 0 };
+            let wish =
+                Wish { node, steps, amounts: &amounts, ids: [5; 5], now_ms: 0, deadline_ms: 0, flags: 0, tag: [0; 2] };
             Some(world.hand(DEAD + 3).reserve(&wish, 0).unwrap())
         },
         |world, _| world.reserve(ONE, 6, 5),

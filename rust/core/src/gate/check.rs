@@ -1,10 +1,14 @@
 //! The pipeline of one check. Each step either lets the call on or names the code of its denial; the first one that
 //! denies is the answer.
 //!
-//! 1. **scope**: somebody is acting;
+//! 1. **scope**: somebody is acting, their time is not over, and nobody has revoked them, their session or the tool. The
+//!    table of revocations is one word read, here and again when the check has its place in the log: so no allowed action
+//!    is recorded behind the entry that says the revocation was seen;
 //! 2. **tool**: the name is registered, the arguments have the shape its schema declares, its paths stay where they are;
 //! 3. **policy**: principal from the scope, action and resource from the registry, arguments under `context.input`;
-//!    errors, shadow policies and approvals are the gate's own rules on top of Cedar's answer;
+//!    errors, shadow policies and approvals are the gate's own rules on top of Cedar's answer. Every principal of a chain
+//!    has to be allowed, and the forbids that came with the run must not apply. What needs an approval goes on with a
+//!    grant for exactly this, which is used up once step 4 has reserved;
 //! 4. **budget**: what step 3 allowed is reserved at the run's budget and all above it, or denied. It comes last, so a
 //!    denial anywhere leaves nothing behind. What costs is denied in a run that names no budget; a tool without a cost
 //!    costs a run that has one a request;
@@ -21,27 +25,33 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
+use arc_swap::Guard;
 use bumpalo::Bump;
 use smallvec::SmallVec;
 
 use super::Gate;
+use super::approve::{self, Binding};
 use super::budget_context;
 use super::code::Code;
-use super::decision::{Decision, Detail};
+use super::control::Standing;
+use super::decision::{Decision, Detail, Reads, RunForbid};
 use super::evidence::{Buffers, Call, Links, push_seen};
 use super::model_call::{self, ModelCall, ModelRequest, Plan};
+use super::narrowing::Narrowing;
 use super::payer::{self, Paid, Payer};
-use super::scope::Scope;
+use super::scope::{Member, Scope};
+use super::session::Seen;
 use super::state::{GateMode, GateState, OnError};
-use super::tools::Tool;
-use crate::arguments::{Argument, ArgumentRef, Arguments, ArgumentsError, Conversion};
+use super::tools::{Prepared, Tool};
+use crate::arguments::{Argument, ArgumentRef, Arguments, ArgumentsError, Conversion, push_json_str};
 use crate::budget::unit::Amounts;
 use crate::policy::eval::{Fault, Request};
 use crate::policy::set::{self, Outcome};
 use crate::policy::tree::Effect;
 use crate::uid::EntityUid;
-use crate::value::Value;
+use crate::value::{Val, Value};
 
 /// Buffers that are reused from check to check: with them a warm check allocates nothing.
 #[derive(Debug, Default)]
@@ -89,19 +99,94 @@ impl Gate {
         scratch: &mut Scratch,
     ) -> Decision {
         let state = &*self.state.load();
-        let tool_index = state.registry().find(tool);
-        scratch.evidence.seen.clear();
-        let admitted = admit(state, scope, tool_index, tool, arguments, now_ms, scratch);
+        let named = (tool, state.registry().find(tool));
+        self.check_named(state, scope, named, arguments, now_ms, links, scratch)
+    }
+
+    /// The same for a tool whose name was looked up before.
+    pub fn check_prepared(
+        &self,
+        scope: Option<&Scope>,
+        prepared: &Prepared,
+        arguments: &mut Arguments,
+        now_ms: i64,
+        links: Links<'_>,
+        scratch: &mut Scratch,
+    ) -> Decision {
+        let state = &*self.state.load();
+        let named = (prepared.name(), prepared.find(state));
+        self.check_named(state, scope, named, arguments, now_ms, links, scratch)
+    }
+
+    #[inline]
+    #[expect(clippy::too_many_arguments, reason = "everything that a check reads")]
+    fn check_named(
+        &self,
+        state: &Arc<GateState>,
+        scope: Option<&Scope>,
+        (name, index): (&str, Option<u32>),
+        arguments: &mut Arguments,
+        now_ms: i64,
+        links: Links<'_>,
+        scratch: &mut Scratch,
+    ) -> Decision {
         let mut decision = self.blank(Arc::clone(state));
-        decision.tool = tool_index;
+        let timer = self.timer(&decision);
+        let begun = self.begin(state, scope, now_ms, scratch);
+        decision.tool = index;
+        let admitted = admit(state, scope, &begun, index, name, arguments, now_ms, scratch);
         decision.admit(admitted);
-        let call = Call::Tool { name: tool, index: tool_index, arguments: Some(arguments) };
+        if decision.code == Code::ApprovalRequired {
+            let tool = index.and_then(|index| state.registry().tool(index));
+            decision
+                .seek_grant(now_ms, scope.zip(tool).and_then(|(scope, tool)| Binding::of_tool(scope, tool, arguments)));
+        }
+        let call = Call::Tool { name, index, arguments: Some(arguments) };
         recorded(state, &mut decision, scope, &call, now_ms, links, scratch, |decision| {
-            if let Some(scope) = scope.filter(|_| decision.goes_ahead()) {
+            let Some(scope) = stands(decision, scope, index.map(|_| name)) else { return };
+            if decision.goes_ahead() {
                 let paid = pay_tool(decision, scope, now_ms);
                 decision.pay(paid);
+                decision.use_grant(now_ms);
             }
         });
+        if let Some(scope) = scope.filter(|_| decision.allowed()) {
+            decision.will_read(scope, index, begun.labels_mask());
+        }
+        self.count(&decision, timer);
+        decision
+    }
+
+    /// Decides whether `outer`'s principals may have the principal of `inner`, made by [`Scope::delegated`], act for
+    /// them.
+    ///
+    /// # Concurrency
+    /// As [`Gate::check`].
+    pub fn check_delegate(
+        &self,
+        outer: &Scope,
+        inner: &Scope,
+        now_ms: i64,
+        links: Links<'_>,
+        scratch: &mut Scratch,
+    ) -> Decision {
+        let state = &*self.state.load();
+        let mut decision = self.blank(Arc::clone(state));
+        let begun = self.begin(state, Some(inner), now_ms, scratch);
+        decision.delegate = Some(Arc::clone(inner.principal()));
+        decision.admit(admit_delegate(state, outer, inner, &begun, now_ms, scratch));
+        if decision.code == Code::ApprovalRequired {
+            let input = delegate_json(inner);
+            let binding = Binding::new(outer, state.delegate(), inner.principal(), None, &input);
+            decision.seek_grant(now_ms, Some(binding));
+        }
+        let call = Call::Delegate(inner.principal());
+        recorded(state, &mut decision, Some(outer), &call, now_ms, links, scratch, |decision| {
+            if stands(decision, Some(inner), None).is_some() && decision.goes_ahead() {
+                decision.use_grant(now_ms);
+            }
+        });
+        self.count(&decision, None);
         decision
     }
 
@@ -129,20 +214,29 @@ impl Gate {
         scratch: &mut Scratch,
     ) -> (Decision, ModelCall) {
         let state = &*self.state.load();
-        scratch.evidence.seen.clear();
-        let admitted = admit_model(state, scope, request, now_ms, scratch);
         let mut decision = self.blank(Arc::clone(state));
+        let timer = self.timer(&decision);
+        let begun = self.begin(state, scope, now_ms, scratch);
         decision.model = Some(request.model.into());
-        decision.admit(admitted);
+        decision.admit(admit_model(state, scope, &begun, request, now_ms, scratch));
+        if decision.code == Code::ApprovalRequired {
+            let resource = EntityUid::new("Model", request.model);
+            let input = request.json();
+            let binding = scope.map(|scope| Binding::new(scope, state.call_model(), &resource, None, &input));
+            decision.seek_grant(now_ms, binding);
+        }
         let mut plan = None;
         recorded(state, &mut decision, scope, &Call::Model(request), now_ms, links, scratch, |decision| {
-            if let Some(scope) = scope.filter(|_| decision.goes_ahead()) {
+            let Some(scope) = stands(decision, scope, None) else { return };
+            if decision.goes_ahead() {
                 let (paid, planned) = pay_model(decision, scope, request, now_ms);
                 decision.pay(paid);
+                decision.use_grant(now_ms);
                 plan = planned;
             }
         });
-        let call = ModelCall::new(request, plan.as_ref(), decision.hold().cloned());
+        self.count(&decision, timer);
+        let call = ModelCall::new(request, plan.as_ref(), decision.hold().cloned(), scope.map(Scope::standing));
         (decision, call)
     }
 
@@ -160,9 +254,14 @@ impl Gate {
         let mut decision = self.refuse(code, Some(reason));
         let state = &*self.state.load();
         decision.tool = state.registry().find(tool);
-        scratch.evidence.seen.clear();
+        let begun = self.begin(state, scope, now_ms, scratch);
+        // What is wrong with those who act comes first: whoever was stopped is told so, whatever the arguments are.
+        if let Some((code, detail)) = scope.and_then(|scope| begun.refusal(scope, Some(tool), now_ms)) {
+            (decision.code, decision.detail) = (code, detail);
+        }
         let call = Call::Tool { name: tool, index: decision.tool, arguments: None };
         recorded(state, &mut decision, scope, &call, now_ms, links, scratch, |_| {});
+        self.count(&decision, None);
         decision
     }
 
@@ -197,26 +296,168 @@ impl Gate {
             detail: Detail::None,
             tool: None,
             model: None,
+            delegate: None,
+            denied_for: None,
             hold: None,
             outcome: None,
+            others: Vec::new(),
+            grant: None,
+            seized: None,
+            reads: None,
             recorded: None,
             ended: AtomicBool::new(false),
+            read: AtomicBool::new(false),
+        }
+    }
+
+    /// Looks at what may have changed since the last check, before anything is decided.
+    #[inline]
+    fn begin<'s>(&self, state: &GateState, scope: Option<&'s Scope>, now_ms: i64, scratch: &mut Scratch) -> Start {
+        let word = state.control().word();
+        self.observe(state, word, now_ms);
+        let Buffers { seen, labels, word: recorded, .. } = &mut scratch.evidence;
+        seen.clear();
+        labels.clear();
+        *recorded = word;
+        let session = scope.map(|scope| scope.session_ref().seen(now_ms));
+        if let Some(session) = &session {
+            labels.extend_from_slice(&session.fragment);
+        }
+        Start { session }
+    }
+
+    /// Every so often the time of a check is taken: often enough for its distribution, seldom enough to cost nothing.
+    #[inline]
+    fn timer(&self, decision: &Decision) -> Option<Instant> {
+        (decision.id.number % TIMED_EACH == 0).then(Instant::now)
+    }
+
+    #[inline]
+    fn count(&self, decision: &Decision, timer: Option<Instant>) {
+        self.counters.count(decision.code as usize);
+        if let Some(begun) = timer {
+            self.counters.observe_ns(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX));
         }
     }
 }
 
+/// Of so many checks the time of one is taken.
+const TIMED_EACH: u64 = 16;
+
+/// What a check reads once, at its beginning.
+struct Start {
+    session: Option<Guard<Arc<Seen>>>,
+}
+
+impl Start {
+    fn labels_mask(&self) -> u64 {
+        self.session.as_ref().map_or(0, |seen| seen.mask)
+    }
+
+    fn labels(&self) -> Value<'_> {
+        self.session.as_ref().map_or(Value::Set(&[]), |seen| seen.labels.as_value())
+    }
+
+    /// Why those who act may not act at all.
+    #[inline]
+    fn refusal(&self, scope: &Scope, tool: Option<&str>, now_ms: i64) -> Option<Denial> {
+        if let Some(revoked) = scope.standing().revoked(tool) {
+            return Some((Code::PrincipalRevoked, Detail::Revoked(Box::new(revoked))));
+        }
+        scope.is_over(now_ms).then_some((Code::PrincipalExpired, Detail::None))
+    }
+}
+
+/// The scope, if the action is allowed so far and those who act still may: what was revoked since the check began is seen
+/// here, when it has its place in the log.
+#[inline]
+fn stands<'s>(decision: &mut Decision, scope: Option<&'s Scope>, tool: Option<&str>) -> Option<&'s Scope> {
+    let scope = scope.filter(|_| decision.allowed())?;
+    let Some(revoked) = scope.standing().revoked(tool) else { return Some(scope) };
+    (decision.code, decision.would_deny, decision.by_shadow_policies) = (Code::PrincipalRevoked, None, false);
+    decision.detail = Detail::Revoked(Box::new(revoked));
+    None
+}
+
 type Denial = (Code, Detail);
+
+/// What the first three steps came to.
+struct Admitted {
+    outcome: Outcome,
+    others: Vec<Outcome>,
+    verdict: Verdict,
+    denied_for: Option<Arc<EntityUid>>,
+}
+
+impl Admitted {
+    /// What another principal of the chain came to. A denial counts more than an approval that is needed, and that more
+    /// than being allowed: nobody is asked to approve what is denied all the same.
+    #[cold]
+    fn join(&mut self, outcome: Outcome, verdict: Verdict, member: &Member) {
+        if verdict.is_free() || (!verdict.is_final() && !self.verdict.is_free()) {
+            self.others.push(outcome);
+        } else {
+            self.others.push(std::mem::replace(&mut self.outcome, outcome));
+            (self.verdict, self.denied_for) = (verdict, Some(Arc::clone(&member.uid)));
+        }
+    }
+}
 
 impl Decision {
     /// Takes over what the first three steps came to.
     #[inline]
-    fn admit(&mut self, admitted: Result<(Outcome, Verdict), Denial>) {
+    fn admit(&mut self, admitted: Result<Admitted, Denial>) {
         match admitted {
-            Ok((outcome, verdict)) => {
-                self.outcome = Some(outcome);
+            Ok(Admitted { outcome, others, verdict, denied_for }) => {
+                (self.outcome, self.others, self.denied_for) = (Some(outcome), others, denied_for);
                 verdict.write(self);
             }
             Err((code, detail)) => (self.code, self.detail) = (code, detail),
+        }
+    }
+
+    /// Looks for somebody's answer to exactly this.
+    #[cold]
+    fn seek_grant(&mut self, now_ms: i64, binding: Option<Binding>) {
+        let Some(binding) = binding else {
+            let message = "it needs an approval, and its arguments hold a number without an exact form, so that nobody \
+                           could tell what was approved; use a smaller or rounder one";
+            self.detail = Detail::Text(message.into());
+            return;
+        };
+        match self.state.control().standing(&binding.digest, now_ms) {
+            Standing::Granted(grant) if approve::counts(self.state.approvers(), &binding.digest, &grant) => {
+                self.code = Code::Allow;
+                self.seized = Some(grant);
+            }
+            Standing::Rejected(_) => self.code = Code::ApprovalRejected,
+            Standing::Expired(_) => self.code = Code::ApprovalExpired,
+            _ => {}
+        }
+        self.detail = Detail::Approval(Box::new(binding));
+    }
+
+    /// Uses the grant up, now that nothing else can deny.
+    #[inline]
+    fn use_grant(&mut self, now_ms: i64) {
+        let Some(grant) = self.seized.take().filter(|_| self.allowed()) else { return };
+        if self.state.control().consume(&grant, now_ms) {
+            self.grant = Some(grant.id);
+            return;
+        }
+        if let Some(hold) = self.hold.take() {
+            hold.hold().release();
+        }
+        self.code = Code::ApprovalRequired;
+        self.detail = Detail::Text("the approval was used by another call or has ended meanwhile; ask again".into());
+    }
+
+    /// Notes what its end will bring into the session that is not there already.
+    #[inline]
+    fn will_read(&mut self, scope: &Scope, tool: Option<u32>, seen: u64) {
+        let mask = tool.map_or(0, |tool| self.state.reads(tool));
+        if mask & !seen != 0 {
+            self.reads = Some(Reads { session: Arc::clone(scope.session_ref()), mask });
         }
     }
 }
@@ -255,16 +496,19 @@ fn recorded(
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "everything that a check reads")]
 fn admit(
     state: &GateState,
     scope: Option<&Scope>,
+    start: &Start,
     tool_index: Option<u32>,
     name: &str,
     arguments: &mut Arguments,
     now_ms: i64,
     scratch: &mut Scratch,
-) -> Result<(Outcome, Verdict), Denial> {
+) -> Result<Admitted, Denial> {
     let scope = scope.ok_or((Code::ScopeMissing, Detail::None))?;
+    start.refusal(scope, Some(name), now_ms).map_or(Ok(()), Err)?;
     let Some(tool) = tool_index.and_then(|index| state.registry().tool(index)) else {
         return Err((Code::InputUnknownTool, Detail::UnknownTool(name.into())));
     };
@@ -274,9 +518,45 @@ fn admit(
         return Err((Code::PolicyForbidden, Detail::Narrowed));
     }
     let asked = Asked { action: tool.action(), resource: tool.resource(), input: Value::RecordArgs(input) };
-    let outcome = evaluate(scope, state, &asked, now_ms, scratch)?;
-    let verdict = Verdict::draw(state, &outcome, narrowed);
-    Ok((outcome, verdict))
+    evaluate((scope, scope.members()), state, start, &asked, narrowed, now_ms, scratch)
+}
+
+fn admit_delegate(
+    state: &GateState,
+    outer: &Scope,
+    inner: &Scope,
+    start: &Start,
+    now_ms: i64,
+    scratch: &mut Scratch,
+) -> Result<Admitted, Denial> {
+    start.refusal(inner, None, now_ms).map_or(Ok(()), Err)?;
+    let tools = inner.tools().map(|tools| Val::set(tools.iter().map(|tool| Val::Str(tool.clone().into())).collect()));
+    let mut input: SmallVec<[(&str, Value<'_>); 2]> = SmallVec::new();
+    input.extend(inner.budget().map(|budget| ("budget", Value::Str(budget))));
+    input.extend(tools.as_ref().map(|tools| ("tools", tools.as_value())));
+    let asked = Asked { action: state.delegate(), resource: inner.principal(), input: Value::RecordTemp(&input) };
+    evaluate((inner, outer.members()), state, start, &asked, false, now_ms, scratch)
+}
+
+/// What policies read of a delegation, as JSON with sorted keys.
+fn delegate_json(inner: &Scope) -> Vec<u8> {
+    let mut out = b"{".to_vec();
+    if let Some(budget) = inner.budget() {
+        out.extend_from_slice(b"\"budget\":");
+        push_json_str(&mut out, budget);
+    }
+    if let Some(tools) = inner.tools() {
+        out.extend_from_slice(if out.len() > 1 { b",\"tools\":[" } else { b"\"tools\":[" });
+        for (place, tool) in tools.iter().enumerate() {
+            if place > 0 {
+                out.push(b',');
+            }
+            push_json_str(&mut out, tool);
+        }
+        out.push(b']');
+    }
+    out.push(b'}');
+    out
 }
 
 /// Schema and paths: what the arguments are, before policy sees them.
@@ -295,11 +575,13 @@ fn read_input<'a>(tool: &Tool, arguments: &'a mut Arguments, scratch: &mut Scrat
 fn admit_model(
     state: &GateState,
     scope: Option<&Scope>,
+    start: &Start,
     request: &ModelRequest<'_>,
     now_ms: i64,
     scratch: &mut Scratch,
-) -> Result<(Outcome, Verdict), Denial> {
+) -> Result<Admitted, Denial> {
     let scope = scope.ok_or((Code::ScopeMissing, Detail::None))?;
+    start.refusal(scope, None, now_ms).map_or(Ok(()), Err)?;
     if let Some(fault) = request.fault() {
         return Err((Code::InputUnrepresentable, Detail::Text(fault.into())));
     }
@@ -311,9 +593,7 @@ fn admit_model(
         ("prompt_tokens", Value::Long(request.prompt_tokens)),
     ];
     let asked = Asked { action: state.call_model(), resource: &resource, input: Value::RecordTemp(&input) };
-    let outcome = evaluate(scope, state, &asked, now_ms, scratch)?;
-    let verdict = Verdict::draw(state, &outcome, false);
-    Ok((outcome, verdict))
+    evaluate((scope, scope.members()), state, start, &asked, false, now_ms, scratch)
 }
 
 /// The budget step of a tool call.
@@ -325,7 +605,7 @@ fn pay_tool(decision: &Decision, scope: &Scope, now_ms: i64) -> Paid {
         return Paid::Free;
     }
     if let Some(payer) = scope.payer() {
-        return payer::reserve(state, payer, &cost, now_ms);
+        return payer::reserve(state, payer, &cost, decision.id, now_ms);
     }
     let tool = decision.tool().map_or("the tool", Tool::name);
     Paid::Refused(Box::new(payer::no_payer(state, &format!("tool `{tool}`"))), None)
@@ -346,7 +626,7 @@ fn pay_model(decision: &Decision, scope: &Scope, request: &ModelRequest<'_>, now
         Err(denial) if state.mode() == GateMode::Shadow => (Plan::unpriced(request), Some(denial)),
         Err(denial) => return (Paid::Refused(denial, None), None),
     };
-    let paid = match (payer::reserve(state, payer, &plan.amounts, now_ms), unpriced) {
+    let paid = match (payer::reserve(state, payer, &plan.amounts, decision.id, now_ms), unpriced) {
         (Paid::Held(hold) | Paid::Refused(_, Some(hold)), Some(denial)) => Paid::Refused(denial, Some(hold)),
         (paid, _) => paid,
     };
@@ -376,22 +656,26 @@ struct Asked<'a> {
     input: Value<'a>,
 }
 
-/// Maps the call to a Cedar request and evaluates it. Records are sorted by key, as the evaluator expects.
+/// Maps the call to a Cedar request and evaluates it for every principal of the chain, and with the forbids that came
+/// with the run. Records are sorted by key, as the evaluator expects.
 fn evaluate(
-    scope: &Scope,
+    (scope, chain): (&Scope, &[Member]),
     state: &GateState,
+    start: &Start,
     asked: &Asked<'_>,
+    narrowed: bool,
     now_ms: i64,
     scratch: &mut Scratch,
-) -> Result<Outcome, Denial> {
+) -> Result<Admitted, Denial> {
     let entities = scope.entities(state).map_err(|errors| {
         let reason = format!("the run's principal cannot be used since the last reload: {}", errors.first().message);
         (Code::ScopeMissing, Detail::Text(reason.into()))
     })?;
-    let session = [("id", Value::Str(scope.session())), ("labels", scope.labels().as_value())];
+    let session = [("id", Value::Str(scope.session())), ("labels", start.labels())];
     let Scratch { policy, budget, evidence, .. } = scratch;
     let mut fields: SmallVec<[(&str, Value<'_>); 5]> = SmallVec::new();
-    if let (true, Some(payer), Some(ledger)) = (state.reads_budget(), scope.payer(), state.cells()) {
+    let reads_budget = state.reads_budget() || scope.narrowings().iter().any(|own| own.reads_budget());
+    if let (true, Some(payer), Some(ledger)) = (reads_budget, scope.payer(), state.cells()) {
         budget.reset();
         let seen = budget_context::snapshot(ledger, payer.path(), budget);
         if state.audit().is_some() {
@@ -403,13 +687,53 @@ fn evaluate(
     fields.push(("now", Value::Datetime(now_ms)));
     fields.extend(scope.on_behalf_of().map(|uid| ("on_behalf_of", Value::Entity(uid))));
     fields.push(("session", Value::RecordTemp(&session)));
-    let request = Request {
-        principal: scope.principal(),
+    let request = |principal| Request {
+        principal,
         action: asked.action,
         resource: asked.resource,
         context: Value::RecordTemp(&fields),
     };
-    Ok(state.set().evaluate(&request, &entities, policy))
+    let Some((actor, outer)) = chain.split_last() else { return Err((Code::ScopeMissing, Detail::None)) };
+    let outcome = state.set().evaluate(&request(&actor.uid), &entities, policy);
+    let verdict = Verdict::draw(state, &outcome, narrowed);
+    let mut admitted = Admitted { outcome, others: Vec::new(), verdict, denied_for: None };
+    for member in outer.iter().rev().filter(|_| !narrowed) {
+        if admitted.verdict.is_final() {
+            break;
+        }
+        let outcome = state.set().evaluate(&request(&member.uid), &entities, policy);
+        let verdict = Verdict::draw(state, &outcome, false);
+        admitted.join(outcome, verdict, member);
+    }
+    for (narrowing, member) in scope.narrowings().iter().flat_map(|own| chain.iter().rev().map(move |who| (own, who))) {
+        if admitted.verdict.is_final() {
+            break;
+        }
+        let outcome = narrowing.set().evaluate(&request(&member.uid), &entities, policy);
+        if let Some((code, forbid)) = run_forbids(state, narrowing, &outcome) {
+            admitted.verdict.forbid(state, code, forbid);
+            admitted.denied_for = (!Arc::ptr_eq(&member.uid, &actor.uid)).then(|| Arc::clone(&member.uid));
+        }
+    }
+    Ok(admitted)
+}
+
+/// What the forbids of a run say: those that apply, or else those that could not be evaluated.
+#[inline]
+fn run_forbids(state: &GateState, narrowing: &Arc<Narrowing>, outcome: &Outcome) -> Option<(Code, Box<RunForbid>)> {
+    if outcome.forbids.is_empty() && (!outcome.forbid_erred() || state.on_error() == OnError::Cedar) {
+        return None;
+    }
+    let mut code = Code::PolicyForbidden;
+    let mut policies = outcome.forbids.to_vec();
+    if policies.is_empty() {
+        let faults = outcome.errors(narrowing.set());
+        let unreadable = faults.iter().any(|fault| fault.fault == Fault::Unrepresentable);
+        code = if unreadable { Code::InputUnrepresentable } else { Code::PolicyError };
+        policies.extend(faults.iter().map(|fault| fault.policy));
+    }
+    policies.sort_unstable();
+    Some((code, Box::new(RunForbid { narrowing: Arc::clone(narrowing), policies })))
 }
 
 struct Verdict {
@@ -417,12 +741,39 @@ struct Verdict {
     would_deny: Option<Code>,
     by_shadow_policies: bool,
     narrowed: bool,
+    /// The forbid of the run behind it
+    forbid: Option<Box<RunForbid>>,
 }
 
 impl Verdict {
+    /// Whether it neither denies nor would.
+    #[inline]
+    fn is_free(&self) -> bool {
+        self.code == Code::Allow && (self.would_deny.is_none() || self.by_shadow_policies)
+    }
+
+    /// Whether nothing that the others of a chain or the forbids of a run say can make it worse.
+    #[inline]
+    fn is_final(&self) -> bool {
+        !self.is_free() && self.code != Code::ApprovalRequired
+    }
+
+    /// Takes over what a forbid of the run says.
+    #[cold]
+    fn forbid(&mut self, state: &GateState, code: Code, forbid: Box<RunForbid>) {
+        self.by_shadow_policies = false;
+        if state.mode() == GateMode::Shadow && code.flips_in_shadow() {
+            self.would_deny = Some(code);
+        } else {
+            (self.code, self.would_deny) = (code, None);
+        }
+        self.forbid = Some(forbid);
+    }
+
     #[inline]
     fn draw(state: &GateState, outcome: &Outcome, narrowed: bool) -> Self {
-        let mut verdict = Self { code: Code::PolicyForbidden, would_deny: None, by_shadow_policies: false, narrowed };
+        let mut verdict =
+            Self { code: Code::PolicyForbidden, would_deny: None, by_shadow_policies: false, narrowed, forbid: None };
         // A run narrowed to other tools is denied by now, but for shadow mode.
         if !narrowed {
             verdict.code = judge(state, outcome, false);
@@ -450,6 +801,8 @@ impl Verdict {
         decision.by_shadow_policies = self.by_shadow_policies;
         if self.narrowed {
             decision.detail = Detail::Narrowed;
+        } else if let Some(forbid) = self.forbid {
+            decision.detail = Detail::RunForbid(forbid);
         }
     }
 }

@@ -27,6 +27,10 @@ pub enum Code {
     InputUnknownTool,
     /// Nobody said who is acting
     ScopeMissing,
+    /// The principal, one that it acts for, the tool or the session was revoked
+    PrincipalRevoked,
+    /// The run's time is over
+    PrincipalExpired,
     /// What is spent leaves too little in a window of the run's budget or of one above it
     BudgetExhausted,
     /// What other work holds leaves too little; the only one worth a retry
@@ -41,6 +45,10 @@ pub enum Code {
     BudgetUnavailable,
     /// A permit applies only after an approval
     ApprovalRequired,
+    /// An approver has said no to exactly this
+    ApprovalRejected,
+    /// Nobody answered in time, or what was approved was not used in time
+    ApprovalExpired,
     /// The audit log cannot take the record
     AuditUnavailable,
     /// The gate was opened before a fork
@@ -53,7 +61,7 @@ pub enum Code {
 
 impl Code {
     /// All codes.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::Allow,
         Self::PolicyForbidden,
         Self::PolicyNoPermit,
@@ -62,6 +70,8 @@ impl Code {
         Self::InputTooLarge,
         Self::InputUnknownTool,
         Self::ScopeMissing,
+        Self::PrincipalRevoked,
+        Self::PrincipalExpired,
         Self::BudgetExhausted,
         Self::BudgetContended,
         Self::BudgetTooLarge,
@@ -69,6 +79,8 @@ impl Code {
         Self::BudgetUnpriced,
         Self::BudgetUnavailable,
         Self::ApprovalRequired,
+        Self::ApprovalRejected,
+        Self::ApprovalExpired,
         Self::AuditUnavailable,
         Self::GateForked,
         Self::GateClosed,
@@ -86,6 +98,8 @@ impl Code {
             Self::InputTooLarge => "input.too_large",
             Self::InputUnknownTool => "input.unknown_tool",
             Self::ScopeMissing => "scope.missing",
+            Self::PrincipalRevoked => "principal.revoked",
+            Self::PrincipalExpired => "principal.expired",
             Self::BudgetExhausted => DenialKind::Exhausted.slug(),
             Self::BudgetContended => DenialKind::Contended.slug(),
             Self::BudgetTooLarge => DenialKind::TooLarge.slug(),
@@ -93,6 +107,8 @@ impl Code {
             Self::BudgetUnpriced => DenialKind::Unpriced.slug(),
             Self::BudgetUnavailable => DenialKind::Unavailable.slug(),
             Self::ApprovalRequired => "approval.required",
+            Self::ApprovalRejected => "approval.rejected",
+            Self::ApprovalExpired => "approval.expired",
             Self::AuditUnavailable => "audit.unavailable",
             Self::GateForked => "gate.forked",
             Self::GateClosed => "gate.closed",
@@ -113,6 +129,10 @@ impl Code {
             Self::InputTooLarge => "The arguments are larger or nest deeper than the bound.",
             Self::InputUnknownTool => "The tool is not registered; the reason holds the stanza to add.",
             Self::ScopeMissing => "The check ran outside a run, or the run's principal cannot be used.",
+            Self::PrincipalRevoked => {
+                "An operator has revoked the principal, one it acts for, the tool, the session or everything; stop."
+            }
+            Self::PrincipalExpired => "The time that the run was given is over; start another run.",
             Self::BudgetExhausted => {
                 "What is spent leaves too little in a window of the run's budget or of one above it; `retry_after` says when it ends."
             }
@@ -130,6 +150,10 @@ impl Code {
                 "The action costs something, and the run has no budget, or the ledger cannot answer."
             }
             Self::ApprovalRequired => "A policy permits the action only after an approval of these exact arguments.",
+            Self::ApprovalRejected => "An approver has rejected this action with these exact arguments.",
+            Self::ApprovalExpired => {
+                "Nobody answered the request for an approval in time, or it was not used in time; ask again."
+            }
             Self::AuditUnavailable => {
                 "The decision cannot be recorded: the log is full or its disk refuses; nothing was reserved."
             }
@@ -141,8 +165,14 @@ impl Code {
 
     /// Whether shadow mode lets the action pass all the same: only what somebody wrote as a rule for this action.
     pub const fn flips_in_shadow(self) -> bool {
-        matches!(self, Self::PolicyForbidden | Self::PolicyNoPermit | Self::PolicyError | Self::ApprovalRequired)
+        matches!(self, Self::PolicyForbidden | Self::PolicyNoPermit | Self::PolicyError)
+            || self.is_approval()
             || self.is_budget()
+    }
+
+    /// Whether somebody's approval is what is missing.
+    pub const fn is_approval(self) -> bool {
+        matches!(self, Self::ApprovalRequired | Self::ApprovalRejected | Self::ApprovalExpired)
     }
 
     /// Whether the budget step denied.

@@ -2,19 +2,25 @@
 //!
 //! No sentence holds a value of the arguments, an attribute or a session id: decisions are logged and shown to models.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::approve::Binding;
 use super::code::Code;
+use super::control::{ApprovalId, Grant, Revoked, TargetKind};
 use super::evidence::Recorded;
+use super::narrowing::Narrowing;
 use super::payer::{Handle, Paid, Reservation};
+use super::session::Session;
 use super::state::{GateMode, GateState};
 use super::tools::{self, Tool};
 use crate::audit::log::Durability;
+use crate::budget::clock::{Clock as _, SystemClock};
 use crate::budget::denial::Denial;
 use crate::policy::set::{Outcome, PolicyFault};
 use crate::policy::tree::Effect;
+use crate::uid::EntityUid;
 
 /// Policies named in a sentence; the rest are counted.
 const NAMED_MAX: usize = 3;
@@ -44,10 +50,31 @@ pub(super) enum Detail {
     Text(Box<str>),
     /// The run was narrowed to other tools
     Narrowed,
+    /// A forbid that came with the run applies, or could not be evaluated
+    RunForbid(Box<RunForbid>),
+    /// Somebody may approve exactly this
+    Approval(Box<Binding>),
+    /// Somebody has stopped those who act
+    Revoked(Box<Revoked>),
     /// Nobody registered this name
     UnknownTool(Box<str>),
     /// A budget refused; in shadow mode of an action that is allowed all the same
     Budget(Box<Denial>),
+}
+
+/// What the forbids of a run came to.
+#[derive(Debug)]
+pub(super) struct RunForbid {
+    pub(super) narrowing: Arc<Narrowing>,
+    /// Those that apply, or those that erred if none does
+    pub(super) policies: Vec<u32>,
+}
+
+/// Labels that the end of an action brings into its session.
+#[derive(Debug)]
+pub(super) struct Reads {
+    pub(super) session: Arc<Session>,
+    pub(super) mask: u64,
 }
 
 /// One answer of the gate.
@@ -67,12 +94,26 @@ pub struct Decision {
     pub(super) tool: Option<u32>,
     /// The model, of a model call
     pub(super) model: Option<Box<str>>,
+    /// Who is to act, of a delegation
+    pub(super) delegate: Option<Arc<EntityUid>>,
+    /// The principal of the chain that was denied, if it is not the one that acts
+    pub(super) denied_for: Option<Arc<EntityUid>>,
     pub(super) hold: Option<Reservation>,
     pub(super) outcome: Option<Outcome>,
+    /// Of an action that is allowed: what the others of the chain came to
+    pub(super) others: Vec<Outcome>,
+    /// The approval that was used
+    pub(super) grant: Option<ApprovalId>,
+    /// A grant that is used up if nothing else denies
+    pub(super) seized: Option<Grant>,
+    /// What its end brings into the session
+    pub(super) reads: Option<Reads>,
     /// Its record in the audit log
     pub(super) recorded: Option<Recorded>,
     /// What became of the action is recorded
     pub(super) ended: AtomicBool,
+    /// What it has read is in the session, or nothing will be
+    pub(super) read: AtomicBool,
 }
 
 impl Decision {
@@ -172,12 +213,12 @@ impl Decision {
         most
     }
 
-    /// Visits the policies that make a code, in no order.
+    /// Visits the policies that make a code, in no order. Those that come with a run are not among them.
     pub(super) fn each_deciding(&self, code: Code, with_shadow: bool, mut visit: impl FnMut(u32)) {
         let Some(outcome) = &self.outcome else { return };
         let counts = |policy: &u32| with_shadow || !self.state.marks(*policy).shadow;
         match code {
-            Code::Allow => outcome.permits.iter().copied().filter(counts).for_each(visit),
+            Code::Allow if self.others.is_empty() => outcome.permits.iter().copied().filter(counts).for_each(visit),
             Code::PolicyForbidden => outcome.forbids.iter().copied().filter(counts).for_each(visit),
             _ => self.deciding(code, with_shadow).into_iter().for_each(&mut visit),
         }
@@ -185,12 +226,65 @@ impl Decision {
 
     /// Ids of the policies that decided, in the order of their texts.
     pub fn policies(&self) -> Vec<&str> {
+        if let Some(ids) = self.run_ids(self.code) {
+            return ids;
+        }
         self.ids(self.deciding(self.code, false))
+    }
+
+    /// Ids of the forbids that came with the run, if they made this code.
+    fn run_ids(&self, code: Code) -> Option<Vec<&str>> {
+        let Detail::RunForbid(forbid) = &self.detail else { return None };
+        let made = matches!(code, Code::PolicyForbidden | Code::PolicyError | Code::InputUnrepresentable);
+        made.then(|| forbid.policies.iter().map(|policy| forbid.narrowing.set().id(*policy)).collect())
+    }
+
+    /// The forbid of the run that denied, or would have.
+    pub(super) const fn run_forbid(&self) -> Option<&RunForbid> {
+        match &self.detail {
+            Detail::RunForbid(forbid) => Some(forbid),
+            _ => None,
+        }
     }
 
     /// Ids of the policies behind [`Decision::would_deny`].
     pub fn would_deny_policies(&self) -> Vec<&str> {
-        self.would_deny.map_or_else(Vec::new, |code| self.ids(self.deciding(code, self.by_shadow_policies)))
+        let Some(code) = self.would_deny else { return Vec::new() };
+        self.run_ids(code).unwrap_or_else(|| self.ids(self.deciding(code, self.by_shadow_policies)))
+    }
+
+    /// The principal that the action was denied for, if it is not the one that acts: one it acts for.
+    pub fn denied_for(&self) -> Option<&EntityUid> {
+        self.denied_for.as_deref()
+    }
+
+    /// What exactly an approval would be for; `None` if none is asked for, or the arguments have no exact form.
+    pub const fn binding(&self) -> Option<&Binding> {
+        match &self.detail {
+            Detail::Approval(binding) => Some(binding),
+            _ => None,
+        }
+    }
+
+    /// The approval that was used.
+    pub const fn grant(&self) -> Option<ApprovalId> {
+        self.grant
+    }
+
+    /// Brings what the action has read into its session: once, when it is over. Returns the labels, as bits.
+    pub fn end_reading(&self) -> u64 {
+        let Some(reads) = &self.reads else { return 0 };
+        // Relaxed: only one caller gets the false, and the session orders itself.
+        if self.read.swap(true, Ordering::Relaxed) {
+            return 0;
+        }
+        reads.session.add(reads.mask, SystemClock.wall_ms());
+        reads.mask
+    }
+
+    /// The action never began: nothing of it was read.
+    pub fn never_began(&self) {
+        self.read.store(true, Ordering::Relaxed);
     }
 
     /// Policies that could not be evaluated, those in shadow included, with why.
@@ -222,7 +316,7 @@ impl Decision {
 
     /// What kind of approval is asked for: `@approval` of the permits that need one.
     pub fn approvals(&self) -> Vec<&str> {
-        let asked = self.code == Code::ApprovalRequired || self.would_deny == Some(Code::ApprovalRequired);
+        let asked = self.code.is_approval() || self.would_deny == Some(Code::ApprovalRequired);
         let permits = if asked { self.deciding(Code::ApprovalRequired, self.by_shadow_policies) } else { Vec::new() };
         permits.into_iter().filter_map(|policy| self.state.set().annotation(policy, "approval")).collect()
     }
@@ -249,8 +343,16 @@ impl Decision {
         let state = &*self.state;
         let counts = |policy: &u32| with_shadow || !state.marks(*policy).shadow;
         match code {
-            Code::Allow => outcome.permits.iter().copied().filter(counts).collect(),
-            Code::ApprovalRequired => {
+            Code::Allow => {
+                let mut all: Vec<u32> = outcome.permits.iter().copied().filter(counts).collect();
+                for policy in self.others.iter().flat_map(|other| other.permits.iter().copied()).filter(counts) {
+                    if !all.contains(&policy) {
+                        all.push(policy);
+                    }
+                }
+                all
+            }
+            Code::ApprovalRequired | Code::ApprovalRejected | Code::ApprovalExpired => {
                 outcome.permits.iter().copied().filter(counts).filter(|policy| state.marks(*policy).approval).collect()
             }
             Code::PolicyForbidden => outcome.forbids.iter().copied().filter(counts).collect(),
@@ -271,15 +373,37 @@ impl Decision {
         }
     }
 
+    /// What was asked for, as sentences name it.
+    pub(super) fn subject(&self) -> String {
+        match (&self.model, &self.delegate, self.tool()) {
+            (Some(model), _, _) => format!("model `{}`", super::names::shown(model)),
+            (None, Some(to), _) => format!("delegation to `{}`", super::names::shown(&to.to_string())),
+            (None, None, Some(tool)) => format!("tool `{}`", tool.name()),
+            (None, None, None) => "the tool".to_owned(),
+        }
+    }
+
     fn sentence(&self, code: Code, with_shadow: bool) -> String {
-        let tool = match (&self.model, self.tool()) {
-            (Some(model), _) => format!("model `{}`", super::names::shown(model)),
-            (None, Some(tool)) => format!("tool `{}`", tool.name()),
-            (None, None) => "the tool".to_owned(),
-        };
+        let mut sentence = self.plain_sentence(code, with_shadow);
+        if let Some(principal) = &self.denied_for {
+            let uid = principal.to_string();
+            let shown = super::names::shown(&uid);
+            let _ = write!(sentence, " (denied for `{shown}`, which this run acts for)");
+        }
+        if let Some(notice) = self.state.notice().filter(|_| notices(code)) {
+            sentence.push_str("; ");
+            sentence.push_str(notice);
+        }
+        sentence
+    }
+
+    fn plain_sentence(&self, code: Code, with_shadow: bool) -> String {
+        let tool = self.subject();
         match &self.detail {
             Detail::Text(text) => return text.clone().into_string(),
             Detail::Budget(denial) if code.is_budget() => return denial.reason(),
+            Detail::RunForbid(forbid) => return run_forbidden(&tool, code, forbid),
+            Detail::Revoked(revoked) => return revocation(revoked),
             _ => {}
         }
         match code {
@@ -298,8 +422,21 @@ impl Decision {
                 )
             }
             Code::ApprovalRequired => {
-                format!("{tool} needs an approval by {}; ask for it and try again", self.named(code, with_shadow))
+                let kinds: Vec<String> =
+                    self.approvals().iter().map(|kind| format!("`{}`", super::names::shown(kind))).collect();
+                let kinds = if kinds.is_empty() { String::new() } else { format!(" of {}", kinds.join(" and ")) };
+                let policies = self.named(code, with_shadow);
+                format!(
+                    "{tool} with these arguments needs an approval{kinds}, says {policies}; ask for it and try again"
+                )
             }
+            Code::ApprovalRejected => {
+                format!("an approver has rejected {tool} with these arguments; do something else")
+            }
+            Code::ApprovalExpired => {
+                format!("the approval of {tool} with these arguments was not answered or not used in time; ask again")
+            }
+            Code::PrincipalExpired => "the time of this run is over; start another run".to_owned(),
             Code::InputUnknownTool => match &self.detail {
                 Detail::UnknownTool(name) => tools::stanza(name),
                 _ => code.meaning().to_owned(),
@@ -331,11 +468,62 @@ impl Decision {
     }
 
     fn named(&self, code: Code, with_shadow: bool) -> String {
-        let ids = self.ids(self.deciding(code, with_shadow));
-        let shown: Vec<String> =
-            ids.iter().take(NAMED_MAX).map(|id| format!("`{}`", super::names::shown(id))).collect();
-        let rest = ids.len().saturating_sub(NAMED_MAX);
-        let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
-        format!("policy {}{more}", shown.join(", "))
+        named(&self.ids(self.deciding(code, with_shadow)))
     }
+}
+
+impl Drop for Decision {
+    /// Nobody said how the action ended: it may have read all the same.
+    fn drop(&mut self) {
+        self.end_reading();
+    }
+}
+
+fn named(ids: &[&str]) -> String {
+    let shown: Vec<String> = ids.iter().take(NAMED_MAX).map(|id| format!("`{}`", super::names::shown(id))).collect();
+    let rest = ids.len().saturating_sub(NAMED_MAX);
+    let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+    format!("policy {}{more}", shown.join(", "))
+}
+
+/// Denials that a gate without a configuration explains.
+const fn notices(code: Code) -> bool {
+    matches!(code, Code::ScopeMissing | Code::InputUnknownTool | Code::PolicyNoPermit)
+}
+
+fn run_forbidden(tool: &str, code: Code, forbid: &RunForbid) -> String {
+    let set = forbid.narrowing.set();
+    let ids: Vec<&str> = forbid.policies.iter().map(|policy| set.id(*policy)).collect();
+    let ids = named(&ids);
+    match code {
+        Code::PolicyError => {
+            format!("{tool} is denied because {ids}, which came with this run, could not be evaluated")
+        }
+        Code::InputUnrepresentable => {
+            format!(
+                "{tool} is denied because {ids}, which came with this run, reads an argument that Cedar has no value for"
+            )
+        }
+        _ => {
+            let written = forbid.policies.iter().find_map(|policy| set.annotation(*policy, "reason"));
+            match written {
+                Some(reason) if !reason.is_empty() => reason.chars().take(ANNOTATION_CHARS_MAX).collect(),
+                _ => {
+                    format!("{tool} is forbidden by {ids}, which came with this run; use what the run was started for")
+                }
+            }
+        }
+    }
+}
+
+fn revocation(revoked: &Revoked) -> String {
+    let what = match revoked.target.kind {
+        TargetKind::Principal => format!("principal `{}`", super::names::shown(&revoked.target.name)),
+        TargetKind::Tool => format!("tool `{}`", super::names::shown(&revoked.target.name)),
+        TargetKind::Session => "this session".to_owned(),
+        TargetKind::Everything => "everything".to_owned(),
+    };
+    let why =
+        if revoked.reason.is_empty() { String::new() } else { format!(": {}", super::names::shown(&revoked.reason)) };
+    format!("an operator has revoked {what} (generation {}){why}; stop, and tell the user", revoked.generation)
 }

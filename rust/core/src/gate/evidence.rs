@@ -9,11 +9,16 @@
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use super::code::Code;
-use super::decision::{Decision, Detail};
+use super::control::Revoked;
+use super::decision::{Decision, DecisionId, Detail, RunForbid};
 use super::model_call::ModelRequest;
+use super::narrowing::Narrowing;
+use super::scope::{Member, Scope};
 use super::state::{GateMode, GateSources, GateState};
 use super::tools::{Registry, ToolSpec};
 use crate::arguments::{Arguments, push_json_str};
@@ -23,7 +28,6 @@ use crate::audit::log::{Durability, Log, LogClaim, Refused};
 use crate::audit::tree::{Hash, digest};
 use crate::budget::denial::Denial;
 use crate::budget::unit::Unit;
-use crate::policy::entities::EntityData;
 use crate::policy::set::PolicySet;
 use crate::value::{Val, Value};
 
@@ -83,6 +87,10 @@ pub(super) struct Buffers {
     structure: Vec<u8>,
     /// What policies saw of budgets
     pub(super) seen: Vec<u8>,
+    /// The labels that policies saw, as a member
+    pub(super) labels: Vec<u8>,
+    /// The state of the table of revocations that the check has seen
+    pub(super) word: u64,
 }
 
 /// What a state says in each entry.
@@ -117,6 +125,11 @@ fn bundle(sources: &GateSources<'_>) -> Vec<u8> {
     document.to_string().into_bytes()
 }
 
+/// The digest of everything that decides but for what a runtime registers.
+pub(super) fn digest_of(sources: &GateSources<'_>) -> Hash {
+    digest(&bundle(sources))
+}
+
 const fn mode(mode: GateMode) -> &'static str {
     match mode {
         GateMode::Enforce => "enforce",
@@ -137,6 +150,7 @@ fn tool_document(spec: &ToolSpec) -> serde_json::Value {
         "schema": schema,
         "paths": spec.paths,
         "cost": cost,
+        "reads": spec.reads,
     })
 }
 
@@ -155,14 +169,7 @@ impl Fragments {
             push_name(&mut rest, name);
             push_quoted_hash(&mut rest, hash);
         }
-        let policies = (0_u32..).zip(set.policies()).map(|(policy, body)| {
-            let mut fragment = Vec::new();
-            push_json_str(&mut fragment, &body.id);
-            fragment.push(b':');
-            push_quoted_hash(&mut fragment, &digest(set.text(policy).as_bytes()));
-            fragment.into()
-        });
-        let policies = policies.collect();
+        let policies = policy_fragments(set).into();
         Self { tools: Vec::new(), policies, rest: rest.into(), entities }.with_tools(registry)
     }
 
@@ -181,6 +188,30 @@ impl Fragments {
     }
 }
 
+/// Id and digest of each policy, as entries name them.
+pub(super) fn policy_fragments(set: &PolicySet) -> Vec<Box<[u8]>> {
+    let fragment = |(policy, body): (u32, &crate::policy::tree::Body)| {
+        let mut fragment = Vec::new();
+        push_json_str(&mut fragment, &body.id);
+        fragment.push(b':');
+        push_quoted_hash(&mut fragment, &digest(set.text(policy).as_bytes()));
+        fragment.into()
+    };
+    (0_u32..).zip(set.policies()).map(fragment).collect()
+}
+
+/// The labels of a session as a member of an entry; nothing for none.
+pub(super) fn labels_member(labels: &Val) -> Box<[u8]> {
+    let mut member = Vec::new();
+    if let Val::Set(items) = labels
+        && !items.is_empty()
+    {
+        let texts = items.iter().filter_map(|item| if let Val::Str(text) = item { Some(&**text) } else { None });
+        push_texts(&mut member, "labels", texts);
+    }
+    member.into()
+}
+
 fn push_quoted_hash(out: &mut Vec<u8>, hash: &Hash) {
     out.push(b'"');
     push_hash(out, hash);
@@ -193,26 +224,30 @@ pub(super) struct ScopeFragments {
     who: Box<[u8]>,
     /// How much of it is not about the request
     without_request: usize,
-    labels: Box<[u8]>,
-    /// `,"principal":{...}` of a principal that the run describes
+    /// `,"principal":{...}` of a principal that the run describes, and `,"chain":[...]` of several
     payload: Box<[u8]>,
 }
 
 /// What a scope is, for its fragments.
 pub(super) struct Who<'a> {
-    pub(super) principal: &'a crate::uid::EntityUid,
+    pub(super) chain: &'a [Member],
     pub(super) on_behalf_of: Option<&'a crate::uid::EntityUid>,
     pub(super) session: &'a str,
     pub(super) run: u64,
+    pub(super) narrowings: &'a [Arc<Narrowing>],
     pub(super) request: Option<&'a Hash>,
-    pub(super) labels: &'a Val,
-    pub(super) data: Option<&'a EntityData>,
 }
 
 impl ScopeFragments {
     pub(super) fn new(scope: &Who<'_>) -> Self {
         let mut who = Vec::new();
-        push_text(&mut who, "principal", &scope.principal.to_string());
+        if let Some(actor) = scope.chain.last() {
+            push_text(&mut who, "principal", &actor.uid.to_string());
+        }
+        if scope.chain.len() > 1 {
+            let chain: Vec<String> = scope.chain.iter().map(|member| member.uid.to_string()).collect();
+            push_texts(&mut who, "chain", chain.iter().map(String::as_str));
+        }
         if let Some(user) = scope.on_behalf_of {
             push_text(&mut who, "on_behalf_of", &user.to_string());
         }
@@ -220,42 +255,73 @@ impl ScopeFragments {
         if scope.run != 0 {
             push_text(&mut who, "run", &format!("r{}", scope.run));
         }
+        if !scope.narrowings.is_empty() {
+            let digests: Vec<String> = scope.narrowings.iter().map(|own| STANDARD.encode(own.digest())).collect();
+            push_texts(&mut who, "narrowing", digests.iter().map(String::as_str));
+        }
         let without_request = who.len();
         if let Some(request) = scope.request {
             push_name(&mut who, "request");
             push_quoted_hash(&mut who, request);
         }
-        let mut labels = Vec::new();
-        if let Val::Set(items) = scope.labels
-            && !items.is_empty()
-        {
-            let texts = items.iter().filter_map(|item| if let Val::Str(text) = item { Some(&**text) } else { None });
-            push_texts(&mut labels, "labels", texts);
-        }
-        let mut payload = Vec::new();
-        if let Some(json) = scope.data.and_then(crate::policy::entities::entity_json_text) {
-            push_name(&mut payload, "principal");
-            payload.extend_from_slice(json.as_bytes());
-        }
-        Self { who: who.into(), without_request, labels: labels.into(), payload: payload.into() }
+        Self { who: who.into(), without_request, payload: described(scope.chain).into() }
     }
 
     /// The members of the entry that begins a run.
-    pub(super) fn run_members(&self, outer: u64, tools: Option<&[Box<str>]>, budget: Option<&str>) -> Vec<u8> {
+    pub(super) fn run_members(&self, scope: &Scope, begun: &Begun<'_>, now_ms: i64) -> Vec<u8> {
         // The request is what this entry itself commits to.
         let mut members = self.who.get(..self.without_request).unwrap_or_default().to_vec();
-        if outer != 0 {
-            push_text(&mut members, "inside", &format!("r{outer}"));
+        if begun.outer != 0 {
+            push_text(&mut members, "inside", &format!("r{}", begun.outer));
         }
-        if let Some(tools) = tools {
+        if let Some(decision) = begun.decision {
+            push_text(&mut members, "parent", &decision.to_string());
+        }
+        if let Some(tools) = scope.tools() {
             push_texts(&mut members, "tools", tools.iter().map(|tool| &**tool));
         }
-        if let Some(budget) = budget {
+        if let Some(budget) = scope.budget() {
             push_text(&mut members, "path", budget);
         }
-        members.extend_from_slice(&self.labels);
+        if scope.expires_ms() != i64::MAX {
+            push_number(&mut members, "expires_ms", scope.expires_ms());
+        }
+        members.extend_from_slice(&scope.session_ref().seen(now_ms).fragment);
         members
     }
+}
+
+/// How a run has begun.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Begun<'a> {
+    /// The run around it; 0 for none
+    pub outer: u64,
+    /// The decision that let another principal act in it
+    pub decision: Option<DecisionId>,
+    /// What the user asked for: salt and text of the commitment that the scope has
+    pub request: Option<(&'a [u8; 32], &'a str)>,
+}
+
+/// What the run says of its principals, to be kept beside the arguments: of the one that acts, or of each of a chain.
+fn described(chain: &[Member]) -> Vec<u8> {
+    let text = |member: &Member| member.data.as_ref().and_then(crate::policy::entities::entity_json_text);
+    let mut payload = Vec::new();
+    if let Some(json) = chain.last().and_then(text) {
+        push_name(&mut payload, "principal");
+        payload.extend_from_slice(json.as_bytes());
+    }
+    let outer = chain.split_last().map_or(&[][..], |(_, outer)| outer);
+    for (place, json) in outer.iter().filter_map(text).enumerate() {
+        if place == 0 {
+            push_name(&mut payload, "chain");
+        }
+        payload.push(if place == 0 { b'[' } else { b',' });
+        payload.extend_from_slice(json.as_bytes());
+    }
+    if outer.iter().any(|member| text(member).is_some()) {
+        payload.push(b']');
+    }
+    payload
 }
 
 /// A member that is a list of texts.
@@ -278,6 +344,8 @@ pub(super) enum Call<'a> {
     Tool { name: &'a str, index: Option<u32>, arguments: Option<&'a Arguments> },
     /// A model
     Model(&'a ModelRequest<'a>),
+    /// Another principal, to act for this one
+    Delegate(&'a crate::uid::EntityUid),
 }
 
 /// A check's place in the log.
@@ -305,7 +373,7 @@ impl GateState {
         let mut more = 0;
         if let Some(scope) = scope {
             head.extend_from_slice(&scope.fragments().who);
-            more = scope.fragments().payload.len().saturating_add(scope.fragments().labels.len());
+            more = scope.fragments().payload.len().saturating_add(buffers.labels.len());
         }
         if let Some(parent) = links.parent {
             push_text(head, "parent", shortened(parent, NAME_BYTES_MAX));
@@ -322,6 +390,10 @@ impl GateState {
                 }
             }
             Call::Model(request) => push_model(head, self, request),
+            Call::Delegate(to) => {
+                push_text(head, "action", &self.delegate().to_string());
+                push_text(head, "resource", &to.to_string());
+            }
         }
         let bytes = more
             .saturating_add(head.len())
@@ -341,11 +413,17 @@ impl GateState {
             let obligation = self.set().annotation(*policy, "obligation").map_or(0, str::len).min(OBLIGATION_BYTES_MAX);
             fragment(policy).saturating_mul(2).saturating_add(obligation.saturating_mul(6)).saturating_add(8)
         };
-        for policies in outcome.into_iter().flat_map(|outcome| [&outcome.permits, &outcome.forbids]) {
+        let outcomes = outcome.into_iter().chain(&decision.others);
+        for policies in outcomes.flat_map(|outcome| [&outcome.permits, &outcome.forbids]) {
             // Which of many are named is not known yet: as much as the longest of them.
             let add = |(sum, most): (usize, usize), bytes: usize| (sum.saturating_add(bytes), most.max(bytes));
             let (sum, most) = policies.iter().map(said).fold((0, 0), add);
             bytes = bytes.saturating_add(sum.min(most.saturating_mul(NAMED_MAX)));
+        }
+        if let Some(forbid) = decision.run_forbid() {
+            let fragments = forbid.policies.iter().take(NAMED_MAX).map(|policy| forbid.narrowing.fragment(*policy));
+            // As an object of digests, or as a list of ids.
+            bytes = fragments.flatten().fold(bytes, |sum, bytes| sum.saturating_add(bytes.len()).saturating_add(8));
         }
         if outcome.is_some_and(|outcome| outcome.errors_len() > 0) {
             let errors = decision.faults();
@@ -368,18 +446,19 @@ impl GateState {
     ) -> bool {
         let Some(audit) = self.audit() else { return true };
         let durability = decision.durability(audit.durability);
-        let Buffers { head, tail, structure, seen } = buffers;
+        let Buffers { head, tail, structure, seen, labels, word } = buffers;
         tail.clear();
         push_verdict(tail, self, decision);
-        if let Some(scope) = scope {
-            tail.extend_from_slice(&scope.fragments().labels);
-        }
+        tail.extend_from_slice(labels);
         push_budget(tail, decision);
         if !seen.is_empty() {
             push_name(tail, "budget_seen");
             tail.extend_from_slice(seen);
         }
         tail.extend_from_slice(&self.fragments().rest);
+        if *word > 1 {
+            push_number(tail, "generation", (*word >> 1).cast_signed());
+        }
         if durability != Durability::Group {
             push_text(tail, "durability", durability.name());
         }
@@ -453,6 +532,15 @@ fn push_verdict(out: &mut Vec<u8>, state: &GateState, decision: &Decision) {
     if named > 0 {
         out.push(b'}');
     }
+    if let Some(forbid) = decision.run_forbid().filter(|_| decision.would_deny().is_none()) {
+        push_run_policies(out, forbid);
+    }
+    if let Some(uid) = decision.denied_for() {
+        push_text(out, "denied_for", &uid.to_string());
+    }
+    if let Some(grant) = decision.grant() {
+        push_text(out, "approval", &grant.to_string());
+    }
     if decision.would_deny().is_some() {
         push_texts(out, "would_deny_policies", decision.would_deny_policies().into_iter().take(NAMED_MAX));
     }
@@ -467,6 +555,16 @@ fn push_verdict(out: &mut Vec<u8>, state: &GateState, decision: &Decision) {
             push_texts(out, "obligations", texts);
         }
     }
+}
+
+/// The forbids of the run that denied, as policies.
+fn push_run_policies(out: &mut Vec<u8>, forbid: &RunForbid) {
+    push_name(out, "policies");
+    for (place, policy) in forbid.policies.iter().take(NAMED_MAX).enumerate() {
+        out.push(if place == 0 { b'{' } else { b',' });
+        out.extend_from_slice(forbid.narrowing.fragment(*policy).unwrap_or_default());
+    }
+    out.push(b'}');
 }
 
 fn push_budget(out: &mut Vec<u8>, decision: &Decision) {
@@ -605,6 +703,8 @@ impl Decision {
     /// Records what became of the action; once for each decision. It never waits: without room in the ring it stands in
     /// line. False if there is no log, or it is recorded already.
     pub fn record_outcome(&self, ending: &Ending<'_>, now_ms: i64) -> Result<bool, AuditError> {
+        // Whatever becomes of the record.
+        let read = self.end_reading();
         let Some(audit) = self.state.audit().filter(|_| self.recorded.is_some()) else { return Ok(false) };
         // Relaxed: only one caller gets the false, and nothing else hangs on it.
         if self.ended.swap(true, std::sync::atomic::Ordering::Relaxed) {
@@ -636,6 +736,11 @@ impl Decision {
         }
         if let Some(duration_ms) = ending.duration_ms {
             push_number(&mut members, "duration_ms", duration_ms);
+        }
+        if read != 0 {
+            let names = self.state.control().labels();
+            let added = names.iter().zip(0_u32..).filter(|(_, bit)| (read >> bit) & 1 == 1);
+            push_texts(&mut members, "labels_added", added.map(|(name, _)| &**name));
         }
         push_trace(&mut members, ending.trace);
         let record = Record { kind: Kind::Outcome, time_ms: now_ms, head: &members, tail: &[], private: Private::None };
@@ -681,6 +786,19 @@ pub(super) fn announce(
     push_text(&mut members, "on_full", if audit.on_full == OnFull::Deny { "deny" } else { "allow" });
     let record = Record { kind: Kind::PolicyLoad, time_ms: now_ms, head: &members, tail: &[], private: Private::None };
     audit.log.append(&record, 1_000).map(drop)
+}
+
+/// Says in the log that this process has seen the table of revocations change; `in_force` is what it holds now.
+pub(super) fn record_observed(audit: &Audit, generation: u64, in_force: &[Revoked], now_ms: i64) {
+    let mut members = Vec::new();
+    push_number(&mut members, "generation", generation.cast_signed());
+    push_name(&mut members, "observed");
+    members.extend_from_slice(b"true");
+    push_number(&mut members, "in_force", i64::try_from(in_force.len()).unwrap_or(i64::MAX));
+    let record = Record { kind: Kind::Revoke, time_ms: now_ms, head: &members, tail: &[], private: Private::None };
+    if audit.log.append_later(&record).is_err() {
+        audit.log.count_unlogged(false, now_ms);
+    }
 }
 
 /// Keeps the definitions of tools that a runtime registers.

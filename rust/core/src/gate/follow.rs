@@ -4,13 +4,16 @@
 //! has both looks once in a while and records what it has not seen yet. Several processes may record the same event; its
 //! number tells.
 
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 
+use super::evidence::record_observed;
 use super::state::GateState;
 use crate::audit::entry::{Kind, Private, Record, push_number, push_text};
 use crate::audit::log::Log;
+use crate::budget::clock::{Clock as _, SystemClock};
 use crate::budget::event::{Event, EventKind};
 use crate::budget::ledger::Ledger;
 
@@ -21,21 +24,58 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    pub(super) fn start(log: &Arc<Log>, state: &Arc<ArcSwap<GateState>>) -> Self {
+    pub(super) fn start(log: &Arc<Log>, state: &Arc<ArcSwap<GateState>>, observed: &Arc<Observed>) -> Self {
         let alive = Arc::new(());
         let (log_of, state_of, gate) = (Arc::downgrade(log), Arc::downgrade(state), Arc::downgrade(&alive));
-        log.follow(Box::new(move || follow(&log_of, &state_of, &gate)));
+        let observed = Arc::clone(observed);
+        log.follow(Box::new(move || follow(&log_of, &state_of, &observed, &gate)));
         Self { _alive: alive }
     }
 }
 
 /// False when there is nothing to follow any more.
-fn follow(log: &Weak<Log>, state: &Weak<ArcSwap<GateState>>, gate: &Weak<()>) -> bool {
+fn follow(log: &Weak<Log>, state: &Weak<ArcSwap<GateState>>, observed: &Observed, gate: &Weak<()>) -> bool {
     let (Some(log), Some(state), Some(_)) = (log.upgrade(), state.upgrade(), gate.upgrade()) else { return false };
-    if let Some(ledger) = state.load().ledger() {
+    let state = state.load();
+    let now_ms = state.ledger().map_or_else(|| SystemClock.wall_ms(), |ledger| ledger.clock().wall_ms());
+    if !observed.is(state.control().word()) {
+        observed.note(&state, now_ms);
+    }
+    if let Some(ledger) = state.ledger() {
         record_events(&log, ledger);
     }
     true
+}
+
+/// The state of the table of revocations that the log tells of.
+#[derive(Debug, Default)]
+pub(super) struct Observed {
+    word: AtomicU64,
+    /// Held while the entry is made
+    recording: Mutex<()>,
+}
+
+impl Observed {
+    /// Whether the log tells of this state of the table.
+    #[inline]
+    pub(super) fn is(&self, word: u64) -> bool {
+        // Acquire: whoever finds the number sees the entry that it stands for, and is recorded behind it.
+        self.word.load(Ordering::Acquire) == word
+    }
+
+    /// Says in the log that the table has changed, once for each of its states. Returns the generation.
+    pub(super) fn note(&self, state: &GateState, now_ms: i64) -> u64 {
+        let recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = state.control().revocations();
+        if !self.is(table.word()) {
+            if let Some(audit) = state.audit() {
+                record_observed(audit, table.generation(), table.list(), now_ms);
+            }
+            self.word.store(table.word(), Ordering::Release);
+        }
+        drop(recording);
+        table.generation()
+    }
 }
 
 fn record_events(log: &Log, ledger: &Ledger) {

@@ -10,6 +10,7 @@
 //!
 //! A gate knows nothing of transports, runtimes or files: it is handed texts, values, an open ledger and an open log.
 
+pub mod approve;
 mod budget_context;
 pub mod check;
 pub mod code;
@@ -19,9 +20,12 @@ pub mod evidence;
 mod follow;
 pub mod model_call;
 pub mod names;
+pub mod narrowing;
 pub mod payer;
 pub mod schema;
 pub mod scope;
+mod session;
+pub mod standing;
 pub mod state;
 pub mod tools;
 
@@ -30,10 +34,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use self::control::{ControlError, Counters};
 use self::decision::DecisionId;
-use self::follow::Follower;
+use self::evidence::Begun;
+use self::follow::{Follower, Observed};
 use self::scope::Scope;
-use self::state::{GateSources, GateState};
+use self::state::{GateMode, GateSources, GateState};
 use self::tools::ToolSpec;
 use crate::audit::entry::{Kind, Private, Record};
 use crate::audit::error::AuditError;
@@ -47,6 +53,9 @@ pub struct Gate {
     state: Arc<ArcSwap<GateState>>,
     decisions: AtomicU64,
     runs: AtomicU64,
+    /// What the host's operators see of this gate
+    counters: Counters,
+    observed: Arc<Observed>,
     /// Held while a new state is built, so that a reload and a registration do not undo each other. No check takes it.
     changing: Mutex<()>,
     /// Records what happens to the ledger
@@ -70,10 +79,35 @@ impl Gate {
     pub fn open(sources: &GateSources<'_>, instance: u64) -> Result<Self, PolicyErrors> {
         let state = Arc::new(GateState::load(sources)?);
         announce(sources, &state)?;
+        let now_ms = SystemClock.wall_ms();
+        let refuse = |error: ControlError| PolicyErrors::from(PolicyError::new(error.code(), error.to_string()));
+        let counters = state.control().join(now_ms).map_err(refuse)?;
+        counters.set_bundle(state.bundle(), state.mode() == GateMode::Shadow);
+        let observed = Arc::new(Observed::default());
         let state = Arc::new(ArcSwap::from(state));
-        let follower = state.load().audit().map(|audit| Follower::start(&audit.log, &state));
+        let follower = state.load().audit().map(|audit| Follower::start(&audit.log, &state, &observed));
         let (decisions, runs) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { instance, state, decisions, runs, changing: Mutex::new(()), _follower: follower })
+        let changing = Mutex::new(());
+        Ok(Self { instance, state, decisions, runs, counters, observed, changing, _follower: follower })
+    }
+
+    /// Notes that the table of revocations has changed, and says so in the log: once for each of its states, and before
+    /// anything is decided under it.
+    #[inline]
+    fn observe(&self, state: &GateState, word: u64, now_ms: i64) {
+        if !self.observed.is(word) {
+            self.note_change(state, now_ms);
+        }
+    }
+
+    #[cold]
+    fn note_change(&self, state: &GateState, now_ms: i64) {
+        self.counters.observed(self.observed.note(state, now_ms));
+    }
+
+    /// What the host's operators see of this gate.
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Loads everything anew and swaps it in; tools registered at run time stay. If anything is wrong nothing changes.
@@ -84,6 +118,7 @@ impl Gate {
         let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let state = Arc::new(GateState::load_after(sources, Some(&self.state.load()))?);
         announce(sources, &state)?;
+        self.counters.set_bundle(state.bundle(), state.mode() == GateMode::Shadow);
         self.state.store(Arc::clone(&state));
         drop(changing);
         Ok(state)
@@ -122,16 +157,18 @@ impl Gate {
         self.runs.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
     }
 
-    /// Records that a run has begun, with what the user asked for kept outside the log: salt and text of the commitment
-    /// that the scope has. Nothing without a log.
-    pub fn record_run(&self, scope: &Scope, outer: u64, request: Option<(&[u8; 32], &str)>) {
+    /// Records that a run has begun. What the user asked for and the forbids of the run are kept outside the log. Nothing
+    /// without a log.
+    pub fn record_run(&self, scope: &Scope, begun: &Begun<'_>) {
         let state = self.state.load();
         let Some(audit) = state.audit() else { return };
-        let members = scope.fragments().run_members(outer, scope.tools(), scope.budget());
-        let private = request.map_or(Private::None, |(salt, text)| Private::Salted { salt, bytes: text.as_bytes() });
         let now_ms = self.now_ms();
+        let members = scope.fragments().run_members(scope, begun, now_ms);
+        let private =
+            begun.request.map_or(Private::None, |(salt, text)| Private::Salted { salt, bytes: text.as_bytes() });
         let record = Record { kind: Kind::Run, time_ms: now_ms, head: &members, tail: &[], private };
-        if audit.log.append_later(&record).is_err() {
+        let kept = scope.narrowings().iter().try_for_each(|own| audit.log.keep(own.document()).map(drop));
+        if kept.and_then(|()| audit.log.append_later(&record).map(drop)).is_err() {
             // Whatever the run tries to do is denied for the same reason.
             audit.log.count_unlogged(false, now_ms);
         }

@@ -7,9 +7,11 @@
 //!
 //! The gate decides in `check`; this file knows no policy and makes no call.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::payer::Handle;
+use super::standing::Standing;
+use crate::audit::entry::{push_number, push_text};
 use crate::budget::Charge;
 use crate::budget::denial::{Denial, DenialKind};
 use crate::budget::error::BudgetError;
@@ -52,6 +54,18 @@ impl ModelRequest<'_> {
             return Some(format!("the model's name has {bytes} bytes, not 1 to {MODEL_NAME_BYTES_MAX}"));
         }
         None
+    }
+
+    /// What policies read of it, as JSON with sorted keys.
+    pub(super) fn json(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.extend_from_slice(b"{\"max_tokens\":");
+        out.extend_from_slice(itoa::Buffer::new().format(self.max_tokens).as_bytes());
+        push_text(&mut out, "model", self.model);
+        push_number(&mut out, "n", self.n);
+        push_number(&mut out, "prompt_tokens", self.prompt_tokens);
+        out.push(b'}');
+        out
     }
 
     /// The most that it can generate.
@@ -171,6 +185,8 @@ struct Progress {
 pub struct ModelCall {
     /// `None` where nobody pays
     hold: Option<Handle>,
+    /// Whether the run may go on
+    standing: Option<Arc<Standing>>,
     model: Box<str>,
     prompt: i64,
     completion_max: i64,
@@ -180,10 +196,16 @@ pub struct ModelCall {
 }
 
 impl ModelCall {
-    pub(super) fn new(request: &ModelRequest<'_>, plan: Option<&Plan>, hold: Option<Handle>) -> Self {
+    pub(super) fn new(
+        request: &ModelRequest<'_>,
+        plan: Option<&Plan>,
+        hold: Option<Handle>,
+        standing: Option<&Arc<Standing>>,
+    ) -> Self {
         let none = Progress { held: Amounts::NONE, charged: Amounts::NONE, streamed: false };
         Self {
             hold,
+            standing: standing.cloned(),
             model: request.model.into(),
             prompt: request.prompt_tokens,
             completion_max: request.completion_max(),
@@ -207,7 +229,14 @@ impl ModelCall {
     }
 
     /// Charges tokens as they appear. True: go on; false: stop, they are noted but not covered.
+    ///
+    /// Whoever was revoked meanwhile is told to stop, whatever the budget says.
     pub fn charge(&self, tokens: i64) -> bool {
+        let covered = self.note(tokens);
+        covered && !self.standing.as_ref().is_some_and(|standing| standing.stops())
+    }
+
+    fn note(&self, tokens: i64) -> bool {
         let Some(hold) = &self.hold else { return true };
         if !(0..=AMOUNT_MAX).contains(&tokens) {
             return hold.shadow;

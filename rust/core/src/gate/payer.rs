@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwapOption, Guard};
 
+use super::decision::DecisionId;
+use super::standing::Standing;
 use super::state::{GateMode, GateState};
 use crate::budget::denial::{Denial, DenialKind};
 use crate::budget::ledger::{Ledger, Node, Options};
@@ -25,9 +27,17 @@ const NAMED_MAX: usize = 8;
 /// The budget that a run names.
 #[derive(Debug)]
 pub(super) struct Payer {
-    path: Arc<str>,
+    purse: Arc<Purse>,
     /// Found once per state; a reload makes the next check of each run look again
     found: ArcSwapOption<Found>,
+}
+
+/// What a hold has to know of the run that made it.
+#[derive(Debug)]
+struct Purse {
+    path: Box<str>,
+    /// Whether the run may go on
+    standing: Arc<Standing>,
 }
 
 #[derive(Debug)]
@@ -38,8 +48,9 @@ struct Found {
 
 impl Payer {
     /// Finds the budget, and makes it if a template says so.
-    pub(super) fn new(path: &str, state: &GateState) -> Result<Self, PolicyErrors> {
-        let payer = Self { path: path.into(), found: ArcSwapOption::empty() };
+    pub(super) fn new(path: &str, standing: &Arc<Standing>, state: &GateState) -> Result<Self, PolicyErrors> {
+        let purse = Purse { path: path.into(), standing: Arc::clone(standing) };
+        let payer = Self { purse: Arc::new(purse), found: ArcSwapOption::empty() };
         match payer.look(state) {
             Ok(_) => Ok(payer),
             Err(denial) => {
@@ -59,13 +70,15 @@ impl Payer {
     pub(super) fn narrowed(
         outer: Option<&Self>,
         path: Option<&str>,
+        standing: &Arc<Standing>,
         state: &GateState,
     ) -> Result<Option<Self>, PolicyErrors> {
         let refuse = |message: String| Err(PolicyError::new("budget.unavailable", message).into());
         match (outer, path) {
             (None, None) => Ok(None),
             (Some(outer), None) => {
-                Ok(Some(Self { path: outer.path.clone(), found: ArcSwapOption::new(outer.found.load_full()) }))
+                let purse = Purse { path: outer.path().into(), standing: Arc::clone(standing) };
+                Ok(Some(Self { purse: Arc::new(purse), found: ArcSwapOption::new(outer.found.load_full()) }))
             }
             (None, Some(path)) => {
                 let path = super::names::shown(path);
@@ -75,11 +88,11 @@ impl Payer {
             }
             (Some(outer), Some(path)) => {
                 let below =
-                    path.strip_prefix(&*outer.path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+                    path.strip_prefix(outer.path()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
                 if below {
-                    return Self::new(path, state).map(Some);
+                    return Self::new(path, standing, state).map(Some);
                 }
-                let (path, outer) = (super::names::shown(path), &outer.path);
+                let (path, outer) = (super::names::shown(path), outer.path());
                 refuse(format!(
                     "a run inside one that `{outer}` pays for cannot name `{path}`: it is not `{outer}` or below it"
                 ))
@@ -89,7 +102,7 @@ impl Payer {
 
     /// The budget's path.
     pub(super) fn path(&self) -> &str {
-        &self.path
+        &self.purse.path
     }
 
     #[inline]
@@ -105,9 +118,9 @@ impl Payer {
     fn look(&self, state: &GateState) -> Result<Guard<Option<Arc<Found>>>, Box<Denial>> {
         let ledger = state.cells().ok_or_else(|| {
             let message = "this gate has no ledger; add to tollkeeper.toml: [budget] file = \"budgets.toml\"";
-            Box::new(unavailable(&self.path, message.to_owned()))
+            Box::new(unavailable(self.path(), message.to_owned()))
         })?;
-        let node = ledger.node(&self.path)?;
+        let node = ledger.node(self.path())?;
         self.found.store(Some(Arc::new(Found { generation: state.generation(), node })));
         Ok(self.found.load())
     }
@@ -122,7 +135,7 @@ impl Payer {
         let found = self.find(state)?;
         match (state.cells(), found.as_ref()) {
             (Some(ledger), Some(found)) => work(ledger, &found.node),
-            _ => Err(Box::new(unavailable(&self.path, "this gate has no ledger".to_owned()))),
+            _ => Err(Box::new(unavailable(self.path(), "this gate has no ledger".to_owned()))),
         }
     }
 }
@@ -167,17 +180,18 @@ pub(super) enum Paid {
 
 /// Reserves at the run's budget: in shadow mode whether or not it fits.
 #[inline]
-pub(super) fn reserve(state: &GateState, payer: &Payer, amounts: &Amounts, now_ms: i64) -> Paid {
+pub(super) fn reserve(state: &GateState, payer: &Payer, amounts: &Amounts, decision: DecisionId, now_ms: i64) -> Paid {
     let shadow = state.mode() == GateMode::Shadow;
     let mut refused = None;
     let held = payer.with(state, |ledger, node| {
         if shadow {
             refused = worst(ledger.explain(node, amounts));
         }
-        let options = Options { dispatched: true, forced: shadow, ..Options::default() };
+        let tag = [decision.gate, decision.number];
+        let options = Options { dispatched: true, forced: shadow, tag, ..Options::default() };
         let id = ledger.reserve(node, amounts, now_ms, options)?;
-        let (ledger, path, forks) = (Arc::clone(ledger), Arc::clone(&payer.path), map::fork_generation());
-        let hold = Handle { ledger, id, path, forks, shadow };
+        let (ledger, purse, forks) = (Arc::clone(ledger), Arc::clone(&payer.purse), map::fork_generation());
+        let hold = Handle { ledger, id, purse, forks, shadow };
         Ok(Reservation { hold, handed_over: AtomicBool::new(false) })
     });
     match (held, refused) {
@@ -202,7 +216,7 @@ fn worst(denials: Vec<Denial>) -> Option<Box<Denial>> {
 pub struct Handle {
     pub(super) ledger: Arc<Ledger>,
     pub(super) id: HoldId,
-    path: Arc<str>,
+    purse: Arc<Purse>,
     /// The fork generation it was made in
     forks: u64,
     pub(super) shadow: bool,
@@ -221,7 +235,12 @@ impl Handle {
 
     /// Path of the budget.
     pub fn path(&self) -> &str {
-        &self.path
+        &self.purse.path
+    }
+
+    /// Whether the run that made it may go on.
+    pub fn standing(&self) -> &Arc<Standing> {
+        &self.purse.standing
     }
 
     /// Whether it is of the ledger of shadow mode, which stops nothing.

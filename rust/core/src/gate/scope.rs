@@ -1,9 +1,9 @@
 //! Who is acting, in which session, narrowed to what.
 //!
 //! A scope is made when a run starts and is asked at every check. A scope inside another only narrows: its tools are
-//! among the outer ones, its labels include the outer ones, its budget is the outer one or below it, and principal and
-//! session stay. Changing the principal
-//! takes a `delegate` decision, which this room does not have yet.
+//! among the outer ones, the outer forbids hold in it, its budget is the outer one or below it, it ends no later, and
+//! principal and session stay. Changing the principal takes an allowed `delegate` decision; from then on every principal
+//! of the chain has to be allowed.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -11,14 +11,33 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 
 use super::evidence::{ScopeFragments, Who};
+use super::narrowing::Narrowing;
 use super::payer::Payer;
+use super::session::Session;
+use super::standing::Standing;
 use super::state::GateState;
 use crate::audit::tree::Hash;
-use crate::limits::{SESSION_LABELS_MAX, SESSION_TEXT_BYTES_MAX};
+use crate::budget::clock::{Clock as _, SystemClock};
+use crate::limits::{CHAIN_MAX, RUN_FORBID_SETS_MAX, SESSION_LABELS_MAX, SESSION_TEXT_BYTES_MAX};
 use crate::policy::entities::{Entities, EntityData};
 use crate::policy::error::{PolicyError, PolicyErrors};
 use crate::uid::EntityUid;
 use crate::value::Val;
+
+/// What a run may do of all that its principal may, and who pays for it.
+#[derive(Debug, Clone, Default)]
+pub struct Narrow {
+    /// The only tools this run may call; `None` for no narrowing
+    pub tools: Option<Vec<String>>,
+    /// Texts of forbids that hold in this run, beside the gate's policies
+    pub forbid: Vec<String>,
+    /// What the session has seen, if the caller knows
+    pub labels: Vec<String>,
+    /// The path of the budget that pays; `None` for that of the run around it, or nobody
+    pub budget: Option<String>,
+    /// When the run's time is over, in milliseconds since 1970; `None` for that of the run around it, or never
+    pub expires_ms: Option<i64>,
+}
 
 /// What a scope is made from.
 #[derive(Debug)]
@@ -27,34 +46,48 @@ pub struct ScopeSpec {
     pub principal: EntityData,
     /// Id of the session
     pub session: String,
-    /// What the session has seen, if the caller knows
-    pub labels: Vec<String>,
     /// For whom the principal acts
     pub on_behalf_of: Option<EntityUid>,
-    /// The only tools this run may call; `None` for no narrowing
-    pub tools: Option<Vec<String>>,
-    /// The path of the budget that pays; `None` for a run that nobody pays for
-    pub budget: Option<String>,
+    /// Its limits
+    pub narrow: Narrow,
+}
+
+/// One principal of a chain.
+#[derive(Debug, Clone)]
+pub(super) struct Member {
+    pub(super) uid: Arc<EntityUid>,
+    /// What the caller says about it, if anything
+    pub(super) data: Option<EntityData>,
+}
+
+impl Member {
+    fn new(principal: EntityData) -> Self {
+        let EntityData { uid, attrs, tags, parents } = principal;
+        let described = !(attrs.is_empty() && tags.is_empty() && parents.is_empty());
+        Self { uid: Arc::clone(&uid), data: described.then_some(EntityData { uid, attrs, tags, parents }) }
+    }
 }
 
 /// A run's identity and narrowing.
 #[derive(Debug)]
 pub struct Scope {
+    /// Outermost first; the last one acts. Never empty
+    chain: Vec<Member>,
     principal: Arc<EntityUid>,
-    /// What the caller says about the principal, if anything
-    data: Option<EntityData>,
-    session: Box<str>,
-    /// A set of texts
-    labels: Val,
+    session: Arc<Session>,
     on_behalf_of: Option<Arc<EntityUid>>,
     /// Sorted
     tools: Option<Vec<Box<str>>>,
+    narrowings: Vec<Arc<Narrowing>>,
     payer: Option<Payer>,
+    /// `i64::MAX` for never
+    expires_ms: i64,
+    standing: Arc<Standing>,
     run: u64,
     request: Option<Hash>,
     /// What it says in each entry of the audit log
     fragments: ScopeFragments,
-    /// The entities with the principal in them, for the state they were made for
+    /// The entities with the principals in them, for the state they were made for
     resolved: ArcSwapOption<Resolved>,
 }
 
@@ -66,57 +99,105 @@ struct Resolved {
 
 impl Scope {
     /// Makes the scope of a run; `state` tells whether the principal is known already.
-    pub fn new(spec: ScopeSpec, state: &GateState) -> Result<Self, PolicyErrors> {
+    pub fn new(spec: ScopeSpec, state: &GateState, now_ms: i64) -> Result<Self, PolicyErrors> {
         bounded("session id", &spec.session)?;
-        let labels = union(&[], &spec.labels)?;
-        let EntityData { uid, attrs, tags, parents } = spec.principal;
-        let described = !(attrs.is_empty() && tags.is_empty() && parents.is_empty());
+        let narrow = spec.narrow;
+        let chain = vec![Member::new(spec.principal)];
+        let narrowings = compiled(&[], &narrow.forbid, state)?;
+        let session = Arc::new(Session::new(&spec.session, state.control()));
+        let standing = standing(&chain, &session, state);
+        let payer = narrow.budget.map(|path| Payer::new(&path, &standing, state)).transpose()?;
         let scope = Self {
-            principal: Arc::clone(&uid),
-            data: described.then_some(EntityData { uid, attrs, tags, parents }),
-            session: spec.session.into(),
-            labels,
+            principal: principal_of(&chain)?,
+            standing,
+            chain,
+            session,
             on_behalf_of: spec.on_behalf_of.map(Arc::new),
-            tools: spec.tools.map(|tools| sorted(&tools)),
-            payer: spec.budget.map(|path| Payer::new(&path, state)).transpose()?,
+            tools: narrow.tools.map(|tools| sorted(&tools)),
+            narrowings,
+            payer,
+            expires_ms: narrow.expires_ms.unwrap_or(i64::MAX),
             run: 0,
             request: None,
             fragments: ScopeFragments::default(),
             resolved: ArcSwapOption::empty(),
         };
         scope.resolve(state)?;
+        scope.label(&narrow.labels, now_ms)?;
         Ok(scope.with_fragments())
     }
 
-    /// A scope inside this one: only the tools that both allow, this one's labels and more, its budget or one below it.
-    pub fn narrowed(
+    /// A scope inside this one: only the tools that both allow, this one's forbids and more, its budget or one below it.
+    /// Labels are the session's, and so this one's too.
+    pub fn narrowed(&self, narrow: &Narrow, state: &GateState, now_ms: i64) -> Result<Self, PolicyErrors> {
+        self.inside(self.chain.clone(), narrow, state, now_ms)
+    }
+
+    /// A scope inside this one in which another principal acts, for this one's. It takes an allowed decision to use it.
+    pub fn delegated(
         &self,
-        tools: Option<&[String]>,
-        labels: &[String],
-        budget: Option<&str>,
+        to: EntityData,
+        narrow: &Narrow,
         state: &GateState,
+        now_ms: i64,
     ) -> Result<Self, PolicyErrors> {
-        let own: &[Val] = if let Val::Set(own) = &self.labels { own } else { &[] };
-        let tools = match (&self.tools, tools) {
+        let mut chain = self.chain.clone();
+        if chain.iter().any(|member| *member.uid == *to.uid) {
+            let message = format!("{} is in the chain already, and nobody delegates to themselves", to.uid);
+            return Err(PolicyError::new("scope.invalid", message).into());
+        }
+        if chain.len() >= CHAIN_MAX {
+            let message = format!("the chain has {} principals already, the limit is {CHAIN_MAX}", chain.len());
+            return Err(PolicyError::new("scope.invalid", message).into());
+        }
+        chain.push(Member::new(to));
+        self.inside(chain, narrow, state, now_ms)
+    }
+
+    fn inside(
+        &self,
+        chain: Vec<Member>,
+        narrow: &Narrow,
+        state: &GateState,
+        now_ms: i64,
+    ) -> Result<Self, PolicyErrors> {
+        let tools = match (&self.tools, &narrow.tools) {
             (None, None) => None,
             (Some(outer), None) => Some(outer.clone()),
             (None, Some(inner)) => Some(sorted(inner)),
             (Some(_), Some(inner)) => Some(sorted(inner).into_iter().filter(|name| self.allows(name)).collect()),
         };
-        Ok(Self {
-            principal: Arc::clone(&self.principal),
-            data: self.data.clone(),
-            session: self.session.clone(),
-            labels: union(own, labels)?,
+        let same = chain.len() == self.chain.len();
+        let standing = if same { Arc::clone(&self.standing) } else { standing(&chain, &self.session, state) };
+        let scope = Self {
+            principal: principal_of(&chain)?,
+            payer: Payer::narrowed(self.payer.as_ref(), narrow.budget.as_deref(), &standing, state)?,
+            standing,
+            chain,
+            session: Arc::clone(&self.session),
             on_behalf_of: self.on_behalf_of.clone(),
             tools,
-            payer: Payer::narrowed(self.payer.as_ref(), budget, state)?,
+            narrowings: compiled(&self.narrowings, &narrow.forbid, state)?,
+            expires_ms: narrow.expires_ms.unwrap_or(i64::MAX).min(self.expires_ms),
             run: self.run,
             request: self.request,
             fragments: ScopeFragments::default(),
-            resolved: ArcSwapOption::new(self.resolved.load_full()),
+            resolved: ArcSwapOption::new(self.resolved.load_full().filter(|_| same)),
+        };
+        if !same {
+            scope.resolve(state)?;
         }
-        .with_fragments())
+        scope.label(&narrow.labels, now_ms)?;
+        Ok(scope.with_fragments())
+    }
+
+    fn label(&self, labels: &[String], now_ms: i64) -> Result<(), PolicyErrors> {
+        labels.iter().try_for_each(|label| bounded("session label", label))?;
+        if labels.len() > SESSION_LABELS_MAX {
+            let message = format!("session has {} labels, the limit is {SESSION_LABELS_MAX}", labels.len());
+            return Err(PolicyError::new("scope.invalid", message).into());
+        }
+        Ok(self.session.add_named(labels, now_ms)?)
     }
 
     /// The same as a run of its own: what the audit log calls it, and the commitment of what the user asked for. Without
@@ -130,13 +211,12 @@ impl Scope {
 
     fn with_fragments(mut self) -> Self {
         self.fragments = ScopeFragments::new(&Who {
-            principal: &self.principal,
+            chain: &self.chain,
             on_behalf_of: self.on_behalf_of.as_deref(),
-            session: &self.session,
+            session: self.session.id(),
             run: self.run,
+            narrowings: &self.narrowings,
             request: self.request.as_ref(),
-            labels: &self.labels,
-            data: self.data.as_ref(),
         });
         self
     }
@@ -155,9 +235,23 @@ impl Scope {
         self.tools.as_deref()
     }
 
+    /// The forbids that came with it and with the runs around it.
+    pub fn narrowings(&self) -> &[Arc<Narrowing>] {
+        &self.narrowings
+    }
+
     /// Who acts.
     pub const fn principal(&self) -> &Arc<EntityUid> {
         &self.principal
+    }
+
+    /// Everybody who has to be allowed, outermost first; the last one acts.
+    pub fn chain(&self) -> impl ExactSizeIterator<Item = &Arc<EntityUid>> {
+        self.chain.iter().map(|member| &member.uid)
+    }
+
+    pub(super) fn members(&self) -> &[Member] {
+        &self.chain
     }
 
     /// For whom.
@@ -166,13 +260,33 @@ impl Scope {
     }
 
     /// Id of the session.
-    pub const fn session(&self) -> &str {
+    pub fn session(&self) -> &str {
+        self.session.id()
+    }
+
+    pub(super) const fn session_ref(&self) -> &Arc<Session> {
         &self.session
     }
 
-    /// What the session has seen: a set of texts.
-    pub const fn labels(&self) -> &Val {
-        &self.labels
+    /// What the session has seen by now: a set of texts.
+    pub fn labels(&self) -> Val {
+        self.session.seen(SystemClock.wall_ms()).labels.clone()
+    }
+
+    /// Whether those who act may act at all.
+    pub const fn standing(&self) -> &Arc<Standing> {
+        &self.standing
+    }
+
+    /// Whether the run's time is over.
+    #[inline]
+    pub const fn is_over(&self, now_ms: i64) -> bool {
+        now_ms >= self.expires_ms
+    }
+
+    /// When it is over; `i64::MAX` for never.
+    pub const fn expires_ms(&self) -> i64 {
+        self.expires_ms
     }
 
     /// The budget that pays.
@@ -190,10 +304,10 @@ impl Scope {
         self.tools.as_ref().is_none_or(|tools| tools.binary_search_by(|name| (**name).cmp(tool)).is_ok())
     }
 
-    /// The state's entities with the principal in them. Made once per state and kept; a reload makes the next check of
+    /// The state's entities with the principals in them. Made once per state and kept; a reload makes the next check of
     /// each run pay for it.
     pub(super) fn entities<'s>(&self, state: &'s GateState) -> Result<Cow<'s, Entities>, PolicyErrors> {
-        if self.data.is_none() {
+        if self.chain.iter().all(|member| member.data.is_none()) {
             return Ok(Cow::Borrowed(state.entities()));
         }
         if let Some(resolved) = &*self.resolved.load()
@@ -205,17 +319,47 @@ impl Scope {
     }
 
     fn resolve(&self, state: &GateState) -> Result<Entities, PolicyErrors> {
-        let Some(data) = &self.data else { return Ok(state.entities().clone()) };
-        if state.entities().get(&self.principal).is_some() {
-            let message = format!("principal {} is in the entity snapshot and described by the run", self.principal);
+        let described: Vec<EntityData> = self.chain.iter().filter_map(|member| member.data.clone()).collect();
+        if described.is_empty() {
+            return Ok(state.entities().clone());
+        }
+        if let Some(known) = described.iter().find(|data| state.entities().get(&data.uid).is_some()) {
+            let message = format!("principal {} is in the entity snapshot and described by the run", known.uid);
             let help = "leave out the run's attributes, tags and parents, or remove the entity";
             return Err(PolicyError::new("scope.invalid", message).help(help).into());
         }
-        let entities = state.entities().with_additional(vec![data.clone()])?;
+        let entities = state.entities().with_additional(described)?;
         let resolved = Resolved { generation: state.generation(), entities: entities.clone() };
         self.resolved.store(Some(Arc::new(resolved)));
         Ok(entities)
     }
+}
+
+fn principal_of(chain: &[Member]) -> Result<Arc<EntityUid>, PolicyErrors> {
+    let none = || PolicyErrors::from(PolicyError::new("scope.invalid", "a run needs a principal"));
+    chain.last().map(|member| Arc::clone(&member.uid)).ok_or_else(none)
+}
+
+fn standing(chain: &[Member], session: &Session, state: &GateState) -> Arc<Standing> {
+    let principals = chain.iter().map(|member| member.uid.to_string().into()).collect();
+    Arc::new(Standing::new(state.control(), principals, session.id()))
+}
+
+/// The forbids of the runs around it and those of this one.
+fn compiled(
+    outer: &[Arc<Narrowing>],
+    texts: &[String],
+    state: &GateState,
+) -> Result<Vec<Arc<Narrowing>>, PolicyErrors> {
+    let mut all = outer.to_vec();
+    if !texts.is_empty() {
+        all.push(Narrowing::compile(texts, state)?);
+    }
+    if all.len() > RUN_FORBID_SETS_MAX {
+        let message = format!("{} runs inside one another have forbids, the limit is {RUN_FORBID_SETS_MAX}", all.len());
+        return Err(PolicyError::new("scope.forbid", message).into());
+    }
+    Ok(all)
 }
 
 fn sorted(tools: &[String]) -> Vec<Box<str>> {
@@ -231,17 +375,4 @@ fn bounded(what: &str, text: &str) -> Result<(), PolicyErrors> {
         return Err(PolicyError::new("scope.invalid", message).into());
     }
     Ok(())
-}
-
-fn union(own: &[Val], more: &[String]) -> Result<Val, PolicyErrors> {
-    more.iter().try_for_each(|label| bounded("session label", label))?;
-    let all: Vec<Val> = own.iter().cloned().chain(more.iter().map(|label| Val::Str(label.as_str().into()))).collect();
-    let all = Val::set(all);
-    if let Val::Set(items) = &all
-        && items.len() > SESSION_LABELS_MAX
-    {
-        let message = format!("session has {} labels, the limit is {SESSION_LABELS_MAX}", items.len());
-        return Err(PolicyError::new("scope.invalid", message).into());
-    }
-    Ok(all)
 }

@@ -6,10 +6,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::approve::Approver;
 use super::budget_context;
-use super::evidence::{Audit, Fragments};
+use super::control::Control;
+use super::evidence::{Audit, Fragments, digest_of};
 use super::tools::{CALL_TOOL, Registry, Tool, ToolSpec};
 use crate::audit::log::Durability;
+use crate::audit::tree::Hash;
 use crate::budget::ledger::Ledger;
 use crate::policy::entities::{Entities, EntityData};
 use crate::policy::error::{PolicyError, PolicyErrors};
@@ -70,6 +73,12 @@ pub struct GateSources<'a> {
     pub ledger: Option<Arc<Ledger>>,
     /// What records decisions
     pub audit: Option<Arc<Audit>>,
+    /// What the gates of a host share: revocations, labels of sessions, approvals; without one it is this gate's alone
+    pub control: Option<Arc<Control>>,
+    /// Who may approve: public keys. Without any an approval needs no signature
+    pub approvers: Vec<Approver>,
+    /// What a denial says beside its reason where nothing was configured
+    pub notice: Option<String>,
 }
 
 /// What the gate reads off a policy's annotations.
@@ -101,8 +110,15 @@ pub struct GateState {
     warnings: Vec<String>,
     budgets: Budgets,
     call_model: Arc<EntityUid>,
+    delegate: Arc<EntityUid>,
     audit: Option<Arc<Audit>>,
     fragments: Fragments,
+    bundle: Hash,
+    control: Arc<Control>,
+    /// By tool: what its output brings into a session, as bits of the control table
+    reads: Vec<u64>,
+    approvers: Arc<[Approver]>,
+    notice: Option<Arc<str>>,
 }
 
 /// The ledgers of a state.
@@ -134,10 +150,12 @@ impl Budgets {
 
 /// The action of every model call.
 const CALL_MODEL: &str = "call_model";
+/// The action of having another principal act.
+const DELEGATE: &str = "delegate";
 
 /// What `context` always has at the gate; what `now` and the session hold is made there. `budget` is not among them: a
 /// run may have none.
-const SUPPLIED: [&[&str]; 5] = [
+pub(super) const SUPPLIED: [&[&str]; 5] = [
     &["context", "input"],
     &["context", "now"],
     &["context", "session"],
@@ -178,6 +196,8 @@ impl GateState {
             durability: marks.iter().map(|m| m.durability).max().unwrap_or_default(),
         };
         let audit = sources.audit.clone();
+        let control = control_of(sources, before)?;
+        let reads = reads_of(&registry, &control)?;
         let fragments = audit.as_ref().map(|_| Fragments::new(sources, &set, &registry)).unwrap_or_default();
         Ok(Self {
             generation: next_generation(),
@@ -192,8 +212,14 @@ impl GateState {
             warnings,
             budgets: Budgets::load(sources, before.map(|state| &state.budgets), reads_budget)?,
             call_model: Arc::new(EntityUid::new("Action", CALL_MODEL)),
+            delegate: Arc::new(EntityUid::new("Action", DELEGATE)),
             audit,
             fragments,
+            bundle: digest_of(sources),
+            control,
+            reads,
+            approvers: sources.approvers.clone().into(),
+            notice: sources.notice.as_deref().map(Arc::from),
         })
     }
 
@@ -204,6 +230,7 @@ impl GateState {
             tools.push(Arc::new(Tool::new(spec, true)?));
         }
         let registry = Registry::new(tools)?;
+        let reads = reads_of(&registry, &self.control)?;
         let fragments = self.audit.as_ref().map(|_| self.fragments.with_tools(&registry)).unwrap_or_default();
         Ok(Self {
             generation: next_generation(),
@@ -218,9 +245,40 @@ impl GateState {
             warnings: self.warnings.clone(),
             budgets: self.budgets.clone(),
             call_model: Arc::clone(&self.call_model),
+            delegate: Arc::clone(&self.delegate),
             audit: self.audit.clone(),
             fragments,
+            reads,
+            bundle: self.bundle,
+            control: Arc::clone(&self.control),
+            approvers: Arc::clone(&self.approvers),
+            notice: self.notice.clone(),
         })
+    }
+
+    /// What the gates of a host share.
+    #[inline]
+    pub const fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// The digest of everything that decides but for what a runtime registers.
+    pub const fn bundle(&self) -> &Hash {
+        &self.bundle
+    }
+
+    /// What the output of a tool brings into a session, as bits of the control table.
+    #[inline]
+    pub(super) fn reads(&self, tool: u32) -> u64 {
+        self.reads.get(tool as usize).copied().unwrap_or(0)
+    }
+
+    pub(super) fn approvers(&self) -> &[Approver] {
+        &self.approvers
+    }
+
+    pub(super) fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
     }
 
     /// Different for every state of the process.
@@ -298,6 +356,11 @@ impl GateState {
         &self.call_model
     }
 
+    /// `Action::"delegate"`.
+    pub(super) fn delegate(&self) -> &EntityUid {
+        &self.delegate
+    }
+
     #[inline]
     pub(super) fn marks(&self, policy: u32) -> Marks {
         self.marks.get(policy as usize).copied().unwrap_or_default()
@@ -313,6 +376,31 @@ fn next_generation() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     // Only uniqueness matters; the state itself is published by the swap.
     NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Where nobody shares anything, what there is stays from one state of the gate to the next.
+fn control_of(sources: &GateSources<'_>, before: Option<&GateState>) -> Result<Arc<Control>, PolicyErrors> {
+    if let Some(control) = &sources.control {
+        return Ok(Arc::clone(control));
+    }
+    if let Some(before) = before {
+        return Ok(Arc::clone(&before.control));
+    }
+    Control::anonymous().map_err(|error| PolicyError::new(error.code(), error.to_string()).into())
+}
+
+fn reads_of(registry: &Registry, control: &Control) -> Result<Vec<u64>, PolicyErrors> {
+    let mask = |tool: &Arc<Tool>| {
+        if tool.reads().is_empty() {
+            return Ok(0);
+        }
+        let names: Vec<&str> = tool.reads().iter().map(|label| &**label).collect();
+        control.labels_mask(&names).map_err(|error| {
+            let shown = super::names::shown(tool.name());
+            PolicyErrors::from(PolicyError::new("tool.reads", format!("tool `{shown}`: {error}")))
+        })
+    };
+    registry.tools().iter().map(mask).collect()
 }
 
 fn load_entities(sources: &GateSources<'_>) -> Result<Entities, PolicyErrors> {

@@ -4,16 +4,18 @@
 //! are written: no folding, no trimming.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hashbrown::HashTable;
 use unicode_normalization::is_nfc;
 
 use super::names;
 use super::schema::ToolSchema;
+use super::state::GateState;
 use crate::arguments::{Argument, ArgumentRef, Arguments};
 use crate::audit::tree::Hash;
 use crate::budget::unit::{Amounts, Unit};
-use crate::limits::TOOLS_MAX;
+use crate::limits::{SESSION_TEXT_BYTES_MAX, TOOLS_MAX};
 use crate::policy::error::{PolicyError, PolicyErrors};
 use crate::uid::{EntityUid, hash_text};
 
@@ -33,6 +35,8 @@ pub struct ToolSpec {
     pub paths: Vec<String>,
     /// What a call costs; `None` where nobody says, and then a run that has a budget pays for one request
     pub cost: Option<Amounts>,
+    /// Labels that its output brings into the session
+    pub reads: Vec<String>,
 }
 
 /// A registered tool.
@@ -44,6 +48,7 @@ pub struct Tool {
     schema: Option<ToolSchema>,
     paths: Vec<Box<str>>,
     cost: Option<Amounts>,
+    reads: Vec<Box<str>>,
     /// Digest of its definition
     pin: Hash,
     /// Registered while the gate was open, so a reload of the files keeps it
@@ -73,6 +78,12 @@ impl Tool {
         if let Some(Err(error)) = spec.cost.map(|cost| cost.check()) {
             return Err(PolicyError::new("tool.cost", format!("tool `{shown}`: the cost of {error}")));
         }
+        if let Some(label) = spec.reads.iter().find(|label| label.is_empty() || label.len() > SESSION_TEXT_BYTES_MAX) {
+            let bytes = label.len();
+            let message =
+                format!("tool `{shown}`: a label in reads has {bytes} bytes, not 1 to {SESSION_TEXT_BYTES_MAX}");
+            return Err(PolicyError::new("tool.reads", message));
+        }
         Ok(Self {
             action: Arc::new(EntityUid::new("Action", &spec.name)),
             resource: Arc::clone(&spec.resource),
@@ -80,6 +91,7 @@ impl Tool {
             schema,
             paths: spec.paths.iter().map(|path| path.as_str().into()).collect(),
             cost: spec.cost,
+            reads: spec.reads.iter().map(|label| label.as_str().into()).collect(),
             pin: super::evidence::pin(spec),
             by_runtime,
         })
@@ -92,6 +104,11 @@ impl Tool {
             None if has_budget => Amounts::of(Unit::Requests, 1),
             None => Amounts::NONE,
         }
+    }
+
+    /// Labels that its output brings into the session.
+    pub fn reads(&self) -> &[Box<str>] {
+        &self.reads
     }
 
     /// Its name.
@@ -213,6 +230,39 @@ impl Registry {
     }
 }
 
+/// A tool's name that was looked up: the next check of the same state needs no look.
+#[derive(Debug)]
+pub struct Prepared {
+    name: Box<str>,
+    /// The state's generation and the tool's number in it plus one; 0 before the first look, and for none
+    found: AtomicU64,
+}
+
+impl Prepared {
+    /// A name that is looked up when it is first used.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.into(), found: AtomicU64::new(0) }
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    #[inline]
+    pub(super) fn find(&self, state: &GateState) -> Option<u32> {
+        // Relaxed: the word says all there is to say, of one state.
+        let found = self.found.load(Ordering::Relaxed);
+        let generation = state.generation() << 32;
+        if found & !u64::from(u32::MAX) == generation && found != generation {
+            return u32::try_from(found & u64::from(u32::MAX)).ok()?.checked_sub(1);
+        }
+        let index = state.registry().find(&self.name)?;
+        self.found.store(generation | u64::from(index.saturating_add(1)), Ordering::Relaxed);
+        Some(index)
+    }
+}
+
 /// The lines that would register a tool, for whoever reads the denial.
 pub(super) fn stanza(name: &str) -> String {
     if let Err(problem) = names::check(name) {
@@ -237,6 +287,7 @@ mod tests {
             schema: None,
             paths: Vec::new(),
             cost: None,
+            reads: Vec::new(),
         }
     }
 

@@ -247,7 +247,7 @@ impl Both {
             streamed: false,
             forced,
         };
-        let options = Options { dispatched, forced, ttl_ms, meter: false };
+        let options = Options { dispatched, forced, ttl_ms, meter: false, tag: [0; 2] };
         let got = self.ledger.reserve(&node, &Amounts(amounts), self.clock.wall_ms(), options);
         let expected = self.model.reserve(self.next, &hold, now_ms);
         assert_eq!(got.as_ref().map(drop).map_err(|denial| denial.kind), expected, "{:#?}", self.log);
