@@ -60,7 +60,7 @@ _SHOWN_SECONDS: Final = (
     *(1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400),
     *(172_800, 604_800, 1_209_600, 2_419_200),
 )
-_SHOWN_MS: Final = tuple(SECOND_MS * seconds for seconds in _SHOWN_SECONDS)
+LENGTHS_MS: Final = tuple(SECOND_MS * seconds for seconds in _SHOWN_SECONDS)
 _YEAR_FIRST: Final = 1970
 _YEAR_LAST: Final = 9_900
 
@@ -299,7 +299,7 @@ class Stretches:
         if not self._cells:
             return None
         first, last = min(self._cells), max(self._cells)
-        for length in (*_SHOWN_MS, *_LADDER_MS):
+        for length in (*LENGTHS_MS, *_LADDER_MS):
             start = first - first % length
             count = (last - start) // length + 1
             if length % self.length_ms == 0 and count <= most:
