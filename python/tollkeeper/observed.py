@@ -486,7 +486,7 @@ class Observed:
         self.event_kinds[kind] += 1
         if at_ms is not None:
             self.event_times.add(at_ms, kind)
-        self.events.append(Event(name(seen.time), at_ms, kind, _MEMBERS.decode(raw)))
+        self.events.append(Event(name(seen.time), at_ms, kind, _members(raw)))
 
     def span(self, most: int) -> Span | None:
         """The time that calls and events cover, in at most this many bars, for charts that stand below each other."""
@@ -505,6 +505,14 @@ class Observed:
 
     def _timelines(self) -> Iterator[Stretches]:
         yield from (self.over_time, self.event_times, self.budgets.reported, *self.budgets.reserved.values())
+
+
+def _members(raw: bytes) -> dict[str, Any]:
+    try:
+        return _MEMBERS.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        # What is not counted is only looked over: here it is read.
+        return {}
 
 
 _STATUSES: Final = ("ok", "error", "cancelled", "unknown")

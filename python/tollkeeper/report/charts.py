@@ -19,8 +19,9 @@ TICKS: Final = 4
 LABELS_MAX: Final = 8
 # Of a slot, what a bar leaves free.
 GAP: Final = 0.14
-# Where a label would leave the page on the right.
-RIGHT_PERCENT: Final = 88
+# Where a label would leave a narrow page on the right, and any page.
+RIGHT_PERCENT: Final = 86
+END_PERCENT: Final = 95
 CHARACTER_PX: Final = 7.2
 MINUTE_MS: Final = 60_000
 SECOND_NS: Final = 1_000_000_000
@@ -122,9 +123,9 @@ def _every(count: int) -> Sequence[int]:
 def _labels(labels: Sequence[str], marks: Sequence[int], y: int) -> Iterator[str]:
     for place, number in enumerate(marks):
         at = 100 * (number + 0.5) / len(labels)
-        anchor = "end" if at > RIGHT_PERCENT else "middle"
-        kind = ' class="minor"' if place % 2 else ""
-        yield f'<text{kind} x="{at:.2f}%" y="{y}" text-anchor="{anchor}">{text(labels[number])}</text>'
+        anchor = "end" if at > END_PERCENT else "middle"
+        kinds = "minor " * (place % 2) + "edge" * (at > RIGHT_PERCENT)
+        yield f'<text class="{kinds}" x="{at:.2f}%" y="{y}" text-anchor="{anchor}">{text(labels[number])}</text>'
 
 
 def _legend(series: Sequence[Series]) -> Iterator[str]:
@@ -211,13 +212,13 @@ def moments(span: Span) -> list[str]:
     return [start.strftime(form) for start in starts]
 
 
-def marks(span: Span) -> list[int]:
+def marks(span: Span, most: int = LABELS_MAX) -> list[int]:
     """Bars that begin at a round time, as many as there is room for labels."""
     for stride in LENGTHS_MS:
         found = [place for place, start in enumerate(span.starts) if start % stride == 0]
-        if stride % span.length_ms == 0 and 0 < len(found) <= LABELS_MAX:
+        if stride % span.length_ms == 0 and 0 < len(found) <= most:
             return found
-    return list(_every(span.count))
+    return list(_every(span.count))[:most]
 
 
 def length(length_ms: int) -> str:
@@ -225,9 +226,9 @@ def length(length_ms: int) -> str:
     for unit, size in (("day", DAY_MS), ("hour", 60 * MINUTE_MS), ("minute", MINUTE_MS)):
         if length_ms % size == 0:
             count = length_ms // size
-            return unit if count == 1 else f"{count:,} {unit}s"
+            return f"one {unit}" if count == 1 else f"{count:,} {unit}s"
     count = length_ms // 1_000
-    return "second" if count == 1 else f"{count:,} seconds"
+    return "one second" if count == 1 else f"{count:,} seconds"
 
 
 def nanoseconds(value: int) -> str:

@@ -8,6 +8,8 @@ from typing import Final
 
 TEXT_CHARACTERS_MAX: Final = 300
 PARAGRAPH_CHARACTERS_MAX: Final = 2_000
+# A cell of no more stays in one line: the id of a decision fits.
+SHORT_CHARACTERS_MAX: Final = 40
 # All that is not plain ASCII is looked at by its category.
 _UNUSUAL: Final = re.compile("[^\x20-\x7e]")
 # Controls, what changes the direction of text or cannot be seen, private use, halves of pairs, line ends.
@@ -77,8 +79,10 @@ def table(  # noqa: PLR0913 - the parts of a table
         left_out: How many rows are not shown.
         what: A plural noun for those.
     """
-    yield f'<div class="wide" role="region" tabindex="0" aria-labelledby="{id_}-caption"><table id="{id_}">'
-    yield f'<caption id="{id_}-caption">{text(caption)}</caption>'
+    # Not a caption element, which would be as wide as the table and be cut with it on a telephone.
+    yield f'<p class="caption" id="{id_}-caption">{text(caption)}</p>'
+    named = f'aria-labelledby="{id_}-caption"'
+    yield f'<div class="wide" role="region" tabindex="0" {named}><table id="{id_}" {named}>'
     body, numbers = list(rows), set[int]()
     if body:
         numbers = {place for place, value in enumerate(body[0]) if isinstance(value, int | Amount)}
@@ -103,7 +107,9 @@ def table(  # noqa: PLR0913 - the parts of a table
 def _kind(value: Cell) -> str:
     if isinstance(value, int | Amount):
         return " class=number"
-    return " class=draw" if isinstance(value, Markup) else ""
+    if isinstance(value, Markup):
+        return " class=draw"
+    return " class=long" if len(value) > SHORT_CHARACTERS_MAX else ""
 
 
 def details(summary: str, inside: Iterable[str]) -> Iterator[str]:

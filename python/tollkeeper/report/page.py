@@ -31,6 +31,8 @@ EVENT_ROWS_MAX: Final = 100
 BARS_MAX: Final = 48
 BUDGETS_DRAWN_MAX: Final = 6
 LANES_MAX: Final = 16
+# The names of the lanes take a good part of a narrow page.
+LANE_LABELS_MAX: Final = 4
 BINS_MAX: Final = 48
 FINDINGS_MAX: Final = 60
 MEMBERS_MAX: Final = 8
@@ -163,7 +165,7 @@ def _over_time(observed: Observed, span: Span | None) -> Iterator[str]:
         cells, labels = observed.over_time.over(span), charts.moments(span)
         series = [Series(key, label, [one[key] for one in cells]) for label, key in _FATES]
         yield from charts.bars(
-            f"Calls by outcome; each bar is one {charts.length(span.length_ms)}",
+            f"Calls by outcome; each bar is {charts.length(span.length_ms)}",
             labels,
             series,
             marks=charts.marks(span),
@@ -283,7 +285,7 @@ def _spent(caption: str, stretches: Stretches, span: Span, *, money: bool) -> It
     if others:
         rest = [one.total() - sum(one[path] for path in first) for one in cells]
         series.append(Series("c6", f"{others:,} other budgets", rest))
-    unit = f"each bar is one {charts.length(span.length_ms)}"
+    unit = f"each bar is {charts.length(span.length_ms)}"
     yield from charts.bars(f"{caption}; {unit}", labels, series, marks=charts.marks(span), money=money)
     write: Callable[[int], Cell] = charts.dollars if money else int
     rows = [
@@ -300,7 +302,11 @@ def _spent(caption: str, stretches: Stretches, span: Span, *, money: bool) -> It
 
 
 def _latency(latency: Sequence[Bin] | None) -> Iterator[str]:
-    bins = [one for one in latency or () if one[2] > 0]
+    counted = [place for place, one in enumerate(latency or ()) if one[2] > 0]
+    if not counted or latency is None:
+        yield paragraph("No checks were timed.")
+        return
+    bins = latency[counted[0] : counted[-1] + 1]
     total = sum(count for *_, count in bins)
     yield paragraph(f"{total:,} checks. " + "; ".join(_percentile(bins, total, part) for part in (50, 99, 99.9)) + ".")
     grouped = _grouped(bins)

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-# Text has a contrast of 7 or more against the page, what is drawn 3 or more, in both schemes.
+# Text has a contrast of at least 4.5 against what it stands on, what is drawn at least 3, in both schemes.
 STYLE: Final = """
 :root { color-scheme: light dark; --page: #ffffff; --panel: #f6f7f8; --line: #d5d9dd; --text: #1c2024; --soft: #4a525a;
   --allowed: #3d7ab8; --denied: #c0341d; --would: #b07a00; --good: #1f7a3d; --bad: #b3261e; --warn: #8a5a00;
@@ -20,7 +20,7 @@ h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywher
 h2 { font-size: 19px; margin: 40px 0 8px; padding-top: 14px; border-top: 1px solid var(--line) }
 h3 { font-size: 15px; margin: 22px 0 4px }
 p { margin: 6px 0; overflow-wrap: anywhere; max-width: 80ch }
-.soft, caption, summary, footer { color: var(--soft) }
+.soft, .caption, summary, footer { color: var(--soft) }
 .soft { font-size: 14px }
 nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 18px; padding: 0; margin: 10px 0 0 }
 a { color: var(--text); text-underline-offset: 3px }
@@ -30,14 +30,14 @@ a { color: var(--text); text-underline-offset: 3px }
 .cards dt { color: var(--soft); font-size: 14px }
 .cards dd { margin: 0; font-size: 21px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
 .good { color: var(--good) } .bad { color: var(--bad) } .warn { color: var(--warn) }
-.wide { overflow-x: auto; margin: 10px 0 }
+.wide { overflow-x: auto; margin: 4px 0 10px }
 .wide:focus-visible, summary:focus-visible, a:focus-visible { outline: 2px solid var(--allowed); outline-offset: 2px }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px }
-caption { text-align: left; font-size: 14px; padding: 2px 0 6px }
+.caption { font-size: 14px; margin: 14px 0 0 }
 th, td { text-align: left; vertical-align: top; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line) }
 thead th { color: var(--soft); font-weight: 600; white-space: nowrap; vertical-align: bottom }
-tbody th { font-weight: 400; overflow-wrap: anywhere; min-width: 130px }
-td { overflow-wrap: anywhere }
+tbody th { font-weight: 400; overflow-wrap: anywhere; min-width: 158px }
+td { white-space: nowrap } td.long { white-space: normal; overflow-wrap: anywhere; min-width: 260px }
 th.number, td.number { text-align: right; white-space: nowrap }
 td.draw { width: 28%; min-width: 100px; padding-right: 16px }
 td.draw svg { display: block; width: 100%; height: 14px; margin-top: 4px }
@@ -64,6 +64,6 @@ footer { font-size: 14px; margin-top: 40px; padding-top: 14px; padding-bottom: 3
   .minor { display: none } main, header, footer { padding-left: 14px; padding-right: 14px }
   .cards { grid-template-columns: 1fr 1fr; gap: 8px } .cards dd { font-size: 19px }
   .findings { grid-template-columns: minmax(0, 1fr); gap: 0 } .findings dd { margin-bottom: 8px }
-  th, td { padding-right: 10px } }
+  th, td { padding-right: 10px } .edge { text-anchor: end } }
 @media print { details { display: block } nav { display: none } section { break-inside: avoid } }
 """
