@@ -26,6 +26,7 @@ __all__ = [
     "Span",
     "Spending",
     "Stretches",
+    "amount",
     "asked",
     "deciders",
     "fate",
@@ -73,6 +74,8 @@ ALLOWED: Final = "allowed"
 DENIED: Final = "denied"
 WOULD_DENY: Final = "would_deny"
 FATES: Final = (ALLOWED, DENIED, WOULD_DENY)
+# Entries that count calls which have none.
+UNLOGGED: Final = ("denied_unlogged", "gap")
 
 
 class Seen(msgspec.Struct):
@@ -99,6 +102,7 @@ class Seen(msgspec.Struct):
     status: Any = None
     usage: Any = None
     oversize: Any = None
+    count: Any = None
 
     @classmethod
     def of_members(cls, members: dict[str, Any]) -> "Seen":
@@ -427,6 +431,8 @@ class Observed:
         self.over_time = Stretches()
         self.outcomes = Counter[str]()
         self.budgets = _Budgets()
+        self.unlogged = Counter[str]()
+        """Calls for which the log had no room, denied or let through, by the kind of entry that counts them."""
         self.event_kinds = Counter[str]()
         self.event_times = Stretches()
         self.events = deque[Event](maxlen=EVENTS_MAX)
@@ -483,6 +489,8 @@ class Observed:
         kind = name(seen.kind, "(no kind)")
         if kind not in self.event_kinds and len(self.event_kinds) >= EVENT_KINDS_MAX:
             kind = OTHERS
+        if kind in UNLOGGED:
+            self.unlogged[kind] += amount(seen.count)
         self.event_kinds[kind] += 1
         if at_ms is not None:
             self.event_times.add(at_ms, kind)

@@ -87,6 +87,8 @@ class Rehearsal:
         """Calls in the same mode that earlier policies have decided."""
         self.other_mode = Row()
         """Calls in the other mode."""
+        self.unlogged = 0
+        """Calls for which the log had no room: nothing is known of them."""
         self.unreadable = 0
         self.first: str | None = None
         self.last: str | None = None

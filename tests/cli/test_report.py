@@ -239,7 +239,7 @@ def test_what_budgets_paid(cli: Cli, tmp_path: Path) -> None:
     assert page.rows("budget", *columns) == {path: tuple(row[key] for key in keys) for path, row in expected.items()}
     assert expected["acme/research"]["reported"] == 2 * (1_200 + 311)
     heads, *rows = page.tables["t-budget"]
-    dollars = {row[0]: row[heads.index("US dollars reserved")] for row in rows}
+    dollars = {row[0]: row[heads.index("USD reserved")] for row in rows}
     for path, row in expected.items():
         whole, _, part = dollars[path].removeprefix("$").replace(",", "").partition(".")
         assert int(whole) * 10**9 + int(part.ljust(9, "0")) == row["nano_usd"]
@@ -389,6 +389,17 @@ def test_latency_is_drawn_if_there_is_any() -> None:
     assert sum(count for (count,) in rows.values()) == sum(range(500))
     assert "t-latency" not in made(Observed()).tables
     assert "t-latency" not in made(Observed(), latency=[(0, 1, 0)]).tables
+
+
+def test_calls_without_an_entry_are_said() -> None:
+    observed = Observed()
+    for number, (kind, count) in enumerate(
+        (("denied_unlogged", 1_200), ("gap", 3), ("denied_unlogged", 34), ("gap", "x"))
+    ):
+        observed.take(entry(number, kind, count=count))
+    said = " ".join(made(observed).texts)
+    assert "Besides, 1,234 calls were denied and 3 let through without an entry, because the log had no room" in said
+    assert "Besides" not in " ".join(made(Observed()).texts)
 
 
 def test_events_in_words() -> None:

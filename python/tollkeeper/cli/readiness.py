@@ -26,7 +26,7 @@ from tollkeeper.cli.terminal import (
     shown,
     table,
 )
-from tollkeeper.observed import DAY_MS, NARROWED, WOULD_DENY, Breakdown, Row, Seen, Stretches
+from tollkeeper.observed import DAY_MS, NARROWED, UNLOGGED, WOULD_DENY, Breakdown, Row, Seen, Stretches, amount
 from tollkeeper.rehearsal import Rehearsal, in_shadow, reasons
 
 CALLS_DEFAULT: Final = 100
@@ -116,7 +116,11 @@ def _counted(found: logs.Logs, arguments: argparse.Namespace) -> Rehearsal:
     rehearsal = Rehearsal(bundle, mode, earlier=arguments.earlier, accepted=accepted)
     with progress(found.entries(), found.size, "entries") as entries:
         for entry in entries:
-            if entry.head.kind != "decision" or not _in_time(entry, arguments):
+            if not _in_time(entry, arguments):
+                continue
+            if entry.head.kind in UNLOGGED:
+                rehearsal.unlogged += amount(entry.members.get("count"))
+            if entry.head.kind != "decision":
                 continue
             if "oversize" in entry.members:
                 # What was too long for the entry lies where its arguments do.
@@ -239,6 +243,8 @@ def _facts(rehearsal: Rehearsal) -> Iterator[str]:
                 f"  apart: {counted(row.calls, 'call')} {what}, of which {row.denied:,} were denied "
                 f"and {row.would_deny:,} would have been"
             )
+    if rehearsal.unlogged:
+        yield f"  {counted(rehearsal.unlogged, 'call')} left no entry, because the log had no room"
     if rehearsal.unreadable:
         yield f"  {counted(rehearsal.unreadable, 'entry', 'entries')} that cannot be read"
 
@@ -388,6 +394,7 @@ def _document(  # noqa: PLR0913 - all there is to say
         "accepted": rehearsal.accepted,
         "earlier_policies": _row(rehearsal.other_policies),
         "other_mode": _row(rehearsal.other_mode),
+        "unlogged": rehearsal.unlogged,
         "unreadable": rehearsal.unreadable,
         "by_code": _table(rehearsal.by_code),
         "by_policy": _table(rehearsal.by_policy),

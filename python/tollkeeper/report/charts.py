@@ -17,6 +17,8 @@ LABEL_PX: Final = 24
 LANE_PX: Final = 26
 TICKS: Final = 4
 LABELS_MAX: Final = 8
+# Labels for which there is room everywhere.
+FEW: Final = 2
 # Of a slot, what a bar leaves free.
 GAP: Final = 0.14
 # Where a label would leave a narrow page on the right, and any page.
@@ -124,7 +126,7 @@ def _labels(labels: Sequence[str], marks: Sequence[int], y: int) -> Iterator[str
     for place, number in enumerate(marks):
         at = 100 * (number + 0.5) / len(labels)
         anchor = "end" if at > END_PERCENT else "middle"
-        kinds = "minor " * (place % 2) + "edge" * (at > RIGHT_PERCENT)
+        kinds = "minor " * (place % 2 and len(marks) > FEW) + "edge" * (at > RIGHT_PERCENT)
         yield f'<text class="{kinds}" x="{at:.2f}%" y="{y}" text-anchor="{anchor}">{text(labels[number])}</text>'
 
 

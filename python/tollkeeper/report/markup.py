@@ -50,7 +50,13 @@ class Amount(str):
     __slots__ = ()
 
 
-Cell = str | int | Markup | Amount
+class Stamp(str):
+    """A time, which stays in one line."""
+
+    __slots__ = ()
+
+
+Cell = str | int | Markup | Amount | Stamp
 
 
 def cell(value: Cell) -> str:
@@ -95,7 +101,8 @@ def table(  # noqa: PLR0913 - the parts of a table
     for row in body:
         first, *more = row
         cells = "".join(f"<td{_kind(value)}>{cell(value)}</td>" for value in more)
-        yield f'<tr><th scope="row">{cell(first)}</th>{cells}</tr>'
+        kept = " class=stamp" if isinstance(first, Stamp) else ""
+        yield f'<tr><th scope="row"{kept}>{cell(first)}</th>{cells}</tr>'
     if not body:
         yield f'<tr><td colspan="{len(heads)}">none</td></tr>'
     yield "</tbody>"

@@ -8,6 +8,7 @@ from typing import Any, Final
 from tollkeeper.observed import (
     ALLOWED,
     DENIED,
+    UNLOGGED,
     WOULD_DENY,
     Breakdown,
     Event,
@@ -21,7 +22,7 @@ from tollkeeper.observed import (
 from tollkeeper.reevaluate import is_list, is_object
 from tollkeeper.report import charts
 from tollkeeper.report.charts import Series
-from tollkeeper.report.markup import Cell, cell, details, paragraph, section, table, text
+from tollkeeper.report.markup import Cell, Stamp, cell, details, paragraph, section, table, text
 from tollkeeper.report.style import STYLE
 
 __all__ = ["Bin", "Integrity", "Page", "page"]
@@ -179,6 +180,12 @@ def _over_time(observed: Observed, span: Span | None) -> Iterator[str]:
         yield from details(
             "Exact numbers", table("t-time", f"Calls from {observed.first} to {observed.last}", heads, rows)
         )
+    if observed.unlogged.total():
+        denied, passed = (observed.unlogged[kind] for kind in UNLOGGED)
+        counts = f"{denied:,} calls were denied and {passed:,} let through"
+        yield paragraph(
+            f"Besides, {counts} without an entry, because the log had no room; they are in no table.", "warn"
+        )
     rows = [
         (key, row.allowed, row.denied, row.would_deny, row.calls)
         for key, row in observed.by_mode.most(_calls)[:ROWS_MAX]
@@ -249,13 +256,13 @@ def _budgets(observed: Observed, span: Span | None) -> Iterator[str]:
         for caption, stretches, money in (
             ("Model tokens reported by outcomes, by budget", budgets.reported, False),
             ("Tokens reserved at decisions (worst case), by budget", budgets.reserved.get("tokens", empty), False),
-            ("US dollars reserved at decisions (worst case), by budget", budgets.reserved.get("nano_usd", empty), True),
+            ("USD reserved at decisions (worst case), by budget", budgets.reserved.get("nano_usd", empty), True),
         ):
             yield from _spent(caption, stretches, span, money=money)
     rows = sorted(budgets.rows.items(), key=lambda pair: (-pair[1].reserved["nano_usd"], -_tokens(pair[1]), pair[0]))
     heads = (
         *("budget", "paid calls", "refused", "requests reserved", "tokens reserved"),
-        *("tokens reported", "of them cached", "US dollars reserved"),
+        *("tokens reported", "of them cached", "USD reserved"),
     )
     cells = [_budget(path, one) for path, one in rows[:ROWS_MAX]]
     caption = "What budgets paid for. Refused are calls that a budget denied, or would have in shadow mode"
@@ -386,11 +393,11 @@ def _events(observed: Observed, span: Span | None) -> Iterator[str]:
             "Loads, switches, revocations, approvals and what befell the log, by kind",
             labels,
             lanes,
-            charts.marks(fine),
+            charts.marks(fine, LANE_LABELS_MAX),
         )
     yield from table("t-kind", "Entries by kind", ("kind", "entries"), list(kinds.most_common()))
     newest = sorted(observed.events, key=lambda event: event.time, reverse=True)
-    rows = [(event.time, event.kind, _said(event)) for event in newest[:EVENT_ROWS_MAX]]
+    rows = [(Stamp(event.time), event.kind, _said(event)) for event in newest[:EVENT_ROWS_MAX]]
     left_out = kinds.total() - len(rows)
     yield from table(
         "t-event", "The newest of them", ("time (UTC)", "kind", "what"), rows, left_out=left_out, what="entries"

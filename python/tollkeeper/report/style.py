@@ -37,7 +37,8 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: left; vertical-align: top; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line) }
 thead th { color: var(--soft); font-weight: 600; white-space: nowrap; vertical-align: bottom }
 tbody th { font-weight: 400; overflow-wrap: anywhere; min-width: 158px }
-td { white-space: nowrap } td.long { white-space: normal; overflow-wrap: anywhere; min-width: 260px }
+th.stamp, td { white-space: nowrap }
+td.long { white-space: normal; overflow-wrap: anywhere; min-width: 260px }
 th.number, td.number { text-align: right; white-space: nowrap }
 td.draw { width: 28%; min-width: 100px; padding-right: 16px }
 td.draw svg { display: block; width: 100%; height: 14px; margin-top: 4px }
