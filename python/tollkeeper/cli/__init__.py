@@ -23,6 +23,7 @@ VERBS = {
     "init": ("init", "write a working example of every file"),
     "check": ("check", "ask whether one action is allowed"),
     "decide": ("decide", "run a file of actions through a gate"),
+    "config": (None, "check the configuration, and show what it comes to"),
     "policy": (None, "ask, test, explain and validate policies"),
     "budget": (None, "show, explain and change what budgets have left; replay a trace"),
     "audit": (None, "verify, show, prove, export and operate audit logs; decide recorded actions again"),
@@ -30,6 +31,10 @@ VERBS = {
     "readiness": ("readiness", "say from a shadow gate's log what enforcing would have done"),
     "report": ("report", "write a page that shows what a log holds"),
     "doctor": ("doctor", "say what this installation and this folder can and cannot do"),
+}
+CONFIG_VERBS = {
+    "check": ("config_check", "say everything that is wrong with the configuration and the files it names"),
+    "show": ("config_show", "print every value that is in force, and where it comes from"),
 }
 POLICY_VERBS = {
     "authorize": ("policy_authorize", "answer requests, JSON lines in and out"),
@@ -62,7 +67,7 @@ AUDIT_VERBS = {
     "status": ("audit_status", "say how large a log is, who writes it, and who could rewrite it"),
     "replay": ("audit_replay", "decide recorded actions again, by the recorded policies or by others"),
 }
-GROUPS = {"policy": POLICY_VERBS, "budget": BUDGET_VERBS, "audit": AUDIT_VERBS}
+GROUPS = {"config": CONFIG_VERBS, "policy": POLICY_VERBS, "budget": BUDGET_VERBS, "audit": AUDIT_VERBS}
 
 
 class Parser(argparse.ArgumentParser):
