@@ -88,6 +88,13 @@ class Policies:
         effect = "forbid" if re.search(r"^\s*forbid\b", text, re.MULTILINE) else "permit"
         return Policy(id_, f"{name or 'a text'}:{line}", effect, text)
 
+    def annotations(self, id_: str) -> dict[str, str]:
+        """A policy's annotations; none if the bundle has no policy of this id."""
+        try:
+            return self._set.annotations(id_)
+        except KeyError:
+            return {}
+
     def explain(self, recorded: Recorded) -> str:
         """Says in words how the request is decided, with the names of the recorded files.
 

@@ -28,6 +28,8 @@ VERBS = {
     "budget": (None, "show, explain and change what budgets have left; replay a trace"),
     "audit": (None, "verify, show, prove, export and operate audit logs; decide recorded actions again"),
     "why": ("why", "say from the log why an action was denied, and what would change it"),
+    "readiness": ("readiness", "say from a shadow gate's log what enforcing would have done"),
+    "report": ("report", "write a page that shows what a log holds"),
     "doctor": ("doctor", "say what this installation and this folder can and cannot do"),
 }
 CONFIG_VERBS = {

@@ -88,24 +88,36 @@ def _print(report: dict[str, Any], *, given: bool) -> None:
     verdict = coloured(_VERDICTS[report["verdict"]], COLOURS[report["verdict"]])
     out(f"{verdict}: {entries} in {counted(len(epochs), 'log')}")
     out()
-    faults = [(_place(epoch), fault) for epoch in epochs for fault in epoch["faults"]]
-    faults += [("", fault) for fault in report["faults"]]
-    for name, lines in (
-        ("integrity", _integrity(report, epochs, faults)),
-        ("completeness", _completeness(report)),
-        ("anchoring", _anchoring(report, epochs, given=given)),
-    ):
+    for name, lines in findings(report, given=given):
         for number, line in enumerate(lines):
             out(f"{'' if number else name:<14}{shown(line)}")
-    warnings = [f"{_place(epoch)} {warning}" for epoch in epochs for warning in epoch["warnings"]]
+    warnings = [f"{label(epoch)} {warning}" for epoch in epochs for warning in epoch["warnings"]]
     for warning in warnings[:FAULTS_SHOWN_MAX]:
         out(f"{'':<14}{shown(warning)}")
+
+
+def findings(report: dict[str, Any], *, given: bool) -> list[tuple[str, list[str]]]:
+    """What was found, in words, by what was looked at.
+
+    Args:
+        report: As the native half gives it.
+        given: Whether the key was given.
+    """
+    epochs = [epoch for slot in report["slots"] for epoch in slot["epochs"]]
+    faults = [(label(epoch), fault) for epoch in epochs for fault in epoch["faults"]]
+    faults += [("", fault) for fault in report["faults"]]
+    return [
+        ("integrity", list(_integrity(report, epochs, faults))),
+        ("completeness", list(_completeness(report))),
+        ("anchoring", list(_anchoring(report, epochs, given=given))),
+    ]
 
 
 _VERDICTS: Final = {"ok": "verified", "unanchored": "unanchored", "incomplete": "incomplete", "broken": "BROKEN"}
 
 
-def _place(epoch: dict[str, Any]) -> str:
+def label(epoch: dict[str, Any]) -> str:
+    """Names a log as entries do: its slot, and its epoch but for the first."""
     slot = epoch["slot"] or 0
     return f"log {slot}" if epoch["epoch"] == 1 else f"log {slot}/{epoch['epoch']}"
 
@@ -123,7 +135,7 @@ def _integrity(
         if count > FAULTS_SHOWN_MAX:
             yield f"  and {count - FAULTS_SHOWN_MAX:,} more"
         for epoch in epochs:
-            yield f"  what still holds: {_place(epoch)} {_sound(epoch)}"
+            yield f"  what still holds: {label(epoch)} {_sound(epoch)}"
     payloads = {name: sum(epoch["payloads"][name] for epoch in epochs) for name in _PAYLOADS}
     said = [f"{count:,} {what}" for name, what in _PAYLOADS.items() if (count := payloads[name])]
     if said:
@@ -189,11 +201,11 @@ def _anchoring(report: dict[str, Any], epochs: list[dict[str, Any]], *, given: b
     signed = [epoch for epoch in epochs if epoch["anchored"] or epoch["chained"]]
     for epoch in epochs:
         if epoch not in signed:
-            yield f"{_place(epoch)}: no signed checkpoint that holds: whoever can write there can have made all of it"
+            yield f"{label(epoch)}: no signed checkpoint that holds: whoever can write there can have made all of it"
         elif epoch["tail"]:
             first, last = epoch["signed_size"], epoch["size"] - 1
             which = f"entry {last:,} is" if first == last else f"entries {first:,} to {last:,} are"
-            yield f"{_place(epoch)}: {which} under no signature yet"
+            yield f"{label(epoch)}: {which} under no signature yet"
     if len(signed) == len(epochs) and not any(epoch["tail"] for epoch in epochs):
         yield "every entry is under a signed checkpoint"
     if any(epoch["key_source"] == "directory" for epoch in epochs):

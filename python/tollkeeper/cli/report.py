@@ -1,0 +1,121 @@
+"""``tollkeeper report``: one page that shows what a log holds, to be read, printed or sent, without any server.
+
+It reads the log once, verifies it, and writes the page as a whole or not at all. It changes nothing else.
+"""
+
+import argparse
+import datetime as dt
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from tollkeeper import _native, report
+from tollkeeper.cli import audit_verify, logs
+from tollkeeper.cli.terminal import InputError, counted, counter, out, progress, shown, warning
+from tollkeeper.observed import Observed
+
+TITLE: Final = "What the gate decided"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    logs.add_folder(parser)
+    parser.add_argument(
+        "-o", "--out", metavar="OUT.html", type=Path, default=Path("report.html"), help="default: report.html"
+    )
+    parser.add_argument("--title", default=TITLE, help="of the page")
+    parser.add_argument(
+        "--since",
+        metavar="TIME",
+        type=logs.moment_argument,
+        help="only entries since: RFC 3339, a date, or 15m, 2h, 3d ago",
+    )
+    parser.add_argument("--until", metavar="TIME", type=logs.moment_argument, help="only entries before then")
+    audit_verify.add_key(parser, "without it the one beside the log, which proves less")
+    parser.add_argument("--no-verify", action="store_true", help="do not verify the log; the page says so")
+    parser.epilog = (
+        "The page names agents, tools, policies and budgets, and holds no arguments and nothing that users asked. Only "
+        "its owner can read it. Exit code 0 if it was written and the log could be read, whatever it holds."
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the page."""
+    found = logs.opened(arguments.folder)
+    if arguments.out.is_dir():
+        raise InputError(f"{arguments.out}: is a folder", "name the file of the page: -o report.html")
+    key = None if arguments.key is None else audit_verify.key_argument(arguments.key)
+    observed = _observed(found, arguments)
+    about = report.Page(
+        title=arguments.title,
+        source=_source(found, observed, arguments),
+        made=_made(),
+        integrity=None if arguments.no_verify else _verified(found.folder, key),
+        faults=found.faults,
+    )
+    _write(arguments.out, report.page(observed, about))
+    out(f"wrote {shown(str(arguments.out))}: {counted(observed.calls.calls, 'call')} of {_entries(observed.entries)}")
+    if about.integrity is not None and about.integrity.verdict == "broken":
+        warning(f"the log is broken, and the page says so: tollkeeper audit verify {shown(str(found.folder))}")
+    return found.exit_code()
+
+
+def _observed(found: logs.Logs, arguments: argparse.Namespace) -> Observed:
+    observed = Observed()
+    since, until = arguments.since, arguments.until
+    with progress(found.entries(), found.size, "entries") as entries:
+        for entry in entries:
+            if (since is None or entry.time >= since) and (until is None or entry.time < until):
+                observed.take(entry.raw, lambda: found.recorded(entry).members)  # noqa: B023 - called at once
+    return observed
+
+
+def _entries(count: int) -> str:
+    return counted(count, "entry", "entries")
+
+
+def _source(found: logs.Logs, observed: Observed, arguments: argparse.Namespace) -> str:
+    parts = [f"{_entries(observed.entries)} of {counted(len(found.all), 'log')} in {found.folder}"]
+    if arguments.since is not None:
+        parts.append(f"since {arguments.since}")
+    if arguments.until is not None:
+        parts.append(f"before {arguments.until}")
+    if observed.first is not None:
+        parts.append(f"from {_clock(observed.first)} to {_clock(observed.last)} UTC")
+    return ", ".join(parts)
+
+
+def _clock(time: str | None) -> str:
+    return (time or "")[:19].replace("T", " ")
+
+
+def _made() -> str:
+    info = _native.build_info()
+    return f"Made by tollkeeper {info['version']} at {dt.datetime.now(dt.UTC).strftime('%Y-%m-%d %H:%M:%S')} UTC."
+
+
+def _verified(folder: Path, key: str | None) -> report.Integrity:
+    with counter("entries") as draw:
+        # Without a key the one beside the log is all there is, and the page says so.
+        found = _native.audit_verify(folder, key, None, draw, trust_directory=key is None)
+    epochs: list[dict[str, Any]] = [epoch for slot in found["slots"] for epoch in slot["epochs"]]
+    signed = [(epoch, epoch["signed_size"] if epoch["anchored"] or epoch["chained"] else 0) for epoch in epochs]
+    return report.Integrity(
+        verdict=found["verdict"],
+        findings=audit_verify.findings(found, given=key is not None),
+        logs=[
+            (audit_verify.label(epoch), epoch["size"], size, epoch["key_source"] != "directory")
+            for epoch, size in signed
+        ],
+    )
+
+
+def _write(file: Path, text: str) -> None:
+    """Writes the file as a whole, for its owner only: it names who was denied what."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:  # noqa: PTH123 - the mode is given
+            stream.write(text.encode(errors="replace"))
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
