@@ -183,6 +183,13 @@ def _check_column(column: Column, limits: Mapping[str, Any]) -> list[str]:
         for name in sorted(found.keys() | listed.keys())
         if found.get(name) != listed.get(name)
     ]
+    passes = {attack for attack, pairs in column.attacks.items() if not all(pairs.values())}
+    said = {(entry["suite"], entry["task"]) for entry in limits.get("passes", [])}
+    problems += [
+        f"{suite} {task} {'passes for a user task' if (suite, task) in passes else 'is stopped'}, "
+        "known_limits.toml says otherwise"
+        for suite, task in sorted(passes ^ said)
+    ]
     costs = [entry for entry in limits.get("broken", []) if entry["column"] == column.name]
     broken = {(entry["suite"], entry["task"]): set(entry["by"]) for entry in costs}
     problems += [
