@@ -28,8 +28,9 @@ HERE = Path(__file__).resolve().parent
 COLUMNS = ("static", "labels", "narrowing")
 NO_PERMIT = "no permit"
 NOT_IN_RUN = "not a tool of the run"
-EMULATED = True
-_WITH = {}
+# The one place to switch: True once tools declare `reads` and runs carry `forbid`. Then `emulated.py`, this line and
+# `begin` go, and `Session` is what report.py makes.
+GATE_GROWS_LABELS = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _tools(signatures: Mapping[str, Any], resource_of: Mapping[str, str], reads:
     lines = []
     for tool, signature in signatures.items():
         lines += [f"[tools.{tool}]", f"resource = {_toml(resource_of[tool])}", f"schema = {_toml(signature)}"]
-        if reads.get(tool) and not EMULATED:
+        if reads.get(tool) and GATE_GROWS_LABELS:
             lines.append(f"reads = {_toml(reads[tool])}")
     return "\n".join(lines) + "\n"
 
@@ -191,32 +192,29 @@ class Session:
     """One session of an assistant, begun by one request; it decides calls in the order in which they are made."""
 
     def __init__(self, suite: Suite, column: str, request: str) -> None:
-        self._suite, self._gate, self._column = suite, suite.gates[column], column
-        self._narrowed = narrowing.derive(suite.rules, suite.tools, request) if column == "narrowing" else None
-        self._labels: set[str] = set()
-        if self._narrowed is not None and self._narrowed.forbid:
-            self._gate = _gate_with(suite, self._narrowed.forbid)
+        self._gate, self._tools, forbid = suite.gates[column], None, None
+        if column == "narrowing":
+            narrowed = narrowing.derive(suite.rules, suite.tools, request)
+            self._tools, forbid = narrowed.tools, narrowed.forbid or None
+        run = self._gate.run(principal=suite.principal, tools=self._tools, forbid=forbid)
+        self._scope = run.scope
 
     def decide(self, call: Call) -> Verdict:
         """Decides a call; if it is allowed it counts as made, and what it reads is in the session from then on."""
-        tools = None if self._narrowed is None else self._narrowed.tools
-        with self._gate.run(principal=self._suite.principal, session="s", tools=tools, labels=sorted(self._labels)):
-            decision = self._gate.check(call.tool, call.args)
-        if decision.allowed and self._column != "static":
-            self._labels.update(self._suite.reads[call.tool])
-        silent = NO_PERMIT if tools is None or call.tool in tools else NOT_IN_RUN
+        decision = self._gate.check(call.tool, call.args, scope=self._scope)
+        if decision.allowed:
+            self._gate.outcome(decision)
+        silent = NO_PERMIT if self._tools is None or call.tool in self._tools else NOT_IN_RUN
         return Verdict(decision.allowed, decision.policies or [silent])
 
 
-def _gate_with(suite: Suite, forbid: str) -> Gate:
-    found = _WITH.get((suite.name, forbid))
-    if found is None:
-        text = (suite.folder / "narrowing.toml").read_text(encoding="utf-8")
-        (suite.folder / "request.cedar").write_text(forbid, encoding="utf-8")
-        path = suite.folder / "request.toml"
-        path.write_text(text.replace("files = [", 'files = ["request.cedar", ', 1), encoding="utf-8")
-        found = _WITH[suite.name, forbid] = Gate.open(path)
-    return found
+def begin(suite: Suite, column: str, request: str) -> Session:
+    """A session, by the gate or emulated."""
+    if GATE_GROWS_LABELS:
+        return Session(suite, column, request)
+    import emulated  # noqa: PLC0415 - goes with the switch
+
+    return emulated.EmulatedSession(suite, column, request)
 
 
 def _toml(value: Any) -> str:
