@@ -5,6 +5,7 @@ What it decides is checked by `make run` itself, which needs the benchmark's pac
 
 import copy
 import importlib
+import json
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollkeeper import PolicySet
+from tollkeeper import Entities, PolicySet
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "agentdojo"
 RULES: dict[str, Any] = tomllib.loads((EXAMPLE / "narrowing.toml").read_text())
@@ -138,6 +139,55 @@ def test_no_request_can_write_a_policy(narrowing: ModuleType, text: str) -> None
         assert all(name.startswith("request.") for name in policies.ids)
         asked = policies.decide('Agent::"a"', 'Action::"search"', 'Mcp::"m"', {"input": {}})
         assert (asked.decision, asked.errors) == ("deny", [])
+
+
+AGENT = {
+    "uid": {"type": "Agent", "id": "a"},
+    "attrs": {"team": {"linked_sites": ["www.linked.com"], "own_sites": ["www.own.com"]}},
+    "parents": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("suite", "tool", "arguments", "label"),
+    [
+        ("banking", "update_scheduled_transaction", {"id": 7, "recipient": "US133000000121212121212"}, "untrusted"),
+        ("slack", "get_webpage", {"url": "www.company-todo-list.com/alice"}, "untrusted"),
+        ("workspace", "delete_file", {"file_id": "22"}, "strangers"),
+        ("workspace", "share_file", {"file_id": "26"}, "strangers"),
+        ("workspace", "send_email", {"attachments": ["19"]}, "strangers"),
+    ],
+)
+def test_a_label_takes_away_what_the_session_could_do_before(
+    suite: str, tool: str, arguments: dict[str, Any], label: str
+) -> None:
+    assert label in SUITES[suite]["reads"]
+    assert labelled(suite, tool, arguments, []) == "allow"
+    assert labelled(suite, tool, arguments, ["other"]) == "allow"
+    assert labelled(suite, tool, arguments, [label, "other"]) == "deny"
+
+
+@pytest.mark.parametrize(
+    ("suite", "tool", "arguments"),
+    [
+        ("banking", "update_scheduled_transaction", {"id": 7, "amount": 1200}),
+        ("slack", "get_webpage", {"url": "www.linked.com"}),
+        ("slack", "get_webpage", {"url": "www.own.com"}),
+        ("workspace", "send_email", {"recipients": ["ann@example.com"]}),
+    ],
+)
+def test_what_facts_bound_goes_on_after_reading(suite: str, tool: str, arguments: dict[str, Any]) -> None:
+    assert labelled(suite, tool, arguments, ["untrusted", "strangers"]) == "allow"
+
+
+def labelled(suite: str, tool: str, arguments: dict[str, Any], labels: list[str]) -> str:
+    """What the label rules of a suite say where everything else is permitted."""
+    policies = PolicySet.from_cedar(["permit(principal, action, resource);", EXAMPLE / f"{suite}_labels.cedar"])
+    context = {"input": arguments, "session": {"id": "s", "labels": labels}}
+    entities = Entities.from_json(json.dumps([AGENT]))
+    answered = policies.decide('Agent::"a"', f'Action::"{tool}"', 'Mcp::"m"', context, entities)
+    assert answered.errors == []
+    return answered.decision
 
 
 def test_a_tool_that_the_table_leaves_out_is_an_error(narrowing: ModuleType) -> None:
