@@ -13,7 +13,7 @@ import msgspec
 
 from tollkeeper.errors import ConfigError
 
-__all__ = ["TEXT_BYTES_MAX", "Place", "decode", "known_here", "read_text", "section"]
+__all__ = ["TEXT_BYTES_MAX", "Place", "decode", "dotted", "examined", "known_here", "read_text", "section"]
 
 # As large as the largest input that the core takes, an entities document.
 TEXT_BYTES_MAX: Final = 256 << 20
@@ -86,17 +86,69 @@ def section(raw: object, kind: type[Section], path: tuple[str, ...], place: "Pla
     Raises:
         ConfigError: A key is unknown or missing, or a value is of the wrong type.
     """
-    known = [field.name for field in msgspec.structs.fields(kind)]
+    faults: list[ConfigError] = []
+    made = examined(raw, kind, path, place, faults)
+    if made is None or faults:
+        raise faults[0]
+    return made
+
+
+def examined(
+    raw: object, kind: type[Section], path: tuple[str, ...], place: "Place", faults: list[ConfigError]
+) -> Section | None:
+    """Decodes one section and goes on after what is wrong.
+
+    Args:
+        raw: What the parser made of it.
+        kind: The struct it becomes.
+        path: Its keys, from the top.
+        place: Finds the line.
+        faults: What is wrong is added here.
+
+    Returns:
+        The section without what is wrong in it; ``None`` if something that it needs is missing or wrong.
+    """
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
     if isinstance(raw, dict):
-        for key in cast("dict[str, Any]", raw):
-            if key not in known:
-                raise place.error((*path, key), "unknown key", known_here(key, known))
+        named = cast("dict[str, Any]", raw)
+        faults.extend(
+            place.error((*path, key), "unknown key", known_here(key, list(fields)))
+            for key in named
+            if key not in fields
+        )
+        raw = {key: value for key, value in named.items() if key in fields}
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
-        what, _, at = str(error).partition(" - at `$")
-        inner: tuple[str, ...] = tuple(part for part in re.split(r"[.\[]", at.rstrip("`").replace("]", "")) if part)
-        raise place.error((*path, *inner), what[:1].lower() + what[1:], _choices(kind, inner)) from None
+        first = _wrong(error, kind, path, (), place)
+    if not isinstance(raw, dict):
+        faults.append(first)
+        return None
+    # The decoder stops at the first one, so each value is decoded alone.
+    right: dict[str, Any] = {}
+    for key, value in cast("dict[str, Any]", raw).items():
+        try:
+            msgspec.convert(value, fields[key].type)
+            right[key] = value
+        except msgspec.ValidationError as error:
+            faults.append(_wrong(error, kind, path, (key,), place))
+    missing = [name for name, field in fields.items() if field.required and name not in raw]
+    faults.extend(place.error(path, f"object missing required field `{name}`", None) for name in missing)
+    return (
+        msgspec.convert(right, kind) if all(name in right for name, field in fields.items() if field.required) else None
+    )
+
+
+def _wrong(
+    error: msgspec.ValidationError,
+    kind: type[msgspec.Struct],
+    path: tuple[str, ...],
+    inner: tuple[str, ...],
+    place: "Place",
+) -> ConfigError:
+    what, _, at = str(error).partition(" - at `$")
+    inner += tuple(part for part in re.split(r"[.\[]", at.rstrip("`").replace("]", "")) if part)
+    return place.error((*path, *inner), what[:1].lower() + what[1:], _choices(kind, inner))
 
 
 def known_here(key: str, known: list[str] | tuple[str, ...]) -> str:
@@ -142,12 +194,20 @@ class Place:
                 self._lines.setdefault((*items, str(count)), number)
                 count += 1
 
+    def line(self, path: tuple[str, ...]) -> int | None:
+        """The line of a key; where the key has none, of the nearest one above it."""
+        return next((self._lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self._lines), None)
+
     def error(self, path: tuple[str, ...], what: str, hint: str | None) -> ConfigError:
         """An error at a key; where the key has no line, at the nearest one above it."""
-        line = next((self._lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self._lines), None)
+        line = self.line(path)
         where = self.shown if line is None else f"{self.shown}:{line}"
-        key = ".".join(part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"' for part in path)
-        return ConfigError(f"{where}: {key}: {what}", "config.invalid", hint)
+        return ConfigError(f"{where}: {dotted(path)}: {what}", "config.invalid", hint)
+
+
+def dotted(path: tuple[str, ...]) -> str:
+    """A key as it is written, with quotes where it needs them."""
+    return ".".join(part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"' for part in path)
 
 
 def _dotted(text: str) -> tuple[str, ...]:

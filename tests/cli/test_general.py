@@ -29,7 +29,8 @@ def test_version(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("policy",), ("nonsense",), ("policy", "nonsense"), ("budget",), ("check",), ("--nonsense",)]
+    "words",
+    [(), ("policy",), ("config",), ("nonsense",), ("policy", "nonsense"), ("budget",), ("check",), ("--nonsense",)],
 )
 def test_wrong_usage_is_bad_input(cli: Cli, words: tuple[str, ...]) -> None:
     done = cli(*words)
@@ -50,11 +51,8 @@ def test_every_verb_has_help(cli: Cli) -> None:
 
 
 def test_every_verb_has_a_module() -> None:
-    names = [
-        module
-        for module, _ in (*package.VERBS.values(), *package.POLICY_VERBS.values(), *package.BUDGET_VERBS.values())
-        if module
-    ]
+    verbs = [*package.VERBS.values(), *(verb for group in package.GROUPS.values() for verb in group.values())]
+    names = [module for module, _ in verbs if module]
     for name in names:
         module = importlib.import_module(f"tollkeeper.cli.{name}")
         assert callable(module.configure)

@@ -23,11 +23,16 @@ VERBS = {
     "init": ("init", "write a working example of every file"),
     "check": ("check", "ask whether one action is allowed"),
     "decide": ("decide", "run a file of actions through a gate"),
+    "config": (None, "check the configuration, and show what it comes to"),
     "policy": (None, "ask, test, explain and validate policies"),
     "budget": (None, "show, explain and change what budgets have left; replay a trace"),
     "audit": (None, "verify, show, prove, export and operate audit logs; decide recorded actions again"),
     "why": ("why", "say from the log why an action was denied, and what would change it"),
     "doctor": ("doctor", "say what this installation and this folder can and cannot do"),
+}
+CONFIG_VERBS = {
+    "check": ("config_check", "say everything that is wrong with the configuration and the files it names"),
+    "show": ("config_show", "print every value that is in force, and where it comes from"),
 }
 POLICY_VERBS = {
     "authorize": ("policy_authorize", "answer requests, JSON lines in and out"),
@@ -60,7 +65,7 @@ AUDIT_VERBS = {
     "status": ("audit_status", "say how large a log is, who writes it, and who could rewrite it"),
     "replay": ("audit_replay", "decide recorded actions again, by the recorded policies or by others"),
 }
-GROUPS = {"policy": POLICY_VERBS, "budget": BUDGET_VERBS, "audit": AUDIT_VERBS}
+GROUPS = {"config": CONFIG_VERBS, "policy": POLICY_VERBS, "budget": BUDGET_VERBS, "audit": AUDIT_VERBS}
 
 
 class Parser(argparse.ArgumentParser):

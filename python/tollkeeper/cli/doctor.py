@@ -1,10 +1,11 @@
 """``tollkeeper doctor``: what this installation and this folder can and cannot do, each line with its fix.
 
-It reads and reports; it repairs nothing. Exit code 1 if something must be fixed before a gate can be trusted.
+It reads, tries the file system with a temporary file, and reports; it repairs nothing. Exit code 1 if something must be
+fixed before a gate can be trusted or used.
 """
 
 import argparse
-import contextlib
+import glob
 import importlib.metadata
 import multiprocessing
 import os
@@ -12,31 +13,24 @@ import platform
 import stat
 import sys
 import sysconfig
-import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import tollkeeper
 from tollkeeper import budgets, cases, config
-from tollkeeper.cli import inputs
-from tollkeeper.cli.terminal import EXIT_NO, EXIT_OK, coloured, counted, out, out_json, shown
+from tollkeeper.cli import doctor_host, gates, inputs
+from tollkeeper.cli.doctor_folders import Folders, Place
+from tollkeeper.cli.doctor_line import Line, watched
+from tollkeeper.cli.terminal import EXIT_NO, EXIT_OK, coloured, counted, out, out_json, shown, wrapped
 from tollkeeper.errors import TollkeeperError
 
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+SUBJECT_COLUMNS = 12
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 # What a time server may slew by; the ledger follows no further.
 CLOCK_SKEW_MS_MAX = 1_000
 # Versions below these lack calls that the package uses; the same floors as in its metadata.
 FLOORS = {"msgspec": (0, 18), "numpy": (1, 26)}
-
-
-class Line(NamedTuple):
-    """One finding."""
-
-    state: Literal["ok", "warn", "fail"]
-    subject: str
-    text: str
-    fix: str | None = None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,16 +41,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Looks at everything."""
-    lines = [*_installation(), *_packages(), *_process(), *_folder(arguments.config)]
-    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    path: Path = arguments.config
+    lines = [
+        *_installation(),
+        *_packages(),
+        *_process(),
+        *watched("machine", doctor_host.look()),
+        *watched("config", _folder(path)),
+    ]
     for line in lines:
         if arguments.json:
             out_json(line._asdict())
-            continue
-        out(f"{coloured(line.state.ljust(4), colours[line.state])}  {line.subject.ljust(12)}  {shown(line.text)}")
-        if line.fix:
-            out(f"      {'':12}  fix: {shown(line.fix)}")
+        else:
+            _print(line)
     return EXIT_NO if any(line.state == "fail" for line in lines) else EXIT_OK
+
+
+def _print(line: Line) -> None:
+    """One finding, its text beside state and subject."""
+    before = f"{coloured(line.state.ljust(4), COLOURS[line.state])}  {line.subject.ljust(SUBJECT_COLUMNS)}  "
+    indent = 4 + 2 + SUBJECT_COLUMNS + 2
+    texts = [line.text, *([f"fix: {line.fix}"] if line.fix else [])]
+    for number, part in enumerate(part for text in texts for part in wrapped(shown(text), indent)):
+        out((before if number == 0 else " " * indent) + part)
 
 
 def _installation() -> Iterator[Line]:
@@ -114,7 +121,7 @@ def _process() -> Iterator[Line]:
 
 
 def _folder(path: Path) -> Iterator[Line]:
-    if not path.exists():
+    if not os.path.lexists(path):
         yield Line("warn", "config", f"{path}: no such file", "tollkeeper init")
         return
     yield from _permissions(path)
@@ -123,6 +130,7 @@ def _folder(path: Path) -> Iterator[Line]:
     except (TollkeeperError, OSError) as error:
         yield _failed("config", error, path)
         return
+    yield from _folders(settings)
     counts = [counted(len(settings.policy_files), "policy file"), counted(len(settings.tools), "tool")]
     if not settings.policy_files:
         yield Line(
@@ -136,6 +144,25 @@ def _folder(path: Path) -> Iterator[Line]:
     if settings.gate.mode == "shadow":
         yield Line("warn", "mode", "shadow: what policies deny is let through", '[gate] mode = "enforce"')
     yield from _contents(settings)
+
+
+def _folders(settings: config.Config) -> Iterator[Line]:
+    """The folders that gates of this configuration write to."""
+    folders = Folders()
+    if settings.state_dir is not None:
+        yield from folders.look(Place("state", settings.state_dir, ("control.bin",)))
+        if not settings.admin_keys:
+            text = "no administrators' keys: whoever can write the state can revoke, restore and approve"
+            yield Line(
+                "warn", "admin", text, "tollkeeper audit keygen --out admin.key --origin admin, and [admin] keys"
+            )
+    if settings.audit_dir is not None:
+        yield from folders.look(Place("audit", settings.audit_dir, ("signer.key", "*/signer.key", "*/ring")))
+    state = settings.budget_state
+    if state is not None:
+        files = (glob.escape(state.name),)
+        yield from folders.look(Place("ledger", state.parent, files), again=state.parent == settings.state_dir)
+    yield from folders.parents(settings.file, "config")
 
 
 def _contents(settings: config.Config) -> Iterator[Line]:
@@ -158,18 +185,29 @@ def _contents(settings: config.Config) -> Iterator[Line]:
         except (TollkeeperError, OSError) as error:
             yield _failed("entities", error, settings.entities_file)
     try:
-        # A state that is not there yet is not made here.
-        made = settings.budget_state is None or settings.budget_state.exists()
-        ledger = None if made or settings.budget_file is None else tollkeeper.Ledger.open(settings.budget_file)
-        with _scratch_log(settings) as log, tollkeeper.Gate.open(settings.file, ledger=ledger, log=log) as gate:
+        ledger = _opened(settings)
+        with gates.rehearsed(settings, ledger) as gate:
             yield Line("ok", "gate", f"opens, in mode {settings.gate.mode}")
             for text in gate.warnings:
                 yield Line("warn", "gate", text)
-            yield from _ledger(settings, gate.ledger)
-            yield from _audit(settings)
+        yield from _ledger(settings, ledger)
+        if ledger is not None:
+            ledger.close()
+        yield from _audit(settings)
     except (TollkeeperError, OSError) as error:
         yield _failed("gate", error, None)
     yield _tests(settings)
+
+
+def _opened(settings: config.Config) -> tollkeeper.Ledger | None:
+    """The ledger, or one in memory in its place: a state that is not there yet is not made here."""
+    file, state = settings.budget_file, settings.budget_state
+    if file is None:
+        return None
+    if state is None or not state.exists():
+        return tollkeeper.Ledger.open(file)
+    # As the verbs about budgets have it: to look at a ledger does not put the file's limits in force.
+    return tollkeeper.Ledger({**budgets.spec(file), "keep_limits": True}, os.fsdecode(state))
 
 
 def _ledger(settings: config.Config, ledger: tollkeeper.Ledger | None) -> Iterator[Line]:
@@ -193,7 +231,6 @@ def _ledger(settings: config.Config, ledger: tollkeeper.Ledger | None) -> Iterat
     declared = settings.budget_file is not None and budgets.spec(settings.budget_file)["volatile"]
     volatile = ", volatile: a restart forgets what was spent" if declared else ""
     yield Line("warn" if volatile else "ok", "ledger", f"{named}, in {state}{volatile}")
-    yield from _permissions(state)
     holds = ledger.holds()
     gone = sum(1 for hold in holds if not hold["alive"])
     text = counted(len(holds), "live hold") + (f", {gone} of processes that have died" if gone else "")
@@ -207,21 +244,6 @@ def _ledger(settings: config.Config, ledger: tollkeeper.Ledger | None) -> Iterat
         yield Line("ok", "clock", "the ledger follows the wall clock")
 
 
-@contextlib.contextmanager
-def _scratch_log(settings: config.Config) -> Generator[tollkeeper.AuditLog | None]:
-    """A log to open the gate with: looking at a configuration leaves nothing in its own."""
-    if settings.audit is None or settings.audit_origin is None:
-        yield None
-        return
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        tollkeeper.AuditLog.open(
-            folder, origin=settings.audit_origin, ring_bytes=512 << 10, segment_bytes=16 << 20
-        ) as log,
-    ):
-        yield log
-
-
 def _audit(settings: config.Config) -> Iterator[Line]:
     if settings.audit is None or settings.audit_dir is None:
         yield Line("warn", "audit", "none: decisions are not recorded", '[audit] dir = "audit"')
@@ -232,8 +254,6 @@ def _audit(settings: config.Config) -> Iterator[Line]:
         yield Line("warn", "audit", text, '[audit] on_full = "deny"')
     else:
         yield Line("ok", "audit", named)
-    if settings.audit_dir.exists():
-        yield from _permissions(settings.audit_dir)
     if not settings.audit.exported:
         text = "nothing outside takes its checkpoints: whoever can write the folder can rewrite the log"
         yield Line("warn", "audit", text, "tollkeeper audit checkpoints --export, and [audit] exported = true")

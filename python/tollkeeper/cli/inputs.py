@@ -62,7 +62,11 @@ def add_sources(parser: argparse.ArgumentParser, *, entities: bool = True) -> No
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Declares the argument that names the configuration."""
     parser.add_argument(
-        "--config", metavar="FILE", type=Path, default=Path(config.FILE_NAME), help="default: %(default)s"
+        "--config",
+        metavar="FILE",
+        type=Path,
+        default=config.find() or Path(config.FILE_NAME),
+        help=f"default: what the variable {config.ENVIRONMENT_NAME} names, else {config.FILE_NAME}",
     )
 
 

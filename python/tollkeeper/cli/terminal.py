@@ -7,7 +7,9 @@ it. Colour and the progress bar appear only on a terminal. This module reads no 
 import json
 import os
 import re
+import shutil
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -26,6 +28,8 @@ _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-
 # As _HIDDEN, for texts of several lines.
 _HIDDEN_BUT_LINES = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 COLOURS: Final = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
+# A column that is narrower than this is harder to read than a line that is too long.
+WRAPPED_COLUMNS_MIN: Final = 24
 BAR_WIDTH: Final = 30
 BAR_INTERVAL_SECONDS: Final = 0.1
 
@@ -141,6 +145,19 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     for row in cells:
         padded = [cell.ljust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
         yield "  ".join([*padded, row[-1]]).rstrip()
+
+
+def wrapped(text: str, indent: int) -> list[str]:
+    """A text as the lines that fit beside what stands before it.
+
+    Args:
+        text: One line; it is not escaped here.
+        indent: How many columns stand before each line. What is read by a program is not wrapped.
+    """
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        return [text]
+    width = max(shutil.get_terminal_size().columns - indent, WRAPPED_COLUMNS_MIN)
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
