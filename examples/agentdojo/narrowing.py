@@ -91,7 +91,8 @@ def _forbids(tool: str, rule: Mapping[str, Any], request: str) -> list[str]:
             parts.append(_policy(tool, argument, unless=among))
     for argument, facts in rule.get("if_known", {}).items():
         words = _found("word", request)
-        known = " || ".join(f"{fact}.containsAny([{words}])" for fact in facts)
+        # A forbid that may err is refused, so each of them first asks whether the principal has such facts.
+        known = " || ".join(f"principal has {fact} && principal.{fact}.containsAny([{words}])" for fact in facts)
         parts.append(_policy(tool, argument, when=f" && ({known})", unless=_among(argument, "word", request)))
     if "days" in rule and (days := days_of(request)):
         likes = " || ".join(f'context.input.{rule["days"]} like "*-{day}*"' for day in days)
