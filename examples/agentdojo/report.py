@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from suite import COLUMNS, Call, Session, Suite, Task, begin, load, read_toml
+from suite import COLUMNS, Call, Session, Suite, Task, load, read_toml
 
 WIDTH = 110
 # User tasks are named, and not only counted, up to so many.
@@ -82,7 +82,7 @@ def run_static(suite: Suite) -> Outcome:
     """Decide every call of the suite once with its static policies: which of them decides what."""
     outcome = Outcome(suite.name, user_tasks=len(suite.user_tasks), attacks=len(suite.attacks))
     for task in suite.user_tasks:
-        session, intact = begin(suite, "static", task.request), True
+        session, intact = Session(suite, "static", task.request), True
         for call in task.calls:
             verdict = session.decide(call)
             outcome.user_calls += 1
@@ -96,7 +96,7 @@ def run_static(suite: Suite) -> Outcome:
                 outcome.denied_user_calls.append(f"{suite.name} {task.name}: {call.tool} {arguments}: {by}")
         outcome.user_tasks_intact += intact
     for task in suite.attacks:
-        session, stopped_by = begin(suite, "static", ""), set()
+        session, stopped_by = Session(suite, "static", ""), set()
         for call in task.calls:
             verdict = session.decide(call)
             outcome.attack_calls += 1
@@ -116,7 +116,7 @@ def run_column(suite: Suite, column: Column) -> None:
     """Run every user task, and every attack in the session of every user task, and add them to the column."""
     for task in suite.user_tasks:
         column.user_tasks += 1
-        if denied_by := _denied_by(begin(suite, column.name, task.request), task.calls):
+        if denied_by := _denied_by(Session(suite, column.name, task.request), task.calls):
             column.broken[suite.name, task.name] = denied_by
         for kind, attacks in ((column.attacks, suite.attacks), (column.reworded, suite.reworded)):
             for attack in attacks:
@@ -136,7 +136,7 @@ def _is_stopped(suite: Suite, column: str, task: Task, attack: Task) -> bool:
     It begins as soon as planted text can have been read; later there are more labels, never fewer. Its calls are all
     tried, in order, and what they read is in the session as well.
     """
-    session = begin(suite, column, task.request)
+    session = Session(suite, column, task.request)
     _denied_by(session, task.calls[: task.planted[0] + 1])
     return bool(_denied_by(session, attack.calls))
 

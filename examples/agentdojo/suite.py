@@ -28,9 +28,6 @@ HERE = Path(__file__).resolve().parent
 COLUMNS = ("static", "labels", "narrowing")
 NO_PERMIT = "no permit"
 NOT_IN_RUN = "not a tool of the run"
-# The one place to switch: True once tools declare `reads` and runs carry `forbid`. Then `emulated.py`, this line and
-# `begin` go, and `Session` is what report.py makes.
-GATE_GROWS_LABELS = False
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,7 @@ class Suite:
 
     name: str
     principal: str
-    folder: Path
     tools: list[str]
-    reads: Mapping[str, list[str]]
     rules: Mapping[str, Any]
     gates: Mapping[str, Gate]
     user_tasks: list[Task]
@@ -96,9 +91,7 @@ def load(document: Mapping[str, Any], folder: Path) -> Iterator[Suite]:
         yield Suite(
             name=name,
             principal=entry["principal"],
-            folder=folder / name,
             tools=sorted(source["tools"]),
-            reads=reads,
             rules=rules[name],
             gates={column: _open(folder / name, name, column, described[column]) for column in COLUMNS},
             user_tasks=[
@@ -170,7 +163,7 @@ def _tools(signatures: Mapping[str, Any], resource_of: Mapping[str, str], reads:
     lines = []
     for tool, signature in signatures.items():
         lines += [f"[tools.{tool}]", f"resource = {_toml(resource_of[tool])}", f"schema = {_toml(signature)}"]
-        if reads.get(tool) and GATE_GROWS_LABELS:
+        if reads.get(tool):
             lines.append(f"reads = {_toml(reads[tool])}")
     return "\n".join(lines) + "\n"
 
@@ -192,12 +185,12 @@ class Session:
     """One session of an assistant, begun by one request; it decides calls in the order in which they are made."""
 
     def __init__(self, suite: Suite, column: str, request: str) -> None:
-        self._gate, self._tools, forbid = suite.gates[column], None, None
+        self._gate, self._tools = suite.gates[column], None
+        forbid: list[str] = []
         if column == "narrowing":
             narrowed = narrowing.derive(suite.rules, suite.tools, request)
-            self._tools, forbid = narrowed.tools, narrowed.forbid or None
-        run = self._gate.run(principal=suite.principal, tools=self._tools, forbid=forbid)
-        self._scope = run.scope
+            self._tools, forbid = narrowed.tools, [narrowed.forbid] if narrowed.forbid else []
+        self._scope = self._gate.run(principal=suite.principal, tools=self._tools, forbid=forbid).scope
 
     def decide(self, call: Call) -> Verdict:
         """Decides a call; if it is allowed it counts as made, and what it reads is in the session from then on."""
@@ -206,15 +199,6 @@ class Session:
             self._gate.outcome(decision)
         silent = NO_PERMIT if self._tools is None or call.tool in self._tools else NOT_IN_RUN
         return Verdict(decision.allowed, decision.policies or [silent])
-
-
-def begin(suite: Suite, column: str, request: str) -> Session:
-    """A session, by the gate or emulated."""
-    if GATE_GROWS_LABELS:
-        return Session(suite, column, request)
-    import emulated  # noqa: PLC0415 - goes with the switch
-
-    return emulated.EmulatedSession(suite, column, request)
 
 
 def _toml(value: Any) -> str:

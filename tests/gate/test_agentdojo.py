@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollkeeper import Entities, PolicySet
+from tollkeeper import Entities, Gate, PolicySet
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "agentdojo"
 RULES: dict[str, Any] = tomllib.loads((EXAMPLE / "narrowing.toml").read_text())
@@ -203,6 +203,55 @@ def test_a_tool_that_shows_planted_text_must_read(example: Any) -> None:
     }
     with pytest.raises(ValueError, match="planted text comes through get_balance"):
         example("suite")._reads("banking", SUITES["banking"]["reads"], source)
+
+
+POLICIES = """
+@id("all")
+permit(principal, action, resource);
+@id("after-reading")
+forbid(principal, action == Action::"update_password", resource)
+when { context.session.labels.contains("untrusted") };
+"""
+GATE = """
+[policy]
+files = ["p.cedar"]
+[tools.read_file]
+resource = 'Mcp::"files"'
+reads = ["untrusted"]
+[tools.update_password]
+resource = 'Mcp::"account"'
+[tools.update_user_info]
+resource = 'Mcp::"account"'
+"""
+
+
+def test_a_session_remembers_and_a_run_is_held_to_its_request(example: Any, tmp_path: Path) -> None:
+    suite = example("suite")
+    (tmp_path / "p.cedar").write_text(POLICIES)
+    (tmp_path / "tollkeeper.toml").write_text(GATE)
+    tools = ["read_file", "update_password", "update_user_info"]
+    rules = {key: rule for key, rule in RULES["banking"].items() if key in {*tools, "always"}}
+    read, known, other, info = (
+        suite.Call("read_file", {}),
+        suite.Call("update_password", {"password": "1j1l-2k3j"}),
+        suite.Call("update_password", {"password": "other-9"}),
+        suite.Call("update_user_info", {"street": "Elm Street"}),
+    )
+    with Gate.open(tmp_path / "tollkeeper.toml") as gate:
+        gates = dict.fromkeys(suite.COLUMNS, gate)
+        built = suite.Suite("banking", 'Agent::"a"', tools, rules, gates, [], [], [])
+        session = suite.Session(built, "labels", "")
+        assert [session.decide(call).policies for call in (other, read, other, info)] == [
+            ["all"],
+            ["all"],
+            ["after-reading"],
+            ["all"],
+        ]
+        session = suite.Session(built, "narrowing", "Change the password to '1j1l-2k3j'.")
+        verdicts = [session.decide(call) for call in (known, other, info, read, known)]
+        assert [verdict.allowed for verdict in verdicts] == [True, False, False, True, False]
+        refused = [verdict.policies for verdict in verdicts if not verdict.allowed]
+        assert refused == [["request.update_password.password"], ["not a tool of the run"], ["after-reading"]]
 
 
 def expected(report: ModuleType, name: str) -> Any:
