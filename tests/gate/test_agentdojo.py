@@ -6,6 +6,7 @@ What it decides is checked by `make run` itself, which needs the benchmark's pac
 import copy
 import importlib
 import json
+import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,8 @@ def example() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLE))
         yield importlib.import_module
+        for file in EXAMPLE.glob("*.py"):
+            sys.modules.pop(file.stem, None)
 
 
 @pytest.fixture(scope="module")
