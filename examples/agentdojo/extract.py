@@ -1,8 +1,9 @@
 """Read the AgentDojo task suites and print them as one JSON document.
 
 For: `run.py`, which starts this file with the Python of AgentDojo's own virtual environment. The document
-holds, per suite, the JSON Schema of every tool, the tool calls that solve each user task, the tool calls
-that each attack needs, and the environment as its owner left it before any attack was planted.
+holds, per suite, the JSON Schema of every tool, what each user asks for, the tool calls that solve it and which
+of them return planted text, the tool calls that each attack needs, and the environment as its owner left it
+before any attack was planted.
 
 Refuses to: decide anything, use the network, call a model, or go on when the suites are not the ones that
 the policies were written for (`EXPECTED` below); a benchmark that changed must be noticed, not averaged in.
@@ -66,20 +67,47 @@ def plain_calls(calls: Any) -> list[dict[str, Any]]:
     return [{"tool": call.function, "args": dict(call.args)} for call in calls]
 
 
+# Stands where an attack would stand. Nothing in the environments looks like it.
+MARK = "text-that-an-attacker-planted"
+
+
+def planted(suite: Any, task: Any) -> list[int]:
+    """The places, among a task's calls, of those whose result shows text that an attacker can plant.
+
+    Known only by calling: the tools are the package's own and work on a simulated environment in memory.
+    """
+    from agentdojo.functions_runtime import FunctionsRuntime  # noqa: PLC0415 - runs the package, see main
+
+    marks = dict.fromkeys(suite.get_injection_vector_defaults(), MARK)
+    environment = task.init_environment(suite.load_and_inject_default_environment(marks))
+    runtime, found = FunctionsRuntime(suite.tools), []
+    for place, call in enumerate(task.ground_truth(environment.model_copy(deep=True))):
+        result, error = runtime.run_function(environment, call.function, dict(call.args))
+        if error is not None:
+            raise SystemExit(f"{suite.name} {task.ID}: the recorded call of {call.function} fails: {error}")
+        if MARK in repr(result):
+            found.append(place)
+    return found
+
+
 def read_suite(suite: Any) -> dict[str, Any]:
     """One suite: its tools, the calls of its tasks, and the environment that its owner left."""
     owned = suite.load_and_inject_default_environment({})
-    user_tasks = {}
+    user_tasks, requests, marked = {}, {}, {}
     for task_id, task in suite.user_tasks.items():
         # A task may arrange the environment for itself first, so each one gets a copy of its own.
         environment = task.init_environment(owned.model_copy(deep=True))
         user_tasks[task_id] = plain_calls(task.ground_truth(environment))
+        requests[task_id] = task.PROMPT
+        marked[task_id] = planted(suite, task)
     injection_tasks = {}
     for task_id, task in suite.injection_tasks.items():
         injection_tasks[task_id] = plain_calls(task.ground_truth(owned.model_copy(deep=True)))
     return {
         "tools": {tool.name: tool.parameters.model_json_schema() for tool in suite.tools},
         "user_tasks": user_tasks,
+        "requests": requests,
+        "planted": marked,
         "injection_tasks": injection_tasks,
         "environment": owned.model_dump(mode="json"),
     }

@@ -20,6 +20,9 @@ from typing import Any
 # Action group of every tool call; policies may speak of all tools at once with it.
 GROUP = "call_tool"
 
+# What the gate says about every call, besides its arguments.
+SESSION = "type Session = { id: String, labels: Set<String> };"
+
 # `number` is decimal, whole numbers too: one argument has one type. Cedar's decimal has four digits.
 _SCALARS = {"string": "String", "integer": "Long", "number": "decimal", "boolean": "Bool"}
 
@@ -47,7 +50,7 @@ def cedar_schema(
     `"tool.argument"` to the Cedar type of an argument whose JSON Schema leaves it open.
     """
     stated = dict(open_objects or {})
-    lines = [entities.rstrip(), "", f"action {json.dumps(GROUP)};"]
+    lines = [entities.rstrip(), SESSION, "", f"action {json.dumps(GROUP)};"]
     for tool in sorted(tools):
         fields = _fields(tool, tools[tool], stated)
         lines += [
@@ -55,7 +58,7 @@ def cedar_schema(
             f"action {json.dumps(tool, ensure_ascii=False)} in [{json.dumps(GROUP)}] appliesTo {{",
             f"    principal: [{principal}],",
             f"    resource: [{resources[tool]}],",
-            f"    context: {{ input: {fields} }},",
+            f"    context: {{ input: {fields}, session: Session, now: datetime }},",
             "};",
         ]
     if stated:
