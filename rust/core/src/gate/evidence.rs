@@ -22,7 +22,7 @@ use crate::audit::error::AuditError;
 use crate::audit::log::{Durability, Log, LogClaim, Refused};
 use crate::audit::tree::{Hash, digest};
 use crate::budget::denial::Denial;
-use crate::budget::unit::{UNITS, Unit};
+use crate::budget::unit::UNITS;
 use crate::policy::entities::EntityData;
 use crate::policy::set::PolicySet;
 use crate::value::{Val, Value};
@@ -515,17 +515,16 @@ fn push_budget(out: &mut Vec<u8>, decision: &Decision) {
 
 /// The units of an object that was opened before, and its end.
 fn push_units(out: &mut Vec<u8>, amounts: &[Option<i64>; UNITS]) {
+    // In the order of `Unit::ALL`.
+    const KEYS: [&[u8]; UNITS] =
+        [b"\"tokens\":", b"\"nano_usd\":", b"\"requests\":", b"\"in_flight\":", b"\"kv_blocks\":"];
     let mut is_first = true;
-    for (unit, amount) in Unit::ALL.into_iter().zip(amounts) {
+    for (key, amount) in KEYS.iter().zip(amounts) {
         let Some(amount) = amount else { continue };
-        let key: &[u8] = match unit {
-            Unit::Tokens => b",\"tokens\":",
-            Unit::NanoUsd => b",\"nano_usd\":",
-            Unit::Requests => b",\"requests\":",
-            Unit::InFlight => b",\"in_flight\":",
-            Unit::KvBlocks => b",\"kv_blocks\":",
-        };
-        out.extend_from_slice(key.get(usize::from(is_first)..).unwrap_or_default());
+        if !is_first {
+            out.push(b',');
+        }
+        out.extend_from_slice(key);
         out.extend_from_slice(itoa::Buffer::new().format(*amount).as_bytes());
         is_first = false;
     }

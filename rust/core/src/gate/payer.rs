@@ -30,10 +30,13 @@ pub(super) struct Payer {
     found: ArcSwapOption<Found>,
 }
 
+/// What pays in one state: whoever holds something of it keeps this one thing alive, and not each of its parts.
 #[derive(Debug)]
 struct Found {
     generation: u64,
+    ledger: Arc<Ledger>,
     node: Arc<Node>,
+    path: Arc<str>,
 }
 
 impl Payer {
@@ -108,7 +111,8 @@ impl Payer {
             Box::new(unavailable(&self.path, message.to_owned()))
         })?;
         let node = ledger.node(&self.path)?;
-        self.found.store(Some(Arc::new(Found { generation: state.generation(), node })));
+        let (ledger, path) = (Arc::clone(ledger), Arc::clone(&self.path));
+        self.found.store(Some(Arc::new(Found { generation: state.generation(), ledger, node, path })));
         Ok(self.found.load())
     }
 
@@ -119,10 +123,18 @@ impl Payer {
         state: &GateState,
         work: impl FnOnce(&Arc<Ledger>, &Node) -> Result<T, Box<Denial>>,
     ) -> Result<T, Box<Denial>> {
-        let found = self.find(state)?;
-        match (state.cells(), found.as_ref()) {
-            (Some(ledger), Some(found)) => work(ledger, &found.node),
-            _ => Err(Box::new(unavailable(&self.path, "this gate has no ledger".to_owned()))),
+        self.with_found(state, |found| work(&found.ledger, &found.node))
+    }
+
+    #[inline]
+    fn with_found<T>(
+        &self,
+        state: &GateState,
+        work: impl FnOnce(&Arc<Found>) -> Result<T, Box<Denial>>,
+    ) -> Result<T, Box<Denial>> {
+        match self.find(state)?.as_ref() {
+            Some(found) => work(found),
+            None => Err(Box::new(unavailable(&self.path, "this gate has no ledger".to_owned()))),
         }
     }
 }
@@ -170,14 +182,13 @@ pub(super) enum Paid {
 pub(super) fn reserve(state: &GateState, payer: &Payer, amounts: &Amounts, now_ms: i64) -> Paid {
     let shadow = state.mode() == GateMode::Shadow;
     let mut refused = None;
-    let held = payer.with(state, |ledger, node| {
+    let held = payer.with_found(state, |found| {
         if shadow {
-            refused = worst(ledger.explain(node, amounts));
+            refused = worst(found.ledger.explain(&found.node, amounts));
         }
         let options = Options { dispatched: true, forced: shadow, ..Options::default() };
-        let id = ledger.reserve(node, amounts, now_ms, options)?;
-        let (ledger, path, forks) = (Arc::clone(ledger), Arc::clone(&payer.path), map::fork_generation());
-        let hold = Handle { ledger, id, path, forks, shadow };
+        let id = found.ledger.reserve(&found.node, amounts, now_ms, options)?;
+        let hold = Handle { found: Arc::clone(found), id, forks: map::fork_generation(), shadow };
         Ok(Reservation { hold, handed_over: AtomicBool::new(false) })
     });
     match (held, refused) {
@@ -200,9 +211,8 @@ fn worst(denials: Vec<Denial>) -> Option<Box<Denial>> {
 /// Names a hold and the ledger it is in. It ends nothing by itself.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    pub(super) ledger: Arc<Ledger>,
+    found: Arc<Found>,
     pub(super) id: HoldId,
-    path: Arc<str>,
     /// The fork generation it was made in
     forks: u64,
     pub(super) shadow: bool,
@@ -210,8 +220,8 @@ pub struct Handle {
 
 impl Handle {
     /// The ledger.
-    pub const fn ledger(&self) -> &Arc<Ledger> {
-        &self.ledger
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.found.ledger
     }
 
     /// The hold in it.
@@ -221,7 +231,7 @@ impl Handle {
 
     /// Path of the budget.
     pub fn path(&self) -> &str {
-        &self.path
+        &self.found.path
     }
 
     /// Whether it is of the ledger of shadow mode, which stops nothing.
@@ -239,17 +249,17 @@ impl Handle {
         if !self.is_own() {
             return false;
         }
-        self.ledger.charge(self.id, amounts) == Charge::GoOn || self.shadow
+        self.found.ledger.charge(self.id, amounts) == Charge::GoOn || self.shadow
     }
 
     /// Ends the hold as one of which nobody says what was used; false if it has ended.
     pub fn end_unreported(&self) -> bool {
-        self.is_own() && self.ledger.end_unreported(self.id)
+        self.is_own() && self.found.ledger.end_unreported(self.id)
     }
 
     /// Ends the hold of an action that never began: what was not charged goes back, requests stay spent.
     pub fn release(&self) -> bool {
-        self.is_own() && self.ledger.release(self.id)
+        self.is_own() && self.found.ledger.release(self.id)
     }
 }
 
