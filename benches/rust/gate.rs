@@ -144,8 +144,7 @@ impl Stage {
         let text = policies();
         let mut tools: Vec<ToolSpec> = (0..10).map(tool).collect();
         if with_ledger {
-            tools[4].cost =
-                Some(Amounts::of(Unit::Tokens, 100).and(Unit::NanoUsd, 250_000).and(Unit::Requests, 1));
+            tools[4].cost = Some(Amounts::of(Unit::Tokens, 100).and(Unit::NanoUsd, 250_000).and(Unit::Requests, 1));
         }
         let sources = GateSources {
             policies: vec![Source { name: Some("bench.cedar"), text: &text }],
@@ -178,8 +177,7 @@ impl Stage {
     fn check(&mut self, now_ms: i64) {
         fill(&mut self.arguments);
         let (scope, links) = (Some(&self.scope), Links::default());
-        let decision =
-            self.gate.check_linked(scope, "tool4", &mut self.arguments, now_ms, links, &mut self.scratch);
+        let decision = self.gate.check_linked(scope, "tool4", &mut self.arguments, now_ms, links, &mut self.scratch);
         assert!(decision.allowed());
         assert_eq!(decision.hold().is_some(), self.ledger.is_some());
         assert_eq!(decision.recorded().is_some(), self.log.is_some());

@@ -17,6 +17,7 @@ const NODE_BYTES: usize = 16;
 pub const ARGUMENT_NODE_BYTES: usize = 24;
 
 /// Hex digits of each byte.
+#[expect(clippy::indexing_slicing, reason = "made while compiling, which would stop there")]
 const HEX_PAIRS: [[u8; 2]; 256] = {
     let digits = b"0123456789abcdef";
     let mut pairs = [[0; 2]; 256];
@@ -39,11 +40,14 @@ pub(crate) fn hex_pair(byte: u8) -> [u8; 2] {
 const fn any_escaped(bytes: [u8; 8]) -> bool {
     const ONES: u64 = u64::MAX / 255;
     const HIGH: u64 = ONES << 7;
+    const QUOTES: u64 = u64::from_le_bytes([b'"'; 8]);
+    const BACKSLASHES: u64 = u64::from_le_bytes([b'\\'; 8]);
+    const SPACES: u64 = u64::from_le_bytes([b' '; 8]);
     let word = u64::from_le_bytes(bytes);
-    let (quote, backslash) = (word ^ (ONES * b'"' as u64), word ^ (ONES * b'\\' as u64));
+    let (quote, backslash) = (word ^ QUOTES, word ^ BACKSLASHES);
     // A byte below a bound borrows from its own high bit. A borrow that goes further begins at such a byte, so the answer
     // for all eight is right, though not which of them it is.
-    let below = (word.wrapping_sub(ONES * 0x20) & !word)
+    let below = (word.wrapping_sub(SPACES) & !word)
         | (quote.wrapping_sub(ONES) & !quote)
         | (backslash.wrapping_sub(ONES) & !backslash);
     below & HIGH != 0
