@@ -119,20 +119,6 @@ fn texts_and_their_limits() {
     assert_eq!(control.word(), 3);
 }
 
-#[test]
-fn a_full_table_says_so_and_takes_one_again_after_a_restoration() {
-    let control = Control::anonymous().unwrap();
-    for n in 0..4_096 {
-        control.revoke(&principal(&format!("a{n}")), "", "", NOW_MS).unwrap();
-    }
-    let error = control.revoke(&principal("one more"), "", "", NOW_MS).unwrap_err();
-    assert_eq!(error.to_string(), "there is no room for another revocation: 4096 is the limit of one control file");
-    assert!(hit(&control, &["a4095"], "", None).is_some() && !control.revocations().is_damaged());
-    control.restore(&principal("a7")).unwrap();
-    control.revoke(&principal("one more"), "", "", NOW_MS).unwrap();
-    assert!(hit(&control, &["one more"], "", None).is_some() && hit(&control, &["a7"], "", None).is_none());
-}
-
 fn target_of(number: u8) -> Target {
     match number % 10 {
         9 => Target::everything(),
@@ -143,7 +129,7 @@ fn target_of(number: u8) -> Target {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 20, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Any sequence of changes through either of two handles: the table is that of a map, and both see it.
     #[test]
@@ -664,7 +650,8 @@ fn damage_revokes_everything_until_it_is_cleared() {
     let whole = std::fs::read(folder.file()).unwrap();
     // The header of the table, the marks, and the texts of the first slots.
     let texts = whole.len() - 4_096 * 960;
-    let places = (1_024..1_064).chain(4_096..4_096 + 64).chain((texts..texts + 3 * 960).step_by(7));
+    let places =
+        (1_024..1_064).step_by(3).chain((4_096..4_096 + 64).step_by(3)).chain((texts..texts + 3 * 960).step_by(31));
     let (mut noticed, mut unnoticed) = (0, 0);
     for place in places {
         let mut damaged = whole.clone();
@@ -700,7 +687,7 @@ fn damage_revokes_everything_until_it_is_cleared() {
         assert!(hit(&control, &["x"], "s", None).is_some());
         assert!(!folder.open().revocations().is_damaged());
     }
-    assert!(noticed > 40 && unnoticed > 100, "{noticed} {unnoticed}");
+    assert!(noticed > 15 && unnoticed > 30, "{noticed} {unnoticed}");
 }
 
 #[test]
@@ -752,8 +739,8 @@ fn below(state: &mut u64, bound: u64) -> u64 {
 #[test]
 fn damaged_files_are_refused_or_work() {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    for round in 0..250 {
-        let len = 4 * (1 + below(&mut state, 6)) + u64::from(round % 50 == 0);
+    for round in 0..80 {
+        let len = 4 * (1 + below(&mut state, 6)) + u64::from(round % 20 == 0);
         let bytes: Vec<u8> = (0..len).map(|_| below(&mut state, 256) as u8).collect();
         control_damage::damage(&bytes);
     }

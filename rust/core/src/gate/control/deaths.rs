@@ -113,6 +113,19 @@ fn a_disk_that_fails_revokes_all_the_same_and_restores_nothing() {
     assert_eq!(names(&board), ["kept"]);
 }
 
+#[test]
+fn a_full_table_says_so_and_takes_one_again_after_a_restoration() {
+    let board = board();
+    revoke(&board, "second");
+    revoke(&board, "third");
+    let wish = Wish::Revoke { target: &tool("new"), reason: "", by: "", at_ms: 1 };
+    assert!(matches!(board.change(&wish, &|| Ok(())), Err(super::revocations::Failure::Full)));
+    assert_eq!(names(&board), ["kept", "second", "third"]);
+    restore(&board, "second");
+    change(&board, &wish);
+    assert_eq!(names(&board), ["kept", "third", "new"]);
+}
+
 fn sessions(slots: usize) -> Sessions {
     Sessions { header: table(1), slots: table(slots) }
 }
