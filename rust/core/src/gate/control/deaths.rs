@@ -14,7 +14,7 @@ const MINUTE_MS: i64 = 60_000;
 const LATER_MS: i64 = 40 * 24 * 60 * MINUTE_MS;
 
 fn table<T: crate::map::Atoms>(len: usize) -> Table<T> {
-    Mapping::anonymous((len * size_of::<T>()).max(1)).unwrap().table(0, len).unwrap()
+    Mapping::anonymous(len.saturating_mul(size_of::<T>())).unwrap().table(0, len).unwrap()
 }
 
 /// Runs `work` on a fresh world for every number of writes until it survives; `check` is told whether it did.
