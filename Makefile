@@ -91,7 +91,7 @@ test-verifiers: build .venv-verifiers/.created
 	.venv-verifiers/bin/python -m pip install --quiet -r requirements/test.txt -r requirements/verifiers.txt
 	@touch $@
 
-# The races of the budget room and of the log's ring, in every order of their steps with at most three preemptions: some minutes to build, in
+# The races of the budget room, of the log's ring and of what gates share, in every order of their steps with at most three preemptions: some minutes to build, in
 # a target folder of its own because everything is built with another flag, and seconds to run.
 loom:
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom LOOM_MAX_PREEMPTIONS=3 LOOM_MAX_BRANCHES=100000 \
@@ -175,7 +175,7 @@ instr: build
 
 # make fuzz TARGET=name FUZZ_SECONDS=600; without TARGET each in turn. On stable: sanitizers would need nightly.
 FUZZ_SECONDS ?= 60
-TARGET ?= policy_text entities_json compiled_vs_reference ledger_ops ledger_file audit_verify audit_recovery audit_entry
+TARGET ?= policy_text entities_json compiled_vs_reference ledger_ops ledger_file audit_verify audit_recovery audit_entry control_file
 CARGO_FUZZ := $(or $(shell command -v cargo-fuzz),$(abspath target/tools/bin/cargo-fuzz))
 $(abspath target/tools/bin/cargo-fuzz):
 	cargo install --locked --quiet --root target/tools cargo-fuzz
