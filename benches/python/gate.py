@@ -45,17 +45,19 @@ def shown(value: Any) -> str:
 
 def show(part: str, rows: list[gate_parts.Row]) -> None:
     """The table of one part, then its targets."""
-    print(f"{part:<38}" + "".join(f"{head:>12}" for head in HEADS))
+    print(f"{part:<54}" + "".join(f"{head:>12}" for head in HEADS))
     for row in rows:
         if "skipped" in row:
             print(f"  {row['skipped']}: left out: {row['reason']}")
         elif "target" not in row:
             name = row["name"] + (f", {row['policies']:,} policies" if "policies" in row else "")
-            print(f"  {name:<36.36}" + "".join(f"{shown(row.get(key)):>12}" for key in FIGURES))
+            print(f"  {name:<52.52}" + "".join(f"{shown(row.get(key)):>12}" for key in FIGURES))
     for row in rows:
         if "target" in row:
-            sign, word = ("at least" if row["least"] else "at most"), "met" if row["met"] else "MISSED"
-            print(f"  {word}: {row['target']}: {shown(row['value'])} {row['unit']}, {sign} {row['bound']:g} wanted")
+            sign, word = "at least" if row["least"] else "at most", {True: "met", False: "MISSED"}.get(row["met"])
+            end = f"; {row['why']}" if "why" in row else ""
+            said = f"{row['target']}: {shown(row['value'])} {row['unit']}, {sign} {row['bound']:g} wanted{end}"
+            print(f"  {word or 'CANNOT BE TOLD'}: {said}")
     print()
 
 
@@ -90,7 +92,7 @@ def plot(rows: list[gate_parts.Row], file: Path) -> None:
     import matplotlib.pyplot as plt  # noqa: PLC0415
 
     figure, axes = plt.subplots(figsize=(7, 4.2))
-    shaped = [row for row in rows if row["part"] == "policies" and "policies" in row]
+    shaped = [row for row in rows if row.get("part") == "policies" and "policies" in row]
     for name in dict.fromkeys(row["name"] for row in shaped):
         points = [(row["policies"], row["p50_us"]) for row in shaped if row["name"] == name]
         label = "Tollkeeper, full check" if name.startswith("check") else name
@@ -107,7 +109,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="a full check from Python, beside peers")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--rounds", type=int, help="instead of each part's own number")
-    parser.add_argument("--folder", type=Path, default=OUT, help="where logs and ledgers are, on the disk to be measured")
+    parser.add_argument(
+        "--folder", type=Path, default=OUT, help="where logs and ledgers are, on the disk to be measured"
+    )
     arguments = parser.parse_args()
     if build_info()["profile"] != "release":
         sys.exit("error: this is a debug build; run `make build` first")
@@ -117,21 +121,21 @@ def main() -> int:
     everything: list[gate_parts.Row] = []
     for part in arguments.parts:
         gc.collect()
-        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        with tempfile.TemporaryDirectory(dir=arguments.folder, ignore_cleanup_errors=True) as folder:
             try:
                 rows = PARTS[part](Path(folder), arguments.rounds or ROUNDS[part])
-            except (gate_parts.Wrong, AssertionError) as error:
+            except (gate_parts.WrongError, AssertionError) as error:
                 print(f"error: {part}: {error}", file=sys.stderr)
                 return 1
             except RuntimeError as error:
                 rows = [{"part": part, "skipped": part, "reason": str(error)}]
         show(part, rows)
-        everything.extend(rows)
+        everything.extend({"part": part, **row} for row in rows)
     machine = conditions(load_before)
     for line in machine:
         print(line)
     (OUT / "gate.json").write_text(json.dumps({"machine": machine, "rows": everything}, indent=1) + "\n")
-    if any(row["part"] == "policies" and "policies" in row for row in everything):
+    if any(row.get("part") == "policies" and "policies" in row for row in everything):
         plot(everything, OUT / "gate.svg")
         print(f"plot: {(OUT / 'gate.svg').relative_to(OUT.parent.parent)}")
     return 0

@@ -26,6 +26,8 @@ HERE = Path(__file__).resolve().parent
 AGT_PYTHON = HERE.parent.parent / ".venv-agt" / "bin" / "python"
 SIZES = (10, 100, 1_000, 10_000)
 CHECKS = 4_000
+# A ticker of an idle machine is late by the rounding of its timers: one millisecond, sometimes two.
+NOISE_MS = 3.0
 PEER_WORDS = {
     "govern": "AGT govern(), audit on",
     "govern-terms": "AGT govern(), our conditions",
@@ -34,7 +36,7 @@ PEER_WORDS = {
 Row = dict[str, Any]
 
 
-class Wrong(Exception):
+class WrongError(Exception):
     """Something was decided, recorded or counted otherwise than it was asked."""
 
 
@@ -62,11 +64,11 @@ class Subjects:
         """Compares every log and ledger, and closes.
 
         Raises:
-            Wrong: One is not as it must be.
+            WrongError: One is not as it must be.
         """
         for name, subject in self.open:
             if wrong := subject.wrong():
-                raise Wrong(f"{name}: {wrong}")
+                raise WrongError(f"{name}: {wrong}")
             subject.gate.close()
         self.open = []
 
@@ -116,7 +118,7 @@ class Peers:
         self.child.stdin.write(json.dumps(command) + "\n")
         self.child.stdin.flush()
         if not (line := self.child.stdout.readline()):
-            raise Wrong("the peers' process died; run benches/python/gate_peer.py by hand to see why")
+            raise WrongError("the peers' process died; run benches/python/gate_peer.py by hand to see why")
         return json.loads(line)
 
     def sample(self, kind: str, policies: int, count: int) -> gate_measure.Sample:
@@ -132,13 +134,13 @@ class Peers:
         """Compares what the peers counted.
 
         Raises:
-            Wrong: It is not what was asked of them.
+            WrongError: It is not what was asked of them.
         """
         for (kind, policies), calls in self.calls.items():
             found = self.ask(check=kind, policies=policies)
             wanted = [calls, True, [calls * gate_shape.TOKENS]] if kind == "stack" else [calls, True]
             if found != wanted:
-                raise Wrong(f"{kind} at {policies} policies: {found} where {wanted} is right")
+                raise WrongError(f"{kind} at {policies} policies: {found} where {wanted} is right")
 
 
 def peers(folder: Path, rounds: int) -> list[Row]:
@@ -164,25 +166,17 @@ def peers(folder: Path, rounds: int) -> list[Row]:
     plain = rows[0]
     return [
         *rows,
-        target("peers", "p50 of a full check", plain["p50_us"], "us", 1.0),
-        target("peers", "p99.9 of a full check, idle", plain["p999_us"], "us", 50.0),
-        target("peers", "times as fast as govern()", figures[PEER_WORDS["govern"]].times(ours), "x", 300, least=True),
-        target("peers", "times as fast as the stack", figures[PEER_WORDS["stack"]].times(ours), "x", 100, least=True),
+        target("p50 of a full check", plain["p50_us"], "us", 1.0),
+        target("p99.9 of a full check, idle", plain["p999_us"], "us", 50.0),
+        target("times as fast as govern()", figures[PEER_WORDS["govern"]].times(ours), "x", 300, least=True),
+        target("times as fast as the stack", figures[PEER_WORDS["stack"]].times(ours), "x", 100, least=True),
     ]
 
 
-def target(part: str, name: str, value: float, unit: str, bound: float, *, least: bool = False) -> Row:
+def target(name: str, value: float, unit: str, bound: float, *, least: bool = False) -> Row:
     """What was wanted and whether it is so."""
     met = value >= bound if least else value <= bound
-    return {
-        "part": part,
-        "target": name,
-        "value": round(value, 3),
-        "unit": unit,
-        "bound": bound,
-        "least": least,
-        "met": met,
-    }
+    return {"target": name, "value": round(value, 3), "unit": unit, "bound": bound, "least": least, "met": met}
 
 
 def policies(folder: Path, rounds: int, peer_rounds: int = 3) -> list[Row]:
@@ -208,7 +202,7 @@ def policies(folder: Path, rounds: int, peer_rounds: int = 3) -> list[Row]:
         other.finish()
     subjects.finish()
     growth = figures[str(SIZES[-1])].times(figures[str(SIZES[0])])
-    return [*rows, target("policies", "10,000 policies against 10", growth, "x", 1.25)]
+    return [*rows, target("10,000 policies against 10", growth, "x", 1.25)]
 
 
 # --- threads and processes ----------------------------------------------------------------------------------------
@@ -261,7 +255,7 @@ def threads(folder: Path, rounds: int) -> list[Row]:
             found[number][1].append(rate)
         ratios.append(rates[2] / rates[1])
     subjects.finish()
-    rows = [spread("threads", f"{number} threads", *found[number]) for number in found]
+    rows = [spread("threads", f"{number} thread{'s' * (number > 1)}", *found[number]) for number in found]
     rows[-1]["ratio"] = round(statistics.median(ratios), 2)
     return rows
 
@@ -277,7 +271,7 @@ def workers(file: Path, number: int) -> Iterator[list["subprocess.Popen[str]"]]:
             started.append(child)
             assert child.stdout is not None  # noqa: S101 - a pipe
             if child.stdout.readline().strip() != "ready":
-                raise Wrong("a worker did not start; run benches/python/gate_worker.py by hand to see why")
+                raise WrongError("a worker did not start; run benches/python/gate_worker.py by hand to see why")
         yield started
     finally:
         for child in started:
@@ -295,8 +289,28 @@ def heard(child: "subprocess.Popen[str]") -> Any:
     """Reads a line."""
     assert child.stdout is not None  # noqa: S101 - a pipe
     if not (line := child.stdout.readline()):
-        raise Wrong("a worker died; run benches/python/gate_worker.py by hand to see why")
+        raise WrongError("a worker died; run benches/python/gate_worker.py by hand to see why")
     return json.loads(line)
+
+
+def bursts(children: list["subprocess.Popen[str]"]) -> list[tuple[float, list[float]]]:
+    """All of these check over the same stretch of time; seconds and microseconds of each."""
+    start = time.monotonic() + 0.01
+    for child in children:
+        said(child, f"{start} {CHECKS}")
+    return [(seconds, taken) for seconds, taken in map(heard, children)]
+
+
+def ended(children: list["subprocess.Popen[str]"]) -> int:
+    """Ends all of them; how many checks they made, each with an entry in its log."""
+    for child in children:
+        said(child, "end")
+    total = 0
+    for checks, entries in map(heard, children):
+        if checks != entries:
+            raise WrongError(f"a worker's log has {entries:,} entries where it made {checks:,} checks")
+        total += checks
+    return total
 
 
 def processes(folder: Path, rounds: int) -> list[Row]:
@@ -307,33 +321,20 @@ def processes(folder: Path, rounds: int) -> list[Row]:
     rates: dict[str, list[float]] = {"alone": [], "together": []}
     with workers(file, 2) as children:
         for turn in range(rounds + 1):
-            alone, together = [], []
-            for sets, kept in (([[children[turn % 2]]], alone), ([children], together)):
-                for group in sets:
-                    start = time.monotonic() + 0.01
-                    for child in group:
-                        said(child, f"{start} {CHECKS}")
-                    kept.extend(heard(child) for child in group)
-            if turn == 0:
-                continue
-            for name, kept in (("alone", alone), ("together", together)):
-                values[name].extend(value for _, taken in kept for value in taken)
-                rates[name].append(sum(len(taken) / seconds for seconds, taken in kept))
-        for child in children:
-            said(child, "end")
-        ends = [heard(child) for child in children]
-        for checks, entries in ends:
-            if checks != entries:
-                raise Wrong(f"a worker's log has {entries:,} entries where it made {checks:,} checks")
+            for name, group in (("alone", [children[turn % 2]]), ("together", children)):
+                kept = bursts(group)
+                if turn:
+                    values[name].extend(value for _, taken in kept for value in taken)
+                    rates[name].append(sum(len(taken) / seconds for seconds, taken in kept))
+        spent = ended(children)
     # Who opens the ledger now must find all of both.
     subject = gate_shape.opened(file, 100, fresh=False)
-    if wrong := subject.wrong(root_checks=sum(checks for checks, _ in ends) + subject.checks):
-        raise Wrong(f"processes: {wrong}")
+    if wrong := subject.wrong(root_checks=spent + subject.checks):
+        raise WrongError(f"processes: {wrong}")
     subject.gate.close()
     rows = [spread("processes", f"2 processes, {name}", values[name], rates[name]) for name in values]
-    rows[-1]["ratio"] = round(
-        statistics.median(a / b for a, b in zip(rates["together"], rates["alone"], strict=True)), 2
-    )
+    pairs = zip(rates["together"], rates["alone"], strict=True)
+    rows[-1]["ratio"] = round(statistics.median(a / b for a, b in pairs), 2)
     return rows
 
 
@@ -353,11 +354,13 @@ def bytes_(folder: Path, rounds: int) -> list[Row]:
     """What each byte of the arguments costs, beside `json.dumps` of the same, the least that peers pay."""
     subjects = Subjects(folder)
     subject, run = subjects.make("bytes", 100)
-    tool, sizes = subject.calls[0].tool, (100, 1_000, 10_000, 30_000, 60_000)
+    # A member takes more of the 64 KiB that a check copies than its text does.
+    tool = subject.calls[0].tool
+    sizes = {False: (100, 1_000, 10_000, 30_000, 60_000), True: (100, 1_000, 10_000, 30_000)}
     candidates: dict[str, gate_measure.Sample] = {}
     lengths: dict[str, int] = {}
-    for many in (False, True):
-        for size in sizes:
+    for many, wanted in sizes.items():
+        for size in wanted:
             name, arguments = f"{'many members' if many else 'one string'} {size}", sized(size, many=many)
             lengths[name] = len(json.dumps(arguments, separators=(",", ":")))
             count = min(1_000, 4_000_000 // size)
@@ -366,8 +369,8 @@ def bytes_(folder: Path, rounds: int) -> list[Row]:
     figures = gate_measure.turns(candidates, rounds)
     subjects.finish()
     rows: list[Row] = []
-    for shape in ("one string", "many members"):
-        small, large = f"{shape} {sizes[0]}", f"{shape} {sizes[-1]}"
+    for many, shape in ((False, "one string"), (True, "many members")):
+        small, large = f"{shape} {sizes[many][0]}", f"{shape} {sizes[many][-1]}"
         between = lengths[large] - lengths[small]
         for prefix in ("", "json.dumps, "):
             pairs = zip(figures[prefix + large].p50s(), figures[prefix + small].p50s(), strict=True)
@@ -410,13 +413,15 @@ def loop(folder: Path, rounds: int, seconds: float = 0.7) -> list[Row]:
     except ImportError:
         rows.append({"part": "loop", "skipped": "uvloop", "reason": "it is not installed"})
     subjects = Subjects(folder)
-    subject, run = subjects.make("loop", 100)
+    # A ring for all of a run: a disk that takes less than 75 MB a second would end it, and that is not what is asked.
+    subject, run = subjects.make("loop", 100, audit="ring_kib = 131072\n")
     checks, empty = gate_loop.calls_of(subject)
     for name, factory in factories.items():
         taken: dict[str, list[gate_loop.Lag]] = {"without": [], "with": []}
         for turn in range(rounds + 1):
             for kind, call in (("without", empty), ("with", checks)):
                 lag = run(gate_loop.measured, factory, call, seconds)
+                subject.gate.log.flush()  # type: ignore[union-attr]
                 if turn:
                     taken[kind].append(lag)
         for kind, lags in taken.items():
@@ -430,8 +435,11 @@ def loop(folder: Path, rounds: int, seconds: float = 0.7) -> list[Row]:
             )  # fmt: skip
         pairs = zip(taken["with"], taken["without"], strict=True)
         added = statistics.median(a.p99() - b.p99() for a, b in pairs)
-        rows.append(target("loop", f"{name}: p99 of the lag that checks add", added / 1e3, "ms", 1.0))
+        rows.append(target(f"{name}: p99 of the lag that checks add", added / 1e3, "ms", 1.0))
+        idle_ms = statistics.median(lag.p99() for lag in taken["without"]) / 1e3
+        if idle_ms > NOISE_MS:
+            rows[-1] |= {"met": None, "why": f"without any check the ticker's p99 is {idle_ms:.1f} ms already"}
         reached = statistics.median(lag.rate for lag in taken["with"])
-        rows.append(target("loop", f"{name}: checks a second", reached, "/s", 0.95 * gate_loop.RATE, least=True))
+        rows.append(target(f"{name}: checks a second", reached, "/s", 0.95 * gate_loop.RATE, least=True))
     subjects.finish()
     return rows

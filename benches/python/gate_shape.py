@@ -1,11 +1,10 @@
 """What the gate bench measures with: a configuration of any number of policies, and a gate opened from it.
 
-The policies are those of `shapes.agent_shaped`; the requests are one agent's calls that they allow, and cedarpy is asked
-first whether it says so too, by the same policies. The budget has four levels. `Subject.wrong` says at the end what of
-the log or the ledger is not as the calls made it. Nothing here measures anything.
+The policies are those of `shapes.agent_shaped`; the requests are one agent's calls that they allow, and cedarpy is
+asked first whether it says so too, by the same policies. The budget has four levels. `Subject.wrong` says at the end
+what of the log or the ledger is not as the calls made it. Nothing here measures anything.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Callable
