@@ -22,7 +22,7 @@ from array import array
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeGuard, cast
 
 import numpy as np
 
@@ -198,14 +198,22 @@ def judge(given: Budget, value_ns: float, samples: int, noise: Noise) -> Verdict
 # --- the private copy ---------------------------------------------------------------------------------------------
 
 
+def _is_table(value: object) -> TypeGuard[dict[str, Any]]:
+    """What `isinstance` says, with the types that TOML has."""
+    return isinstance(value, dict)
+
+
+def _is_list(value: object) -> TypeGuard[list[Any]]:
+    """As above."""
+    return isinstance(value, list)
+
+
 def _toml(value: Any) -> str:  # noqa: ANN401 - what TOML holds
     """A value in TOML's syntax, tables inline."""
-    if isinstance(value, dict):
-        table: dict[str, Any] = value
-        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in table.items()) + "}"
-    if isinstance(value, list):
-        items: list[Any] = value
-        return "[" + ", ".join(map(_toml, items)) + "]"
+    if _is_table(value):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if _is_list(value):
+        return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return ("true" if value else "false") if isinstance(value, bool) else repr(value)
