@@ -153,9 +153,8 @@ def peers(folder: Path, rounds: int) -> list[Row]:
         candidates = {
             "check, 4 levels": sampler(strings, strings_run, gate_measure.checks, CHECKS),
             "check, 4 levels of 3 limits": sampler(twelve, twelve_run, gate_measure.checks, CHECKS),
+            "prepared action, 4 levels": sampler(strings, strings_run, gate_measure.prepared, CHECKS),
         }
-        if strings.prepared:
-            candidates["prepared action, 4 levels"] = sampler(strings, strings_run, gate_measure.prepared, CHECKS)
         for kind, count in (("govern", 100), ("govern-terms", 50), ("stack", 100)):
             candidates[PEER_WORDS[kind]] = other.sample(kind, 100, count)
         figures = gate_measure.turns(candidates, rounds)

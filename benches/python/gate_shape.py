@@ -89,12 +89,10 @@ def write(folder: Path, count: int, cells: tuple[tuple[str, str], ...] = ONE_CEL
         f"[tools.tool{number}]\nresource = 'Mcp::\"server\"'\ncost = {{ {cost} }}\nschema = {SCHEMA}\n"
         for number in range(max(1, (count - 1) // side + 1))
     )
-    # One place for what processes share, where this build has one.
-    shared = '[state]\ndir = "state"\n' if "state" in config.SECTIONS else ""
     file = folder / config.FILE_NAME
     file.write_text(
         '[policy]\nfiles = ["*.cedar"]\nentities = "entities.json"\n[budget]\nfile = "budgets.toml"\n'
-        f'state = "ledger.bin"\n[audit]\norigin = "example.com/bench"\n{audit}{shared}{tools}'
+        f'state = "ledger.bin"\n[audit]\norigin = "example.com/bench"\n{audit}[state]\ndir = "state"\n{tools}'
     )
     return file
 
@@ -124,7 +122,7 @@ class Subject:
     checks: int = 0
     entries_before: int = 0
     prepared: list[Callable[..., Decision]] = field(default_factory=list)
-    """A prepared action's check for each request, where this build prepares actions."""
+    """A prepared action's check for each request."""
 
     def wrong(self, root_checks: int | None = None) -> str | None:
         """What the log or the ledger says otherwise; waits for the log.
@@ -174,6 +172,5 @@ def opened(file: Path, count: int, *, fresh: bool = True) -> Subject:
     subject.scope = gate.run(principal=PRINCIPAL, session="s-18f2c", budget=LEVELS[-1])
     subject.checks = len(subject.calls)
     subject.entries_before = gate.log.flush() - len(subject.calls)
-    if hasattr(gate, "action"):
-        subject.prepared = [gate.action(one.tool).check for one in subject.calls]
+    subject.prepared = [gate.action(one.tool).check for one in subject.calls]
     return subject
