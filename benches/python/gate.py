@@ -61,18 +61,15 @@ def show(part: str, rows: list[gate_parts.Row]) -> None:
     print()
 
 
-def stolen() -> tuple[float, float]:
-    """The share of processor time since the boot that the host took away, and the load of the last minute."""
-    fields = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    return fields[7] / sum(fields), os.getloadavg()[0]
-
-
-def conditions(load_before: float) -> list[str]:
+def conditions() -> list[str]:
     """What of these figures the machine decides."""
-    cores = len(os.sched_getaffinity(0))
-    share, _ = stolen()
-    lines = [f"{cores} cores, load before the run {load_before:.2f}, {share:.2%} of all time stolen by the host"]
-    if load_before > 0.5:
+    cores, load = len(os.sched_getaffinity(0)), gate_parts.LOAD_BEFORE
+    fields = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    share = fields[7] / sum(fields)
+    lines = [
+        f"{cores} cores, load before the run {load:.2f}, {share:.2%} of the time since the boot stolen by the host"
+    ]
+    if load > gate_parts.LOAD_MAX:
         lines.append("not idle: p99, p99.9 and max hold what else ran here; p50 and ratios are of use")
     if cores < 4:
         lines.append(
@@ -113,7 +110,6 @@ def main() -> int:
     arguments = parser.parse_args()
     if build_info()["profile"] != "release":
         sys.exit("error: this is a debug build; run `make build` first")
-    load_before = stolen()[1]
     arguments.folder.mkdir(parents=True, exist_ok=True)
     OUT.mkdir(parents=True, exist_ok=True)
     everything: list[gate_parts.Row] = []
@@ -129,7 +125,7 @@ def main() -> int:
                 rows = [{"part": part, "skipped": part, "reason": str(error)}]
         show(part, rows)
         everything.extend({"part": part, **row} for row in rows)
-    machine = conditions(load_before)
+    machine = conditions()
     for line in machine:
         print(line)
     (OUT / "gate.json").write_text(json.dumps({"machine": machine, "rows": everything}, indent=1) + "\n")

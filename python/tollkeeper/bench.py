@@ -494,6 +494,8 @@ def measure(settings: Config, actions: Sequence[Action], seconds: float, folder:
         ledger = private_ledger(settings, folder)
         if ledger is not None:
             stack.enter_context(ledger)
+        elif payers := {action.budget for action in actions if action.budget is not None}:
+            raise ActionError(f"{min(payers)}: an action names a budget, and the configuration has none")
         full = stack.enter_context(Gate.open(private_copy(settings, folder), ledger=ledger))
         measures = {REFERENCE: _Calls(None, [(contextvars.Context(), _reference_burst, [])], BURST_MAX)}
         codes: dict[str, dict[str, int]] = {}

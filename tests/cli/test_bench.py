@@ -295,3 +295,7 @@ def test_a_model_that_may_not_be_called_is_not_measured(cli: Cli, tmp_path: Path
     done = cli("bench", *SHORT, "--budget", "model_call:p50<1ms")
     assert done.code == 2
     assert "model_call cannot be measured" in done.err
+    (tmp_path / "paid.jsonl").write_text('{"principal": "Agent::\\"a\\"", "tool": "search", "budget": "acme"}\n')
+    done = cli("bench", *SHORT, "--actions", "paid.jsonl")
+    assert (done.code, done.out) == (2, "")
+    assert "acme: an action names a budget, and the configuration has none" in done.err
