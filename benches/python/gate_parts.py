@@ -223,49 +223,55 @@ def spread(part: str, name: str, values: list[float], rates: list[float]) -> Row
     return {"part": part, **figure.plain(), "checks_per_s": round(statistics.median(rates))}
 
 
+def at_once(subject: gate_shape.Subject, context: contextvars.Context, number: int, values: list[float]) -> float:
+    """So many threads check at the same time; adds what each check took, and says how many were made a second."""
+    barrier, before = threading.Barrier(number + 1), subject.checks
+    failures: list[BaseException] = []
+
+    def work(own: contextvars.Context) -> None:
+        barrier.wait()
+        try:
+            values.extend(own.run(gate_measure.checks, subject, CHECKS))
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the thread that waits
+            failures.append(error)
+        barrier.wait()
+
+    started = [threading.Thread(target=work, args=(context.copy(),)) for _ in range(number)]
+    for one in started:
+        one.start()
+    barrier.wait()
+    start = time.perf_counter()
+    barrier.wait()
+    seconds = time.perf_counter() - start
+    for one in started:
+        one.join()
+    if failures:
+        raise failures[0]
+    # Two threads count in the same attribute; what each has asserted itself is the truth.
+    subject.checks = before + number * CHECKS
+    subject.gate.log.flush()  # type: ignore[union-attr]
+    return number * CHECKS / seconds
+
+
 def threads(folder: Path, rounds: int) -> list[Row]:
     """One thread, then two at the same time, on one gate."""
     subjects = Subjects(folder)
     subject, run = subjects.make("threads", 100)
     context = run(contextvars.copy_context)
-    found: dict[int, tuple[list[float], list[float]]] = {1: ([], []), 2: ([], [])}
-
-    def burst(number: int) -> float:
-        barrier, values = threading.Barrier(number + 1), found[number][0]
-        before = subject.checks
-
-        def work(own: contextvars.Context) -> None:
-            barrier.wait()
-            values.extend(own.run(gate_measure.checks, subject, CHECKS))
-            barrier.wait()
-
-        workers = [threading.Thread(target=work, args=(context.copy(),)) for _ in range(number)]
-        for one in workers:
-            one.start()
-        barrier.wait()
-        start = time.perf_counter()
-        barrier.wait()
-        seconds = time.perf_counter() - start
-        for one in workers:
-            one.join()
-        # Two threads count in the same attribute; what each has asserted itself is the truth.
-        subject.checks = before + number * CHECKS
-        subject.gate.log.flush()  # type: ignore[union-attr]
-        return number * CHECKS / seconds
-
-    ratios = []
+    values: dict[int, list[float]] = {1: [], 2: []}
+    rates: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(rounds + 1):
-        rates = {number: burst(number) for number in found}
-        if turn == 0:
-            for values, _ in found.values():
-                values.clear()
-            continue
-        for number, rate in rates.items():
-            found[number][1].append(rate)
-        ratios.append(rates[2] / rates[1])
+        for number in values:
+            taken: list[float] = []
+            rate = at_once(subject, context, number, taken)
+            if turn:
+                values[number].extend(taken)
+                rates[number].append(rate)
     subjects.finish()
-    rows = [spread("threads", f"{number} thread{'s' * (number > 1)}", *found[number]) for number in found]
-    rows[-1]["ratio"] = round(statistics.median(ratios), 2)
+    rows = [
+        spread("threads", f"{number} thread{'s' * (number > 1)}", values[number], rates[number]) for number in values
+    ]
+    rows[-1]["ratio"] = round(statistics.median(two / one for one, two in zip(rates[1], rates[2], strict=True)), 2)
     return rows
 
 
