@@ -70,7 +70,10 @@ def conditions() -> list[str]:
         f"{cores} cores, load before the run {load:.2f}, {share:.2%} of the time since the boot stolen by the host"
     ]
     if load > gate_parts.LOAD_MAX:
-        lines.append("not idle: p99, p99.9 and max hold what else ran here; p50 and ratios are of use")
+        lines.append(
+            "not idle: p99, p99.9 and max are the scheduler's, and a check that shares its core's caches takes up to "
+            "twice as long where the peers do not: neither figures nor ratios are those of an idle machine"
+        )
     if cores < 4:
         lines.append(
             "two gates need four cores (each has a thread that writes its log): the parts `threads` and `processes` "
