@@ -428,7 +428,7 @@ impl Decision {
         match self.state.control().standing(&binding.digest, now_ms) {
             Standing::Granted(grant) if approve::counts(self.state.approvers(), &binding.digest, &grant) => {
                 self.code = Code::Allow;
-                self.seized = Some(grant);
+                self.seized = Some(Box::new(grant));
             }
             Standing::Rejected(_) => self.code = Code::ApprovalRejected,
             Standing::Expired(_) => self.code = Code::ApprovalExpired,
