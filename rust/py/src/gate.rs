@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyMapping, PyString};
+use pyo3::types::{PyDict, PyDictMethods, PyMapping, PyString};
 use tollkeeper_core::arguments::{Argument, Arguments, ArgumentsError};
 use tollkeeper_core::audit::log::Durability;
 use tollkeeper_core::budget::unit::{Amounts, Unit};
@@ -511,7 +511,7 @@ impl PyGate {
         let (current, ids) = self.trace.as_ref()?;
         let found = current.call0(py).ok()?;
         // Nearly always: asking a tracer costs as much as a third of a check.
-        if found.bind(py).cast::<PyDict>().is_ok_and(|found| found.is_empty()) {
+        if found.bind(py).cast::<PyDict>().is_ok_and(PyDictMethods::is_empty) {
             return None;
         }
         let said = ids.call1(py, (found,)).ok()?;
