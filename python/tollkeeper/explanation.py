@@ -20,6 +20,8 @@ from tollkeeper.reevaluate import Bundle, Recorded, Skipped, digest_of, is_list,
 __all__ = ["Policies", "Policy", "nearest_permit"]
 
 _PERMIT: Final = re.compile(r"^nearest permit: (.+), ([^,\n]+:\d+:\d+); it lacks", re.MULTILINE)
+_TEXT: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
+_EFFECT: Final = re.compile(r"(?<!@)\b(permit|forbid)\s*\(")
 # What the gate calls the first text of forbids that come with a run; the second is RUN2.
 RUN: Final = "run"
 LONG_MAX: Final = (1 << 63) - 1
@@ -119,8 +121,8 @@ class Policies:
             return None
         name = self._names.get(file or "")
         text = "" if name is None else statement(self._texts[file or ""], line, column)
-        effect = "forbid" if re.search(r"^\s*forbid\b", text, re.MULTILINE) else "permit"
-        return Policy(id_, f"{name or 'a text'}:{line}", effect, text)
+        effect = _EFFECT.search(_TEXT.sub('""', text))
+        return Policy(id_, f"{name or 'a text'}:{line}", "permit" if effect is None else effect[1], text)
 
     def annotations(self, id_: str) -> dict[str, str]:
         """A policy's annotations; none if the bundle has no policy of this id."""
@@ -130,8 +132,9 @@ class Policies:
             return {}
 
     def explain(self, recorded: Recorded) -> str:
-        """Says in words how the request is decided, with the names of the recorded files: for who acts, or for the
-        principal of the chain that it was denied for.
+        """Says in words how the request is decided, with the names of the recorded files.
+
+        It is decided for who acts, or for the principal of the chain that it was denied for.
 
         Raises:
             Skipped: The log does not hold what is needed for it.

@@ -527,9 +527,7 @@ def decide(
     return Decided(code, would, None if decision.code.startswith(_AFTERWARDS) else frozenset(decision.policies))
 
 
-def _asked(
-    gate: _native.Gate, recorded: Recorded, limits: RunLimits, narrowings: list[list[str]]
-) -> _native.Decision:
+def _asked(gate: _native.Gate, recorded: Recorded, limits: RunLimits, narrowings: list[list[str]]) -> _native.Decision:
     members, now_ms = recorded.members, recorded.time_ms
     if now_ms is None:
         raise Skipped("the entry has no time")

@@ -153,7 +153,9 @@ def examples() -> Iterator[bytes]:
     target = {"kind": "principal", "name": 'Agent::"a"'}
     yield maker.entry("revoke", target=target, restored=False, generation=3, reason="lost", by="root")
     yield maker.entry("revoke", generation=3, observed=True, in_force=1)
-    yield maker.entry("approve", approval="0123456789abcdef", granted=True, by="admin", digest=DIGEST, expires=span["to"])
+    yield maker.entry(
+        "approve", approval="0123456789abcdef", granted=True, by="admin", digest=DIGEST, expires=span["to"]
+    )
     for kind in ("limit_changed", "limits_loaded", "recovered", "healed", "restarted", "clock_accepted"):
         cell = {"path": "acme", "unit": "tokens", "window": "1d"}
         yield maker.entry(kind, number=1, pid=2, **cell, before=3, after=4)
