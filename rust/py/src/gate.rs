@@ -384,6 +384,8 @@ impl PyGate {
         parent: Option<&str>,
     ) -> PyResult<PyDecisions> {
         let columns = Columns::read(columns)?;
+        // Before anything is decided: whoever cannot be told the answers asks for none.
+        slf.py().import("numpy")?;
         let this = slf.get();
         let scope = Self::scope_of(slf, scope)?;
         let links = Links { parent, trace: this.trace(slf.py()) };

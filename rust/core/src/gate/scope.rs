@@ -52,6 +52,25 @@ pub struct ScopeSpec {
     pub narrow: Narrow,
 }
 
+/// What a log says of who asked for something, for a decision that is made again.
+#[derive(Debug, Default)]
+pub struct RecordedScope {
+    /// Everybody who had to be allowed, outermost first; the last one acted
+    pub chain: Vec<EntityData>,
+    /// Id of the session
+    pub session: String,
+    /// For whom the principal acted
+    pub on_behalf_of: Option<EntityUid>,
+    /// What the session had seen
+    pub labels: Vec<String>,
+    /// The only tools the run might call
+    pub tools: Option<Vec<String>>,
+    /// For each run that came with forbids their texts
+    pub forbids: Vec<Vec<String>>,
+    /// When the run's time was over, in milliseconds since 1970
+    pub expires_ms: Option<i64>,
+}
+
 /// One principal of a chain.
 #[derive(Debug, Clone)]
 pub(super) struct Member {
@@ -124,6 +143,34 @@ impl Scope {
         };
         scope.resolve(state)?;
         scope.label(&narrow.labels, now_ms)?;
+        Ok(scope.with_fragments())
+    }
+
+    /// The scope of a decision that is made again. Nobody pays in it, and its session neither has nor leaves anything
+    /// that the host knows of.
+    pub fn recorded(said: RecordedScope, state: &GateState) -> Result<Self, PolicyErrors> {
+        let chain: Vec<Member> = said.chain.into_iter().map(Member::new).collect();
+        let mut narrowings = Vec::new();
+        for texts in &said.forbids {
+            narrowings = compiled(&narrowings, texts, state)?;
+        }
+        let session = Arc::new(Session::recorded(&said.session, &said.labels, state.control()));
+        let scope = Self {
+            principal: principal_of(&chain)?,
+            standing: standing(&chain, &session, state),
+            chain,
+            session,
+            on_behalf_of: said.on_behalf_of.map(Arc::new),
+            tools: said.tools.map(|tools| sorted(&tools)),
+            narrowings,
+            payer: None,
+            expires_ms: said.expires_ms.unwrap_or(i64::MAX),
+            run: 0,
+            request: None,
+            fragments: ScopeFragments::default(),
+            resolved: ArcSwapOption::empty(),
+        };
+        scope.resolve(state)?;
         Ok(scope.with_fragments())
     }
 
