@@ -313,6 +313,7 @@ impl Gate {
     /// Looks at what may have changed since the last check, before anything is decided.
     #[inline]
     fn begin<'s>(&self, state: &GateState, scope: Option<&'s Scope>, now_ms: i64, scratch: &mut Scratch) -> Start {
+        self.look(state, now_ms);
         let word = state.control().word();
         self.observe(state, word, now_ms);
         let Buffers { seen, labels, word: recorded, .. } = &mut scratch.evidence;
