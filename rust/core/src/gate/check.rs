@@ -317,6 +317,7 @@ impl Gate {
     /// Looks at what may have changed since the last check, before anything is decided.
     #[inline]
     fn begin(&self, state: &GateState, scope: Option<&Scope>, now_ms: i64, scratch: &mut Scratch) -> Start {
+        self.look(state, now_ms);
         let word = state.control().word();
         self.observe(state, word, now_ms);
         let Buffers { seen, labels, word: recorded, .. } = &mut scratch.evidence;

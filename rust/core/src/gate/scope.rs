@@ -101,6 +101,8 @@ pub struct Scope {
     payer: Option<Payer>,
     /// `i64::MAX` for never
     expires_ms: i64,
+    /// The same by the clock that nobody can set; `i64::MAX` for never
+    expires_boot_ms: i64,
     standing: Arc<Standing>,
     run: u64,
     request: Option<Hash>,
@@ -114,6 +116,15 @@ pub struct Scope {
 struct Resolved {
     generation: u64,
     entities: Entities,
+}
+
+/// When a time that lies ahead comes, by the clock that nobody can set. One that is past stays the wall clock's: who decides
+/// again what was decided then passes the time of then.
+fn boot_time_of(expires_ms: i64, now_ms: i64) -> i64 {
+    match expires_ms.saturating_sub(now_ms) {
+        left if left > 0 => SystemClock.boot_ms().saturating_add(left),
+        _ => i64::MAX,
+    }
 }
 
 impl Scope {
@@ -136,6 +147,7 @@ impl Scope {
             narrowings,
             payer,
             expires_ms: narrow.expires_ms.unwrap_or(i64::MAX),
+            expires_boot_ms: narrow.expires_ms.map_or(i64::MAX, |expires_ms| boot_time_of(expires_ms, now_ms)),
             run: 0,
             request: None,
             fragments: ScopeFragments::default(),
@@ -165,6 +177,8 @@ impl Scope {
             narrowings,
             payer: None,
             expires_ms: said.expires_ms.unwrap_or(i64::MAX),
+            // Of the time that is decided at, which is not the one that passes.
+            expires_boot_ms: i64::MAX,
             run: 0,
             request: None,
             fragments: ScopeFragments::default(),
@@ -226,6 +240,10 @@ impl Scope {
             tools,
             narrowings: compiled(&self.narrowings, &narrow.forbid, state)?,
             expires_ms: narrow.expires_ms.unwrap_or(i64::MAX).min(self.expires_ms),
+            expires_boot_ms: narrow
+                .expires_ms
+                .map_or(i64::MAX, |expires_ms| boot_time_of(expires_ms, now_ms))
+                .min(self.expires_boot_ms),
             run: self.run,
             request: self.request,
             fragments: ScopeFragments::default(),
@@ -325,10 +343,11 @@ impl Scope {
         &self.standing
     }
 
-    /// Whether the run's time is over.
+    /// Whether the run's time is over: by the wall clock, or by how long it has lasted, since the wall clock can be set
+    /// back.
     #[inline]
-    pub const fn is_over(&self, now_ms: i64) -> bool {
-        now_ms >= self.expires_ms
+    pub fn is_over(&self, now_ms: i64) -> bool {
+        now_ms >= self.expires_ms || (self.expires_boot_ms != i64::MAX && SystemClock.boot_ms() >= self.expires_boot_ms)
     }
 
     /// When it is over; `i64::MAX` for never.
