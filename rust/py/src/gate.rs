@@ -193,7 +193,6 @@ impl PyGate {
     ///     control: What the gates of a host share; without it nothing is shared.
     #[new]
     #[pyo3(signature = (sources: "dict[str, typing.Any]", instance, current: "collections.abc.Callable[[], Scope | None]", ledger: "Ledger | None" = None, log: "AuditLog | None" = None, trace: "collections.abc.Callable[[], tuple[int, int] | None] | None" = None, control: "Control | None" = None))]
-    #[expect(clippy::too_many_arguments, reason = "everything that a gate is made of")]
     fn new(
         sources: &Bound<'_, PyAny>,
         instance: u64,
