@@ -6,10 +6,10 @@ descriptor, its `Wakeups`, and everything that may end a wait counts it up: a lo
 table of approvals one thread that sleeps natively while somebody waits. Nobody polls, and nothing of this is left when
 nobody waits: no descriptor, no reader in the loop, no thread. Importing this file starts nothing.
 
-Whether a request fits is asked of the ledger; this file only decides whom to ask for next. It reserves nothing. Who came
-first goes first, among those that compete: a request is not tried while an earlier one is refused by a limit that it
-would use as well. Requests that are refused elsewhere do not hold it up. Requests of the same path and units stand in
-one line, of which only the head is tried.
+Whether a request fits is asked of the ledger; this file only decides whom to ask for next. It reserves nothing. Who
+came first goes first, among those that compete: a request is not tried while an earlier one is refused by a limit that
+it would use as well. Requests that are refused elsewhere do not hold it up. Requests of the same path and units stand
+in one line, of which only the head is tried.
 
 In a child of a fork nobody waits: what is inherited is let go of, and nothing is taken from the parent.
 """
@@ -79,7 +79,7 @@ class Wakeups:
         with cls._loops_lock:
             # Nobody is left there to be told, and the counter would stay open.
             for closed in [loop for loop in cls._loops if loop.is_closed()]:
-                cls._loops.pop(closed)._end()
+                cls._loops.pop(closed).end()
             wakeups = cls._loops.get(loop)
             if wakeups is None:
                 wakeups = cls._loops[loop] = cls(loop)
@@ -132,9 +132,9 @@ class Wakeups:
                 return
             if self._loops.get(self.loop) is self:
                 del self._loops[self.loop]
-        self._end()
+        self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """Lets go of the counter."""
         with self._lock:
             descriptor, self._descriptor = self._descriptor, None
@@ -147,15 +147,19 @@ class Wakeups:
         os.close(descriptor)
 
     @classmethod
-    def _after_fork(cls) -> None:
+    def after_fork(cls) -> None:
         """In the child. The loops' selectors are the parent's too: removing a reader would take it from the parent."""
         loops, cls._loops = cls._loops, {}
         cls._loops_lock = threading.RLock()
         for wakeups in loops.values():
-            wakeups._lock = threading.RLock()
-            descriptor, wakeups._descriptor = wakeups._descriptor, None
-            if descriptor is not None:
-                os.close(descriptor)
+            wakeups.drop()
+
+    def drop(self) -> None:
+        """Closes this process's descriptor of the counter, and nothing else; its lock may never be free again."""
+        self._lock = threading.RLock()
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 class Sleeper:
@@ -197,7 +201,7 @@ class Sleeper:
         if thread is not None and thread is not threading.current_thread():
             thread.join(JOIN_SECONDS)
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         """In the child, which has no thread, and where a lock may be held by one that is not there."""
         self._lock, self._thread, self._running = threading.RLock(), None, False
 
@@ -207,9 +211,9 @@ _with_locks: "WeakSet[Sleeper | Durable]" = WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    Wakeups._after_fork()  # noqa: SLF001 - of this module
+    Wakeups.after_fork()
     for each in list(_with_locks):
-        each._after_fork()  # noqa: SLF001 - of this module
+        each.after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -454,8 +458,9 @@ class Line(Sleeper):
         # Otherwise nobody is there to be answered.
         return handed if waiter.wakeups.call(resolve) else None
 
-    def _after_fork(self) -> None:
-        super()._after_fork()
+    def after_fork(self) -> None:
+        """See `Sleeper.after_fork`."""
+        super().after_fork()
         self._waiting = []
 
 
@@ -557,7 +562,8 @@ class Durable:
         self._watches: dict[asyncio.AbstractEventLoop, Watch] = {}
         _with_locks.add(self)
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """See `Sleeper.after_fork`."""
         self._lock, self._watches = threading.RLock(), {}
 
     async def wait(self, log: "AuditLog", seq: int, durability: str) -> None:

@@ -1,7 +1,7 @@
 """Approvals as the agent's side sees them: asking for one, and waiting for the answer.
 
-What is asked for is written down for the approver in ``approvals/ID.json`` below the state directory; the answer lies in
-the table that all gates of the host share, and only there. Nothing here grants anything: that is `GateAdmin`'s.
+What is asked for is written down for the approver in ``approvals/ID.json`` below the state directory; the answer lies
+in the table that all gates of the host share, and only there. Nothing here grants anything: `GateAdmin` does.
 """
 
 import asyncio
@@ -233,8 +233,9 @@ class Answers(Sleeper):
                     self._waiting.pop(future, None)
         return max(1, int(nap))
 
-    def _after_fork(self) -> None:
-        super()._after_fork()
+    def after_fork(self) -> None:
+        """See `Sleeper.after_fork`."""
+        super().after_fork()
         self._waiting = {}
 
 

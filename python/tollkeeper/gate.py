@@ -33,10 +33,14 @@ if TYPE_CHECKING:
     from tollkeeper.budget import Ledger
     from tollkeeper.budgets import Spec
     from tollkeeper.config import Config
+    from tollkeeper.otel import Spans
     from tollkeeper.watch import Watch
 
     P = ParamSpec("P")
     R = TypeVar("R")
+    # Told the decision, where there is a span; then what a guarded call starts with.
+    Told = Callable[[Decision], None] | None
+    Admitted = Callable[[tuple[Any, ...], dict[str, Any], Told], tuple[inspect.BoundArguments, Decision, float]]
 
 __all__ = ["Decision", "Delegation", "Gate", "ModelCall", "Principal", "Run", "Scope"]
 
@@ -252,6 +256,8 @@ class Gate(_native.Gate):
     _answers: dict[int, Answers]
     """Who waits for approvals, by process, as in a ledger."""
     _watch: Watch | None
+    _spans: Spans | None = None
+    """What makes spans of guarded calls and model calls, where `tollkeeper.otel` has instrumented this gate."""
 
     def __new__(cls, *native: Any) -> Self:  # noqa: ANN401 - what the native half takes, of `open` alone
         """Without arguments: the gate of the file that ``TOLLKEEPER_CONFIG`` names, or of ``tollkeeper.toml`` in the
@@ -566,7 +572,8 @@ class Gate(_native.Gate):
             >>> gate.ledger.usage("acme")["tokens", "1d"].used
             1511
         """
-        return ModelCall(self, model, prompt_tokens, max_tokens, n, parent)
+        made = ModelCall if self._spans is None else self._spans.model_call
+        return made(self, model, prompt_tokens, max_tokens, n, parent)
 
     async def acheck(
         self,
@@ -725,37 +732,49 @@ class Gate(_native.Gate):
         name = tool if tool is not None else getattr(function, "__name__", "")
         _refuse_positional(signature, name)
 
-        def admitted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[inspect.BoundArguments, Decision, float]:
+        def admitted(
+            args: tuple[Any, ...], kwargs: dict[str, Any], told: Told
+        ) -> tuple[inspect.BoundArguments, Decision, float]:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             bound.arguments = _copied(dict(bound.arguments), {})
             decision = self.check(name, _by_name(signature, bound.arguments))
+            if told is not None:
+                told(decision)
             decision.require()
             return bound, decision, _now()
 
-        if inspect.iscoroutinefunction(function):
+        made = self._guarded_async if inspect.iscoroutinefunction(function) else self._guarded_sync
+        return made(function, name, admitted)
 
-            @functools.wraps(function)
-            async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> object:
-                import asyncio  # noqa: PLC0415 - see the top
+    def _guarded_async(self, function: Callable[P, Any], name: str, admitted: Admitted) -> Callable[P, Any]:
+        async def called(args: tuple[Any, ...], kwargs: dict[str, Any], told: Told = None) -> object:
+            import asyncio  # noqa: PLC0415 - see the top
 
-                bound, decision, begun = admitted(args, kwargs)
-                if decision.durability not in (None, "group"):
-                    async with _released_unless_recorded(decision, RECORD_SECONDS), asyncio.timeout(RECORD_SECONDS):
-                        await decision.durable(decision.durability)
-                try:
-                    result = await function(*bound.args, **bound.kwargs)
-                except BaseException as raised:
-                    _ended(decision, begun, raised)
-                    raise
-                _ended(decision, begun)
-                return result
-
-            return guarded_async
+            bound, decision, begun = admitted(args, kwargs, told)
+            if decision.durability not in (None, "group"):
+                async with _released_unless_recorded(decision, RECORD_SECONDS), asyncio.timeout(RECORD_SECONDS):
+                    await decision.durable(decision.durability)
+            try:
+                result = await function(*bound.args, **bound.kwargs)
+            except BaseException as raised:
+                _ended(decision, begun, raised)
+                raise
+            _ended(decision, begun)
+            return result
 
         @functools.wraps(function)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound, decision, begun = admitted(args, kwargs)
+        async def guarded(*args: P.args, **kwargs: P.kwargs) -> object:
+            if self._spans is None:
+                return await called(args, kwargs)
+            with self._spans.tool(name) as told:
+                return await called(args, kwargs, told)
+
+        return guarded
+
+    def _guarded_sync(self, function: Callable[P, R], name: str, admitted: Admitted) -> Callable[P, R]:
+        def called(args: tuple[Any, ...], kwargs: dict[str, Any], told: Told = None) -> R:
+            bound, decision, begun = admitted(args, kwargs, told)
             _await_record(decision, RECORD_SECONDS)
             try:
                 result = function(*bound.args, **bound.kwargs)
@@ -764,6 +783,13 @@ class Gate(_native.Gate):
                 raise
             _ended(decision, begun)
             return result
+
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            if self._spans is None:
+                return called(args, kwargs)
+            with self._spans.tool(name) as told:
+                return called(args, kwargs, told)
 
         return guarded
 
