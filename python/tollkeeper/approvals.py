@@ -26,6 +26,8 @@ ASKED_FOR: Final = ("approval.required", "approval.expired", "approval.rejected"
 # How long a waiting thread sleeps at most before it looks whether it is still wanted: nothing else would tell it, and
 # closing a gate waits for it.
 NAP_MS: Final = 250
+# The clock that a check reads is behind this module's by up to a tick of the kernel. What is void here is void there.
+CLOCK_LAG_MS: Final = 20
 SECONDS_MAX: Final = 30 * 24 * 3600.0
 
 
@@ -168,7 +170,7 @@ class Answers(Sleeper):
 
     def states(self) -> dict[str, str]:
         """What has become of every question that is kept, by its id."""
-        rows: list[dict[str, Any]] = self.control.approvals(time.time_ns() // 1_000_000)
+        rows: list[dict[str, Any]] = self.control.approvals(time.time_ns() // 1_000_000 - CLOCK_LAG_MS)
         return {row["id"]: row["state"] for row in rows}
 
     async def wait(self, approval: "Approval") -> bool:
@@ -227,7 +229,7 @@ class Answers(Sleeper):
             answer = approval.answer(states)
             if answer is None:
                 # Time alone makes a question void.
-                nap = min(nap, (approval.expires_at - time.time()) * 1000 + 1)
+                nap = min(nap, (approval.expires_at - time.time()) * 1000 + CLOCK_LAG_MS + 1)
             elif _resolve(future, wakeups, answer=answer):
                 with self._lock:
                     self._waiting.pop(future, None)
