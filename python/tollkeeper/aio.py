@@ -24,7 +24,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 from weakref import WeakSet
 
 from tollkeeper.errors import HandleError
@@ -57,7 +57,7 @@ class Wakeups:
     Whoever waits takes part with `here`; the counter is there as long as somebody does. Any thread may `call`.
     """
 
-    _loops: "dict[asyncio.AbstractEventLoop, Wakeups]" = {}  # noqa: RUF012 - of all loops, under the lock beside it
+    _loops: "ClassVar[dict[asyncio.AbstractEventLoop, Wakeups]]" = {}
     # Entered again where a collection of garbage ends a coroutine that waited.
     _loops_lock = threading.RLock()
 

@@ -575,16 +575,26 @@ def test_leaving_a_gate_flushes_and_joins(loops: Loops, folder: Path, how: str) 
     run(loops, main())
 
 
-def test_leaving_a_gate_tells_what_the_disk_said(loops: Loops, folder: Path) -> None:
-    async def body() -> None:
-        async with Gate.open(folder / "tollkeeper.toml") as gate:
-            with in_run(gate):
-                gate.check("search")
-            (folder / "audit").rename(folder / "elsewhere")
+def test_what_a_thread_for_once_says(loops: Loops) -> None:
+    """What closing a gate returns or raises reaches whoever awaits it, and a cancellation comes before that."""
+
+    def slow(error: Exception | None = None) -> int:
+        time.sleep(0.05)
+        if error is not None:
+            raise error
+        return 7
 
     async def main() -> None:
-        with pytest.raises(AuditError):
-            await body()
+        assert await aio.in_thread(slow) == 7
+        with pytest.raises(KeyError, match="why"):
+            await aio.in_thread(lambda: slow(KeyError("why")))
+        task = asyncio.create_task(aio.in_thread(lambda: slow(KeyError("why"))))
+        for _ in range(3):
+            await asyncio.sleep(0.001)
+            task.cancel()
+            assert not task.done()
+        with pytest.raises(asyncio.CancelledError):
+            await task
         assert own_threads() == []
 
     run(loops, main())
