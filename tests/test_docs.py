@@ -147,7 +147,7 @@ def run_line(line: str) -> tuple[int, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("TOLLKEEPER_", "PYTHON"))}
     python = shlex.quote(sys.executable)
     script = (
-        f"tollkeeper() {{ {python} -m tollkeeper \"$@\"; }}\npython() {{ {python} \"$@\"; }}\n"
+        f'tollkeeper() {{ {python} -m tollkeeper "$@"; }}\npython() {{ {python} "$@"; }}\n'
         f"{line}\ncode=$?; pwd >{shlex.quote(str(left))}; exit $code\n"
     )
     done = subprocess.run(  # noqa: S603 - the document is ours
@@ -238,8 +238,9 @@ def docstrings() -> dict[str, str]:
         if not inspect.isclass(thing):
             continue
         for member_name, member in vars(thing).items():
-            if not member_name.startswith("_") and isinstance(getattr(member, "__doc__", None), str):
-                found[f"{name}.{member_name}"] = inspect.cleandoc(member.__doc__)
+            text = inspect.getdoc(getattr(thing, member_name) if isinstance(member, staticmethod) else member)
+            if not member_name.startswith("_") and text is not None and type(member) not in {str, tuple}:
+                found[f"{name}.{member_name}"] = text
     return found
 
 
@@ -365,10 +366,10 @@ def test_blocks_follow_one_another(tmp_path: Path) -> None:
     good = "text\n```python\nx = 1\n```\n\n```pycon\n>>> x\n1\n```\n"
     assert followed(good, tmp_path) == 2
     assert followed("- text\n\n  ```python\n  if True:\n      x = 1\n  ```\n", tmp_path) == 1
-    assert followed("```sh\nmkdir a && cd a\nfalse   # exit code 1\necho here\n```\n```text\nh...e\n```\n", tmp_path) == 2
+    assert (
+        followed("```sh\nmkdir a && cd a\nfalse   # exit code 1\necho here\n```\n```text\nh...e\n```\n", tmp_path) == 2
+    )
     assert followed("```python notest\nfrom tollkeeper import PolicySet\n1 / 0\n```\n", tmp_path) == 1
-    added = "```toml\n# tollkeeper.toml\n[gate]\nmode = 'shadow'\n[audit]\n```\n```toml\n# in tollkeeper.toml\n[gate]\n```\n"
+    added = "```toml\n# tollkeeper.toml\n[gate]\nmode = 'shadow'\n```\n```toml\n# in tollkeeper.toml\n[gate]\n```\n"
     assert followed(added, tmp_path) == 2
     assert "shadow" not in (tmp_path / "tollkeeper.toml").read_text()
-
-
