@@ -1,12 +1,15 @@
 """What docs/owasp_agentic.md claims about each item of OWASP's Top 10 for Agentic Applications, shown on a real gate.
 
-The gate is that of ``tollkeeper init`` with a few rules of its own. Each claim of the page names a test of this file, and
-each test is named there. What the gate cannot do is shown too, where it can be: a page that promises more would fail.
+The gate is that of ``tollkeeper init`` with a few rules of its own. Each claim of the page names a test of this file,
+and each test is named there. What the gate cannot do is shown too, where it can be: a page that promises more would
+fail.
 """
 
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +61,13 @@ action delegate appliesTo { principal: [Agent], resource: [Agent],
 TOOLS = """
 [tools.transfer]
 resource = 'Mcp::"bank"'
-schema = { type = "object", required = ["iban", "cents"], additionalProperties = false, properties = { iban = { type = "string" }, cents = { type = "integer", minimum = 1 } } }
+[tools.transfer.schema]
+type = "object"
+required = ["iban", "cents"]
+additionalProperties = false
+[tools.transfer.schema.properties]
+iban = { type = "string" }
+cents = { type = "integer", minimum = 1 }
 [tools.recall]
 resource = 'Mcp::"memory"'
 reads = ["memory"]
@@ -68,7 +77,13 @@ resource = 'Mcp::"memory"'
 schema = { type = "object", required = ["text"], properties = { text = { type = "string" } } }
 [tools.run_command]
 resource = 'Mcp::"shell"'
-schema = { type = "object", required = ["program", "arguments"], additionalProperties = false, properties = { program = { type = "string" }, arguments = { type = "array", items = { type = "string" } } } }
+[tools.run_command.schema]
+type = "object"
+required = ["program", "arguments"]
+additionalProperties = false
+[tools.run_command.schema.properties]
+program = { type = "string" }
+arguments = { type = "array", items = { type = "string" } }
 """
 
 
@@ -304,7 +319,7 @@ def test_asi05_arguments_are_never_evaluated(gate: Gate) -> None:
 
 def test_asi05_code_in_the_process_is_not_stopped(gate: Gate) -> None:
     """The limit of the tier library: what does not ask is not decided."""
-    done = subprocess.run([sys.executable, "-c", "print('ran')"], capture_output=True, text=True, check=True)  # noqa: S603 - that nothing stops it is the point
+    done = subprocess.run([sys.executable, "-c", "print('ran')"], capture_output=True, text=True, check=True)
     assert done.stdout == "ran\n"
     assert gate.stats()["codes"] == {}
 
@@ -389,8 +404,6 @@ def test_asi08_a_runaway_loop_stops_at_its_budget(gate: Gate) -> None:
 
 
 def test_asi08_many_at_once_do_not_overspend(gate: Gate) -> None:
-    import threading
-
     granted: list[bool] = []
 
     def spend() -> None:
@@ -438,10 +451,8 @@ def test_asi09_a_grant_is_for_these_exact_arguments(gate: Gate) -> None:
 
 def grant(gate: Gate, approval: str) -> None:
     """As an operator without a key does."""
-    import time
-
     now_ms = time.time_ns() // 1_000_000
-    gate._control.answer(approval, True, now_ms + 60_000, None, now_ms)
+    gate._control.answer(approval, granted=True, expires_ms=now_ms + 60_000, signature=None, now_ms=now_ms)
 
 
 def test_asi09_a_denial_is_a_fact_and_not_a_sentence_of_the_model(gate: Gate) -> None:
@@ -459,8 +470,6 @@ def test_asi09_a_denial_is_a_fact_and_not_a_sentence_of_the_model(gate: Gate) ->
     ("kind", "name"), [("principal", RESEARCHER), ("tool", "search"), ("session", "s"), ("everything", "")]
 )
 def test_asi10_a_revoked_agent_stops_at_once(gate: Gate, kind: str, name: str) -> None:
-    import time
-
     with run(gate), gate.model_call(model="gpt-5", prompt_tokens=10, max_tokens=100) as stream:
         assert gate.check("search", {"query": "x"}).allowed
         assert stream.charge(1)
