@@ -1,7 +1,7 @@
 """Approvals as the agent's side sees them: asking for one, and waiting for the answer.
 
-What is asked for is written down for the approver in ``approvals/ID.json`` below the state directory; the answer lies in
-the table that all gates of the host share, and only there. Nothing here grants anything: that is `GateAdmin`'s.
+What is asked for is written down for the approver in ``approvals/ID.json`` below the state directory; the answer lies
+in the table that all gates of the host share, and only there. Nothing here grants anything: that is `GateAdmin`'s.
 """
 
 import asyncio

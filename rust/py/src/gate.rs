@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyMapping, PyString};
+use pyo3::types::{PyDict, PyDictMethods, PyMapping, PyString};
 use tollkeeper_core::arguments::{Argument, Arguments, ArgumentsError};
 use tollkeeper_core::audit::log::Durability;
 use tollkeeper_core::budget::unit::{Amounts, Unit};
@@ -176,8 +176,8 @@ pub(crate) struct PyGate {
     /// `ContextVar.get` of the current scope
     current: Py<PyAny>,
     log: Option<Py<PyAuditLog>>,
-    /// Says the trace and span ids of where it is called, or nothing
-    trace: Option<Py<PyAny>>,
+    /// Says what is traced where it is called, and the trace and span ids of that, or nothing
+    trace: Option<(Py<PyAny>, Py<PyAny>)>,
 }
 
 #[pymethods]
@@ -189,18 +189,18 @@ impl PyGate {
     ///     current: Callable that returns the current scope or `None`.
     ///     ledger: What pays for actions.
     ///     log: What records decisions.
-    ///     trace: Callable that returns the ids of the current trace and span, or `None`.
+    ///     trace: Two callables: one returns a mapping that is empty where nothing is traced; the other takes it and
+    ///         returns the ids of the trace and the span, or `None`.
     ///     control: What the gates of a host share; without it nothing is shared.
     #[new]
-    #[pyo3(signature = (sources: "dict[str, typing.Any]", instance, current: "collections.abc.Callable[[], Scope | None]", ledger: "Ledger | None" = None, log: "AuditLog | None" = None, trace: "collections.abc.Callable[[], tuple[int, int] | None] | None" = None, control: "Control | None" = None))]
-    #[expect(clippy::too_many_arguments, reason = "everything that a gate is made of")]
+    #[pyo3(signature = (sources: "dict[str, typing.Any]", instance, current: "collections.abc.Callable[[], Scope | None]", ledger: "Ledger | None" = None, log: "AuditLog | None" = None, trace: "tuple[collections.abc.Callable[[], typing.Any], collections.abc.Callable[[typing.Any], tuple[int, int] | None]] | None" = None, control: "Control | None" = None))]
     fn new(
         sources: &Bound<'_, PyAny>,
         instance: u64,
         current: Py<PyAny>,
         ledger: Option<&Bound<'_, PyLedger>>,
         log: Option<Py<PyAuditLog>>,
-        trace: Option<Py<PyAny>>,
+        trace: Option<(Py<PyAny>, Py<PyAny>)>,
         control: Option<&Bound<'_, PyControl>>,
     ) -> PyResult<Self> {
         let sources = sources.extract::<SourcesArg>()?.read(ledger, log.as_ref(), control)?;
@@ -408,6 +408,7 @@ impl PyGate {
 
     /// What this gate has counted: decisions by code, and how long checks take in the core, in nanoseconds; one check of
     /// sixteen is timed.
+    #[pyo3(signature = () -> "dict[str, typing.Any]")]
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         crate::control::row(py, &self.inner.counters().read())
     }
@@ -507,7 +508,13 @@ impl PyGate {
     /// Where it is called, if anybody traces that. What cannot be said is left out: a check does not fail for it.
     #[inline]
     fn trace(&self, py: Python<'_>) -> Option<(u128, u64)> {
-        let said = self.trace.as_ref()?.call0(py).ok()?;
+        let (current, ids) = self.trace.as_ref()?;
+        let found = current.call0(py).ok()?;
+        // Nearly always: asking a tracer costs as much as a third of a check.
+        if found.bind(py).cast::<PyDict>().is_ok_and(PyDictMethods::is_empty) {
+            return None;
+        }
+        let said = ids.call1(py, (found,)).ok()?;
         said.extract::<Option<(u128, u64)>>(py).ok().flatten()
     }
 

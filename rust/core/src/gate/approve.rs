@@ -47,9 +47,9 @@ impl Approver {
         };
         let public: &[u8; 32] = public.try_into().map_err(|_| format!("the key has {} bytes, not 32", public.len()))?;
         let hash = Sha256::new().chain_update(name).chain_update(b"\n").chain_update(&bytes).finalize();
-        let known: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        if name.is_empty() || known != id.to_ascii_lowercase() {
-            return Err(format!("the key id is {known}, not the one that is written"));
+        let known = hash.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+        if name.is_empty() || id.len() != 8 || u32::from_str_radix(id, 16) != Ok(known) {
+            return Err(format!("the key id is {known:08x}, not the one that is written"));
         }
         let key = VerifyingKey::from_bytes(public).map_err(|_| "the key is no point of the curve".to_owned())?;
         Ok(Self { name: name.into(), key })
@@ -136,7 +136,7 @@ fn write_sorted(value: ArgumentRef<'_>, out: &mut Vec<u8>) {
     match value.value() {
         Argument::Object => {
             let mut fields: Vec<_> = value.children().collect();
-            fields.sort_by(|(a, _), (b, _)| a.cmp(b));
+            fields.sort_by_key(|(key, _)| *key);
             out.push(b'{');
             for (place, (name, child)) in fields.into_iter().enumerate() {
                 if place > 0 {
@@ -192,8 +192,8 @@ mod tests {
         let mut bytes = vec![ED25519];
         bytes.extend_from_slice(key.verifying_key().as_bytes());
         let hash = Sha256::new().chain_update(name).chain_update(b"\n").chain_update(&bytes).finalize();
-        let id: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        (key, format!("{name}+{id}+{}", STANDARD.encode(bytes)))
+        let id = u32::from_be_bytes(*hash.first_chunk().unwrap());
+        (key, format!("{name}+{id:08x}+{}", STANDARD.encode(bytes)))
     }
 
     #[test]

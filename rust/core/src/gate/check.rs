@@ -131,7 +131,7 @@ impl Gate {
         scratch: &mut Scratch,
     ) -> Decision {
         let mut decision = self.blank(Arc::clone(state));
-        let timer = self.timer(&decision);
+        let timer = Self::timer(&decision);
         let begun = self.begin(state, scope, now_ms, scratch);
         decision.tool = index;
         let admitted = admit(state, scope, &begun, index, name, arguments, now_ms, scratch);
@@ -215,7 +215,7 @@ impl Gate {
     ) -> (Decision, ModelCall) {
         let state = &*self.state.load();
         let mut decision = self.blank(Arc::clone(state));
-        let timer = self.timer(&decision);
+        let timer = Self::timer(&decision);
         let begun = self.begin(state, scope, now_ms, scratch);
         decision.model = Some(request.model.into());
         decision.admit(admit_model(state, scope, &begun, request, now_ms, scratch));
@@ -254,9 +254,9 @@ impl Gate {
         let mut decision = self.refuse(code, Some(reason));
         let state = &*self.state.load();
         decision.tool = state.registry().find(tool);
-        let begun = self.begin(state, scope, now_ms, scratch);
+        self.begin(state, scope, now_ms, scratch);
         // What is wrong with those who act comes first: whoever was stopped is told so, whatever the arguments are.
-        if let Some((code, detail)) = scope.and_then(|scope| begun.refusal(scope, Some(tool), now_ms)) {
+        if let Some((code, detail)) = scope.and_then(|scope| refusal(scope, Some(tool), now_ms)) {
             (decision.code, decision.detail) = (code, detail);
         }
         let call = Call::Tool { name: tool, index: decision.tool, arguments: None };
@@ -312,7 +312,7 @@ impl Gate {
 
     /// Looks at what may have changed since the last check, before anything is decided.
     #[inline]
-    fn begin<'s>(&self, state: &GateState, scope: Option<&'s Scope>, now_ms: i64, scratch: &mut Scratch) -> Start {
+    fn begin(&self, state: &GateState, scope: Option<&Scope>, now_ms: i64, scratch: &mut Scratch) -> Start {
         let word = state.control().word();
         self.observe(state, word, now_ms);
         let Buffers { seen, labels, word: recorded, .. } = &mut scratch.evidence;
@@ -328,8 +328,8 @@ impl Gate {
 
     /// Every so often the time of a check is taken: often enough for its distribution, seldom enough to cost nothing.
     #[inline]
-    fn timer(&self, decision: &Decision) -> Option<Instant> {
-        (decision.id.number % TIMED_EACH == 0).then(Instant::now)
+    fn timer(decision: &Decision) -> Option<Instant> {
+        decision.id.number.is_multiple_of(TIMED_EACH).then(Instant::now)
     }
 
     #[inline]
@@ -357,15 +357,15 @@ impl Start {
     fn labels(&self) -> Value<'_> {
         self.session.as_ref().map_or(Value::Set(&[]), |seen| seen.labels.as_value())
     }
+}
 
-    /// Why those who act may not act at all.
-    #[inline]
-    fn refusal(&self, scope: &Scope, tool: Option<&str>, now_ms: i64) -> Option<Denial> {
-        if let Some(revoked) = scope.standing().revoked(tool) {
-            return Some((Code::PrincipalRevoked, Detail::Revoked(Box::new(revoked))));
-        }
-        scope.is_over(now_ms).then_some((Code::PrincipalExpired, Detail::None))
+/// Why those who act may not act at all.
+#[inline]
+fn refusal(scope: &Scope, tool: Option<&str>, now_ms: i64) -> Option<Denial> {
+    if let Some(revoked) = scope.standing().revoked(tool) {
+        return Some((Code::PrincipalRevoked, Detail::Revoked(Box::new(revoked))));
     }
+    scope.is_over(now_ms).then_some((Code::PrincipalExpired, Detail::None))
 }
 
 /// The scope, if the action is allowed so far and those who act still may: what was revoked since the check began is seen
@@ -428,7 +428,7 @@ impl Decision {
         match self.state.control().standing(&binding.digest, now_ms) {
             Standing::Granted(grant) if approve::counts(self.state.approvers(), &binding.digest, &grant) => {
                 self.code = Code::Allow;
-                self.seized = Some(grant);
+                self.seized = Some(Box::new(grant));
             }
             Standing::Rejected(_) => self.code = Code::ApprovalRejected,
             Standing::Expired(_) => self.code = Code::ApprovalExpired,
@@ -508,7 +508,7 @@ fn admit(
     scratch: &mut Scratch,
 ) -> Result<Admitted, Denial> {
     let scope = scope.ok_or((Code::ScopeMissing, Detail::None))?;
-    start.refusal(scope, Some(name), now_ms).map_or(Ok(()), Err)?;
+    refusal(scope, Some(name), now_ms).map_or(Ok(()), Err)?;
     let Some(tool) = tool_index.and_then(|index| state.registry().tool(index)) else {
         return Err((Code::InputUnknownTool, Detail::UnknownTool(name.into())));
     };
@@ -529,8 +529,8 @@ fn admit_delegate(
     now_ms: i64,
     scratch: &mut Scratch,
 ) -> Result<Admitted, Denial> {
-    start.refusal(inner, None, now_ms).map_or(Ok(()), Err)?;
-    let tools = inner.tools().map(|tools| Val::set(tools.iter().map(|tool| Val::Str(tool.clone().into())).collect()));
+    refusal(inner, None, now_ms).map_or(Ok(()), Err)?;
+    let tools = inner.tools().map(|tools| Val::set(tools.iter().map(|tool| Val::Str(tool.clone())).collect()));
     let mut input: SmallVec<[(&str, Value<'_>); 2]> = SmallVec::new();
     input.extend(inner.budget().map(|budget| ("budget", Value::Str(budget))));
     input.extend(tools.as_ref().map(|tools| ("tools", tools.as_value())));
@@ -581,7 +581,7 @@ fn admit_model(
     scratch: &mut Scratch,
 ) -> Result<Admitted, Denial> {
     let scope = scope.ok_or((Code::ScopeMissing, Detail::None))?;
-    start.refusal(scope, None, now_ms).map_or(Ok(()), Err)?;
+    refusal(scope, None, now_ms).map_or(Ok(()), Err)?;
     if let Some(fault) = request.fault() {
         return Err((Code::InputUnrepresentable, Detail::Text(fault.into())));
     }

@@ -105,7 +105,7 @@ pub struct Decision {
     /// The approval that was used
     pub(super) grant: Option<ApprovalId>,
     /// A grant that is used up if nothing else denies
-    pub(super) seized: Option<Grant>,
+    pub(super) seized: Option<Box<Grant>>,
     /// What its end brings into the session
     pub(super) reads: Option<Reads>,
     /// Its record in the audit log

@@ -107,7 +107,7 @@ fn check(set: &PolicySet) -> Result<(), PolicyErrors> {
         }
     }
     if set.policies().is_empty() && set.templates().is_empty() {
-        errors.push(PolicyError::new("scope.forbid", "the forbids of the run hold no policy".to_owned()));
+        errors.push(PolicyError::new("scope.forbid", "the forbids of the run hold no policy"));
     }
     if let Some(template) = set.templates().first() {
         errors

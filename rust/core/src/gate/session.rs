@@ -57,14 +57,13 @@ impl Session {
     #[cold]
     fn look(&self, mask: u64) -> Guard<Arc<Seen>> {
         let names = self.control.labels();
-        let known =
-            names.iter().enumerate().filter(|(bit, _)| mask & (1_u64.checked_shl(*bit as u32).unwrap_or(0)) != 0);
-        let known: Vec<&str> = known.map(|(_, name)| &**name).collect();
+        let known = names.iter().zip(0_u32..).filter(|(_, bit)| (mask >> bit) & 1 == 1);
+        let known: Vec<&str> = known.map(|(name, _)| &**name).collect();
         let labels = Val::set(known.iter().map(|name| Val::Str((*name).into())).collect());
         let fragment = labels_member(&labels);
         // A bit without a name yet: looked at again by the next check.
-        let named = known.len() == mask.count_ones() as usize;
-        let seen = Arc::new(Seen { mask: if named { mask } else { !mask }, labels, fragment });
+        let complete = known.len() == mask.count_ones() as usize;
+        let seen = Arc::new(Seen { mask: if complete { mask } else { !mask }, labels, fragment });
         self.seen.store(Arc::clone(&seen));
         Guard::from_inner(seen)
     }

@@ -65,13 +65,18 @@ impl Control {
 
     /// Opens the file, and makes it if there is none. `volatile`: it may lie in memory.
     ///
-    /// A table of revocations that does not add up is in force as "everything" from here on, in every process.
+    /// A table of revocations that does not add up is in force as "everything" from here on, in every process, and so
+    /// is a revocation whose writer was killed, or the power cut, before it was in force.
     pub fn open(path: &Path, volatile: bool) -> Result<Arc<Self>, ControlError> {
         let (store, memory) = store::open(path, volatile)?;
         let control = Self::assemble(Some(store), &memory)?;
         let table = control.board.read();
-        if table.is_damaged() && table.word() & 1 == 0 {
-            control.change(&Wish::ShowDamage)?;
+        if (table.is_damaged() && table.word() & 1 == 0) || control.board.has_unpublished(table.generation()) {
+            match control.change(&Wish::Settle) {
+                // In force is enough: the disk has what it had.
+                Ok(_) | Err(ControlError::NotDurable { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(control)
     }
