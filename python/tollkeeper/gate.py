@@ -343,10 +343,14 @@ class Gate(_native.Gate):
         because its counts would be lost: that is an error.
 
         Raises:
+            HandleError: The gate was closed.
             The same as `Gate.open`.
         """
         from tollkeeper import config  # noqa: PLC0415 - see the top
 
+        if self.closed:
+            message = "the gate was closed, and decides nothing that new policies could change; open it again"
+            raise HandleError(message, "gate.closed")
         settings = config.load(self._path)
         if _audit(settings) != self._audit:
             message = f"{settings.file}: [audit] has changed, and a log stays as it was opened; open a new gate"
@@ -363,6 +367,9 @@ class Gate(_native.Gate):
         self._reload(sources, self._ledger)
         ledger = _opened(budgets)
         self._reload(sources, ledger)
+        if self.closed and ledger is not None:
+            # By another thread, meanwhile: it has not seen this ledger.
+            ledger.close()
         # What still holds something in the ledger before keeps it open until it ends.
         self._budgets, self._ledger = budgets, ledger
 
@@ -944,6 +951,11 @@ def _tracer() -> tuple[Callable[[], Any], Callable[[Any], tuple[int, int] | None
         from opentelemetry import context, trace  # noqa: PLC0415 - an optional host
     except ImportError:
         return None
+    import atexit  # noqa: PLC0415 - see the top
+
+    # Registered again and again it is still run once: what counts is that it is before the interpreter ends.
+    atexit.unregister(_native._end_tracing)  # noqa: SLF001 - the native half of this module
+    atexit.register(_native._end_tracing)  # noqa: SLF001 - as above
 
     def ids(traced: Any) -> tuple[int, int] | None:  # noqa: ANN401 - a context of the host
         span = trace.get_current_span(traced).get_span_context()
