@@ -165,6 +165,8 @@ class Denied(TollkeeperError):  # noqa: N818 - a denial is no error
 
     Args:
         decision: The decision; a pickled and restored `Denied` has its code and reason but no decision.
+        code: Instead of the decision's.
+        reason: Instead of the decision's.
     """
 
     decision: object
