@@ -48,7 +48,7 @@ __all__ = ["Decision", "Delegation", "Gate", "ModelCall", "Principal", "Run", "S
 RECORD_SECONDS = 10.0
 # What processes of a host share, below the state directory.
 CONTROL_NAME = "control.bin"
-NO_FILE = "this gate has no configuration: there is no tollkeeper.toml here; run `tollkeeper init`"
+NO_FILE = "there is no tollkeeper.toml here; run `tollkeeper init`"
 CANCELLATIONS = ("CancelledError", "KeyboardInterrupt", "GeneratorExit")
 
 _CURRENT: ContextVar[Scope | None] = ContextVar("tollkeeper_scope", default=None)
@@ -117,7 +117,7 @@ class Scope(_native.Scope):
         request: str | None = None,
         expires_at: float | None = None,
     ) -> Scope:
-        """A scope inside this one: only the tools that both allow, this one's forbids and more, its budget or one below.
+        """A scope inside this one: only tools that both allow, this one's forbids and more, its budget or one below.
 
         Raises:
             PolicyError: A text of `forbid` cannot be used.
@@ -260,8 +260,9 @@ class Gate(_native.Gate):
     """What makes spans of guarded calls and model calls, where `tollkeeper.otel` has instrumented this gate."""
 
     def __new__(cls, *native: Any) -> Self:  # noqa: ANN401 - what the native half takes, of `open` alone
-        """Without arguments: the gate of the file that ``TOLLKEEPER_CONFIG`` names, or of ``tollkeeper.toml`` in the
-        current folder. Where there is none, a gate that denies everything and says what to write.
+        """Without arguments, opens what is there, or a gate that denies everything and says what to write.
+
+        Looked for are the file that ``TOLLKEEPER_CONFIG`` names, and ``tollkeeper.toml`` in the current folder.
 
         Example:
             >>> import os, tempfile
@@ -269,7 +270,7 @@ class Gate(_native.Gate):
             >>> from tollkeeper import Gate
             >>> with Gate() as gate, gate.run(principal='Agent::"researcher"'):
             ...     print(gate.check("search").reason.splitlines()[-1])
-            resource = 'Mcp::"SERVER"'; this gate has no configuration: there is no tollkeeper.toml here; run `tollkeeper init`
+            resource = 'Mcp::"SERVER"'; there is no tollkeeper.toml here; run `tollkeeper init`
         """
         if native:
             return super().__new__(cls, *native)
@@ -351,10 +352,14 @@ class Gate(_native.Gate):
         because its counts would be lost: that is an error.
 
         Raises:
+            HandleError: The gate was closed.
             The same as `Gate.open`.
         """
         from tollkeeper import config  # noqa: PLC0415 - see the top
 
+        if self.closed:
+            message = "the gate was closed, and decides nothing that new policies could change; open it again"
+            raise HandleError(message, "gate.closed")
         settings = config.load(self._path)
         if _audit(settings) != self._audit:
             message = f"{settings.file}: [audit] has changed, and a log stays as it was opened; open a new gate"
@@ -371,6 +376,9 @@ class Gate(_native.Gate):
         self._reload(sources, self._ledger)
         ledger = _opened(budgets)
         self._reload(sources, ledger)
+        if self.closed and ledger is not None:
+            # By another thread, meanwhile: it has not seen this ledger.
+            ledger.close()
         # What still holds something in the ledger before keeps it open until it ends.
         self._budgets, self._ledger = budgets, ledger
 
@@ -518,8 +526,8 @@ class Gate(_native.Gate):
     def approval(self, decision: Decision, *, timeout: float = 3600.0) -> Approval:
         """Asks somebody to approve what a decision with `approval.required` denied.
 
-        The question is for exactly this: principal chain, action, resource, arguments and the tool's definition. Nothing
-        is held while it is open. Once granted, the same check is allowed once.
+        The question is for exactly this: principal chain, action, resource, arguments and the tool's definition.
+        Nothing is held while it is open. Once granted, the same check is allowed once.
 
         Args:
             decision: A denial with `approval.required` or `approval.expired`.
@@ -575,7 +583,7 @@ class Gate(_native.Gate):
         made = ModelCall if self._spans is None else self._spans.model_call
         return made(self, model, prompt_tokens, max_tokens, n, parent)
 
-    async def acheck(
+    async def acheck(  # noqa: PLR0913 - as many as a check that waits has
         self,
         tool: str,
         arguments: Mapping[str, Any] | None = None,
@@ -969,18 +977,25 @@ def _opened_log(settings: Config, instance: int) -> AuditLog | None:
     )
 
 
-def _tracer() -> Callable[[], tuple[int, int] | None] | None:
-    """Says the ids of the current trace and span, where OpenTelemetry is installed."""
+def _tracer() -> tuple[Callable[[], Any], Callable[[Any], tuple[int, int] | None]] | None:
+    """Says what is traced, and the ids of the current trace and span in it, where OpenTelemetry is installed."""
     try:
-        from opentelemetry import trace  # noqa: PLC0415 - an optional host
+        from opentelemetry import context, trace  # noqa: PLC0415 - an optional host
     except ImportError:
         return None
+    import atexit  # noqa: PLC0415 - see the top
 
-    def current() -> tuple[int, int] | None:
-        context = trace.get_current_span().get_span_context()
-        return (context.trace_id, context.span_id) if context.is_valid else None
+    # Registered again and again it is still run once: what counts is that it is before the interpreter ends.
+    atexit.unregister(_native._end_tracing)  # noqa: SLF001 - the native half of this module
+    atexit.register(_native._end_tracing)  # noqa: SLF001 - as above
 
-    return current
+    def ids(traced: Any) -> tuple[int, int] | None:  # noqa: ANN401 - a context of the host
+        span = trace.get_current_span(traced).get_span_context()
+        return (span.trace_id, span.span_id) if span.is_valid else None
+
+    # The variable behind `get_current`, where it is one: a tenth of the call.
+    variable = getattr(getattr(context, "_RUNTIME_CONTEXT", None), "_current_context", None)
+    return (variable.get if isinstance(variable, ContextVar) else context.get_current), ids
 
 
 def control(settings: Config) -> _native.Control | None:

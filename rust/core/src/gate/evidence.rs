@@ -408,8 +408,10 @@ impl GateState {
                 push_text(head, "resource", &to.to_string());
             }
         }
+        // Whoever it is denied for stands in the head already, in its chain.
         let bytes = more
             .saturating_add(head.len())
+            .saturating_add(scope.map_or(0, |scope| scope.fragments().who.len()))
             .saturating_add(buffers.seen.len())
             .saturating_add(self.fragments().rest.len())
             .saturating_add(self.verdict_bytes(decision));
