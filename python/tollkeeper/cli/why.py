@@ -247,7 +247,7 @@ def _policy_changes(found: logs.Logs, story: Story) -> Iterator[str]:
 
 _ADVICE: Final = {
     "input.unknown_tool": "register it in tollkeeper.toml: [tools.{tool}] resource = 'Mcp::\"NAME\"'",
-    "input.unrepresentable": "call it with other arguments, or change [tools.{tool}] schema or paths in tollkeeper.toml",
+    "input.unrepresentable": "call it with others, or change schema or paths of [tools.{tool}] in tollkeeper.toml",
     "principal.expired": "start another run, or give it more time where it begins: gate.run(expires_at=...)",
     "scope.missing": "check inside a run: with gate.run(principal=...):",
 }
