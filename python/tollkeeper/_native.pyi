@@ -1910,6 +1910,31 @@ class Scope:
         """
         The gate the run goes through.
         """
+    @staticmethod
+    def _recorded(
+        gate: Gate,
+        chain: list[EntityUid | Entity | str],
+        session: str,
+        labels: list[str],
+        *,
+        on_behalf_of: EntityUid | str | None = None,
+        tools: list[str] | None = None,
+        forbids: list[list[str]] = ...,
+        expires_ms: SupportsIndex | None = None,
+    ) -> Scope:
+        """
+        The scope of a decision that is made again, out of what a log says; nothing of it is recorded.
+
+        Args:
+            gate: The gate that decides.
+            chain: Everybody who had to be allowed, outermost first: uids, or entities as the runs described them.
+            session: Id of the session.
+            labels: What it had seen.
+            on_behalf_of: For whom the last of the chain acted.
+            tools: The only tools the run might call.
+            forbids: For each run that came with forbids their texts.
+            expires_ms: When the run's time was over.
+        """
     def allows(self, /, tool: str) -> bool:
         """
         Whether the run may call this tool at all, before any policy is asked.

@@ -4,9 +4,9 @@ A log's entry says who asked for what, and what it was decided by; its payload h
 it names by digest holds policies, entities and tools; the entry of its run says to which tools that was narrowed, when
 its time was over, and which forbids came with it. So the same decision can be made anew, for everybody in the chain, by
 a gate without a ledger, with the labels that the session had then and at the recorded time. What the log does not hold
-is left out and counted, never guessed: what budgets had left, who was revoked, what a delegation would hand over, the
-state of the process, and payloads that are gone. Budgets are left out, and an approval that was given counts as one
-that is needed. Nothing is recorded and nothing is held.
+is left out and counted, never guessed: what budgets had left, who was revoked, the run that a delegation would have
+begun, the state of the process, and payloads that are gone. Budgets are left out, and an approval that was given counts
+as one that is needed. Nothing is recorded and nothing is held.
 """
 
 import base64
@@ -485,7 +485,7 @@ def recorded_outcome(recorded: Recorded, *, approvals: bool = False, limits: Run
     members = recorded.members
     code, would = str(members.get("code")), members.get("would_deny")
     if members.get("action") == DELEGATE:
-        raise Skipped("a delegation: what it would hand over is not in its entry")
+        raise Skipped("a delegation, which takes the run that would have begun")
     if code == "principal.revoked":
         raise Skipped("somebody was revoked, and revocations are not decided again")
     if code == "principal.expired" and limits.expires_ms is None:
