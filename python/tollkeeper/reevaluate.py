@@ -172,7 +172,7 @@ class Bundle:
             raise BundleError(f"{name}: not a bundle: {fault}", "bundle.format") from None
         sources = {name: getattr(document, name) for name in _Document.__struct_fields__}
         # A gate without a log and without approvers has no use for these, and asks for them.
-        recording = {"on_full": "deny", "durability": "group", "approvers": [], "notice": None}
+        recording: dict[str, Any] = {"on_full": "deny", "durability": "group", "approvers": [], "notice": None}
         return cls(digest, {**sources, **recording, "tools": tools})
 
 
@@ -328,8 +328,9 @@ class Recorded:
         """Everybody who had to be allowed, outermost first; the last one acted."""
         outer = texts(self.members.get("chain"))[:-1]
         said = _object(self.payload).get("chain") if outer and self.payload is not None else None
-        described = [entity(one) for one in said if is_object(one)] if is_list(said) else []
-        by_uid = {str(one.uid): one for one in described}
+        # `entity` first: it says of what is none that it is none.
+        described = [(entity(one), one["uid"]) for one in said if is_object(one)] if is_list(said) else []
+        by_uid = {str(_uid(uid)): one for one, uid in described}
         return [*(by_uid.get(uid) or EntityUid.parse(uid) for uid in outer), self.principal()]
 
 
@@ -536,7 +537,7 @@ def _asked(gate: _native.Gate, recorded: Recorded, limits: RunLimits, narrowings
     try:
         scope = _native.Scope._recorded(  # noqa: SLF001 - made for this
             gate,
-            recorded.chain(),
+            [*recorded.chain()],
             str(members.get("session", "")),
             texts(members.get("labels")),
             on_behalf_of=members.get("on_behalf_of"),

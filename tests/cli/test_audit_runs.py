@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -98,12 +98,15 @@ def story(gate: Gate) -> dict[str, Decision]:
             made["chain by the run"] = gate.check("send", {"to": "eve"})
             with pytest.raises(Denied) as denied:
                 gate.delegate(Principal('Agent::"low"', {"level": 0}), expires_at=1).__enter__()
-            made["delegation"] = denied.value.decision
+            made["delegation"] = cast("Decision", denied.value.decision)
         before = gate.check("search", {"q": 1})
         gate.outcome(before)
         made["labelled"] = gate.check("send", {"to": "bob"})
         with gate.run(expires_at=time.time() - 60):
             made["expired"] = gate.check("send", {"to": "bob"})
+    boss = gate.run(principal=Principal('Agent::"boss"', {"level": 3}), session="w")
+    with boss, gate.delegate(Principal('Agent::"helper"', {"level": 2}), scope=boss.scope):
+        made["all described"] = gate.check("send", {"to": "bob"})
     with gate.run(principal=Principal('Agent::"low"', {"level": 0}), session="t") as outer:
         refused = gate.delegate(Principal('Agent::"helper"', {"level": 2}), scope=outer)
         with pytest.raises(Denied):
@@ -130,6 +133,7 @@ CODES = {
     "chain": "allow",
     "chain by the run": "policy.forbidden",
     "delegation": "principal.expired",
+    "all described": "allow",
     "labelled": "policy.forbidden",
     "expired": "principal.expired",
     "unknown": "policy.no_permit",
@@ -170,10 +174,10 @@ def test_what_was_narrowed_is_decided_again(gate: Gate, tmp_path: Path, cli: Cli
     document = json.loads(done.out)
     assert document["differences"] == []
     assert document["skipped"] == {
-        "a delegation, which takes the run that would have begun": 3,
+        "a delegation, which takes the run that would have begun": 4,
         "somebody was revoked, and revocations are not decided again": 1,
     }
-    assert (done.code, document["same"]) == (0, 11)
+    assert (done.code, document["same"]) == (0, 12)
     # By other policies only what those say is different: the approval that was given is needed again.
     (tmp_path / "new.cedar").write_text(POLICIES.replace('@id("read") forbid', '@id("read") permit'))
     document = json.loads(cli("audit", "replay", "--policies", "new.cedar", "--json").out)

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tollkeeper import Gate, decision_codes
-from tollkeeper._native import AuditReader
+from tollkeeper import Decision, Gate, decision_codes
+from tollkeeper._native import AuditReader, Decisions
 
 np = pytest.importorskip("numpy")
 
@@ -62,6 +62,10 @@ def run(gate: Gate, **more: Any) -> Any:
     return gate.run(principal='Agent::"a"', session="s", **more)
 
 
+def rows(decisions: Decisions) -> list[Decision]:
+    return [decisions[row] for row in range(len(decisions))]
+
+
 def codes(gate: Gate, columns: dict[str, Any], tool: str = "send") -> list[str]:
     with run(gate):
         found = gate.check_many(tool, columns)
@@ -69,8 +73,8 @@ def codes(gate: Gate, columns: dict[str, Any], tool: str = "send") -> list[str]:
     assert found.codes.dtype == np.uint8
     assert len(found) == len(found.allowed) == len(found.codes)
     names = [CODES[code] for code in found.codes]
-    assert [decision.code for decision in found] == names
-    assert [decision.allowed for decision in found] == list(found.allowed)
+    assert [decision.code for decision in rows(found)] == names
+    assert [decision.allowed for decision in rows(found)] == list(found.allowed)
     return names
 
 
@@ -191,7 +195,7 @@ def test_as_many_rows_as_one_call_takes(gate: Gate) -> None:
 
 def test_without_a_run_or_a_gate_every_row_says_so(tmp_path: Path) -> None:
     with Gate.open(written(tmp_path)) as gate:
-        assert [decision.code for decision in gate.check_many("send", {"n": [1, 2]})] == ["scope.missing"] * 2
+        assert [decision.code for decision in rows(gate.check_many("send", {"n": [1, 2]}))] == ["scope.missing"] * 2
         with run(gate) as scope:
             pass
         assert gate.check_many("send", {"n": [1]}, scope=scope)[0].code == "scope.missing"
@@ -203,11 +207,11 @@ def test_every_row_is_recorded_and_paid_until_there_is_no_more(tmp_path: Path) -
         assert gate.ledger is not None
         decisions = gate.check_many("paid", {"n": [1, 2, 200, 3, 4, 5, 6, 7]}, parent="0" * 16 + "-1")
         expected = ["allow"] * 2 + ["policy.forbidden"] + ["allow"] * 3 + ["budget.exhausted"] * 2
-        assert [decision.code for decision in decisions] == expected
+        assert [decision.code for decision in rows(decisions)] == expected
         assert gate.ledger.usage("acme")["requests", "1d"].used == 5
         held = {hold["decision"] for hold in gate.ledger.holds()}
-        assert held == {decision.id for decision in decisions if decision.allowed}
-        ids = [decision.id for decision in decisions]
+        assert held == {decision.id for decision in rows(decisions) if decision.allowed}
+        ids = [decision.id for decision in rows(decisions)]
         one = decisions[0].hold
         assert one is not None
         assert one.decision == ids[0]

@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from tollkeeper import BudgetError, Denied, EntityError, Gate, PolicyError, Principal
+from tollkeeper import BudgetError, Decision, Denied, EntityError, Gate, PolicyError, Principal
 from tollkeeper._native import AuditReader
 
 POLICIES = """
@@ -92,7 +92,7 @@ def test_a_delegation_is_decided_when_it_is_entered(folder: Path) -> None:
                 assert gate.check("wire").code == "policy.forbidden"
                 with pytest.raises(Denied) as denied, gate.delegate('Agent::"third"'):
                     pytest.fail("an intern hands nothing on")
-                assert denied.value.decision.policies == ["no-handing-on"]
+                assert cast("Decision", denied.value.decision).policies == ["no-handing-on"]
             assert gate.check("search", scope=inner).code == "scope.missing"
             assert gate.check("deploy", scope=outer).allowed
         decided = handing.decision

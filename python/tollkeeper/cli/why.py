@@ -153,7 +153,7 @@ def _stops(revocation: dict[str, Any], members: dict[str, Any]) -> bool:
     if not is_object(target) or revocation.get("restored") is True:
         return False
     kind, name = target.get("kind"), target.get("name")
-    chain = texts(members.get("chain")) or [members.get("principal")]
+    chain = texts(members.get("chain")) or [logs.text_of(members.get("principal"))]
     stopped: dict[object, list[object]] = {
         "principal": [members["denied_for"]] if members.get("denied_for") else [*chain],
         "tool": [members.get("tool")],
