@@ -41,6 +41,7 @@ __all__ = [
     "_claim_interpreter",
     "_echo_arguments",
     "_echo_uid",
+    "_end_tracing",
     "_fork_generation",
     "_measure_arguments",
     "_panic_in_check",
@@ -972,7 +973,10 @@ class Gate:
         current: collections.abc.Callable[[], Scope | None],
         ledger: Ledger | None = None,
         log: AuditLog | None = None,
-        trace: collections.abc.Callable[[], tuple[int, int] | None] | None = None,
+        trace: tuple[
+            collections.abc.Callable[[], typing.Any], collections.abc.Callable[[typing.Any], tuple[int, int] | None]
+        ]
+        | None = None,
         control: Control | None = None,
     ) -> typing.Self:
         """
@@ -983,7 +987,8 @@ class Gate:
             current: Callable that returns the current scope or `None`.
             ledger: What pays for actions.
             log: What records decisions.
-            trace: Callable that returns the ids of the current trace and span, or `None`.
+            trace: Two callables: one returns a mapping that is empty where nothing is traced; the other takes it and
+                returns the ids of the trace and the span, or `None`.
             control: What the gates of a host share; without it nothing is shared.
         """
     def _check_large(
@@ -1107,7 +1112,7 @@ class Gate:
         """
         `"enforce"` or `"shadow"`.
         """
-    def stats(self, /) -> dict:
+    def stats(self, /) -> dict[str, typing.Any]:
         """
         What this gate has counted: decisions by code, and how long checks take in the core, in nanoseconds; one check of
         sixteen is timed.
@@ -1912,6 +1917,31 @@ class Scope:
         """
         The gate the run goes through.
         """
+    @staticmethod
+    def _recorded(
+        gate: Gate,
+        chain: list[EntityUid | Entity | str],
+        session: str,
+        labels: SupportsGetItem[int, str],
+        *,
+        on_behalf_of: EntityUid | str | None = None,
+        tools: list[str] | None = None,
+        forbids: list[list[str]] = ...,
+        expires_ms: SupportsIndex | None = None,
+    ) -> Scope:
+        """
+        The scope of a decision that is made again, out of what a log says; nothing of it is recorded.
+
+        Args:
+            gate: The gate that decides.
+            chain: Everybody who had to be allowed, outermost first: uids, or entities as the runs described them.
+            session: Id of the session.
+            labels: What it had seen.
+            on_behalf_of: For whom the last of the chain acted.
+            tools: The only tools the run might call.
+            forbids: For each run that came with forbids their texts.
+            expires_ms: When the run's time was over.
+        """
     def allows(self, /, tool: str) -> bool:
         """
         Whether the run may call this tool at all, before any policy is asked.
@@ -1991,20 +2021,28 @@ class Usage:
         When the window ends, in milliseconds since 1970; `None` for `total`.
         """
 
-def _echo_arguments(arguments: object, /) -> object:
-    """
-    Takes the snapshot of `arguments` and gives it back as Python data; an integer beyond 64 bits becomes `...`.
-    """
-
 def _claim_interpreter() -> None:
     """
     Refuses every interpreter of the process but the one that called it first: classes and objects that are kept here would
     cross from one to the other.
     """
 
+def _echo_arguments(arguments: object, /) -> object:
+    """
+    Takes the snapshot of `arguments` and gives it back as Python data; an integer beyond 64 bits becomes `...`.
+    """
+
 def _echo_uid(uid: EntityUid | str, /) -> str:
     """
     Reads a uid argument, a handle or its text, and returns the text.
+    """
+
+def _end_tracing() -> None:
+    """
+    Asks no tracer from now on, and waits for those that are being asked.
+
+    A tracer is the only Python that runs inside a check. Before version 3.14 an interpreter that ends unwinds the daemon
+    threads that come back to it, and through this code that would abort the process.
     """
 
 def _fork_generation() -> int:

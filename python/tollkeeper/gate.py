@@ -438,7 +438,7 @@ class Gate(_native.Gate):
             expires_at: Seconds since 1970 after which everything is denied with `principal.expired`.
 
         Raises:
-            EntityError: The principal cannot be used.
+            EntityError: The principal, the session's id or its labels cannot be used.
             PolicyError: A text of `forbid` cannot be used, with line and column.
             BudgetError: There is no such budget, or the gate has no ledger, or a run inside another one names a budget
                 that is not below the outer one's.
