@@ -66,6 +66,7 @@ struct Sources {
     control: Option<Arc<Control>>,
     approvers: Vec<Approver>,
     notice: Option<String>,
+    folder: Option<String>,
 }
 
 #[derive(FromPyObject)]
@@ -82,6 +83,8 @@ struct SourcesArg {
     durability: String,
     approvers: Vec<String>,
     notice: Option<String>,
+    #[pyo3(default)]
+    folder: Option<String>,
 }
 
 impl SourcesArg {
@@ -117,6 +120,7 @@ impl SourcesArg {
             control: control.map(|control| Arc::clone(control.get().inner())),
             approvers: self.approvers.iter().map(|key| approver(key)).collect::<PyResult<_>>()?,
             notice: self.notice,
+            folder: self.folder,
         })
     }
 }
@@ -157,6 +161,7 @@ impl Sources {
             control: self.control.clone(),
             approvers: self.approvers.clone(),
             notice: self.notice.clone(),
+            folder: self.folder.as_deref(),
         }
     }
 }
@@ -293,6 +298,18 @@ impl PyGate {
         guard(|| {
             self.born.check()?;
             detached(|| self.inner.reload(&sources.borrowed()).map(drop))
+        })
+    }
+
+    /// Says in the log that a configuration was to be loaded and could not be, so that the one before goes on.
+    ///
+    /// Raises:
+    ///     AuditError: The log cannot take it.
+    #[pyo3(name = "_load_failed")]
+    fn load_failed(&self, py: Python<'_>, reason: &str) -> PyResult<()> {
+        guard(|| {
+            self.born.check()?;
+            py.detach(|| self.inner.record_failed_load(reason)).map_err(Error::from)
         })
     }
 
