@@ -346,7 +346,7 @@ class GateAdmin:
         end = time.monotonic() + timeout
         while True:
             living = [gate for gate in table.gates() if gate["alive"]]
-            reports = _reports(state_dir)
+            reports = watchers(state_dir)
             behind = [gate for gate in living if gate["bundle"] != bundle]
             # Who has the bundle may have had it before, and be about to refuse the rest of the configuration.
             waiting = behind and not all(_refusal(reports, gate["pid"], request) for gate in behind)
@@ -587,8 +587,8 @@ def _document(
 # --- reload -----------------------------------------------------------------------------------------------------------
 
 
-def _reports(state_dir: Path) -> list[dict[str, Any]]:
-    """What watchers have come to."""
+def watchers(state_dir: Path) -> list[dict[str, Any]]:
+    """What the watchers of gates have come to, as they have left it: ``pid``, ``request``, ``error``."""
     found: list[dict[str, Any]] = []
     for file in _listed(state_dir / REPORTS):
         try:

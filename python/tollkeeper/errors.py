@@ -157,8 +157,8 @@ class AuditError(TollkeeperError, ValueError):
 
 
 class StateError(TollkeeperError, ValueError):
-    """What the processes of a host share, revocations, labels, approvals, cannot be used; ``code`` begins with
-    ``state.``."""
+    """What the processes of a host share, revocations, labels, approvals, cannot be used, or not like that; ``code``
+    begins with ``state.``, ``control.`` or ``admin.``."""
 
 
 class Denied(TollkeeperError):  # noqa: N818 - a denial is no error
