@@ -41,8 +41,6 @@ EXPIRES_SECONDS_MAX: Final = 30 * 24 * 3600.0
 BY_BYTES_MAX: Final = 128
 # A document is written before its question is asked, so what is this young may still be asked.
 LEFT_OVER_SECONDS: Final = 600.0
-# Records of other processes get to the disk within their interval; a receipt waits for the common one.
-SETTLE_SECONDS_MAX: Final = 0.2
 LOOK_SECONDS: Final = 0.05
 
 
@@ -73,6 +71,8 @@ class Calls:
     """The moment back to which they were looked for; `None` if the logs hold nothing."""
     whole: bool
     """Whether everything was read."""
+    faults: tuple[str, ...] = ()
+    """What could not be read, and why."""
 
 
 @dataclass(frozen=True)
@@ -343,18 +343,7 @@ class GateAdmin:
         request = os.urandom(8).hex()
         document = {"request": request, "at_ms": _now_ms(), "by": self._name, "bundle": bundle.hex()}
         write_private(state_dir / REQUEST_NAME, json.dumps(document) + "\n")
-        end = time.monotonic() + timeout
-        while True:
-            living = [gate for gate in table.gates() if gate["alive"]]
-            reports = watchers(state_dir)
-            behind = [gate for gate in living if gate["bundle"] != bundle]
-            # Who has the bundle may have had it before, and be about to refuse the rest of the configuration.
-            waiting = behind and not all(_refusal(reports, gate["pid"], request) for gate in behind)
-            if not waiting or time.monotonic() >= end:
-                break
-            time.sleep(LOOK_SECONDS)
-        taken = [gate["pid"] for gate in living if gate["bundle"] == bundle]
-        missing = {gate["pid"]: _why(reports, gate["pid"], request) for gate in behind}
+        taken, missing = _awaited(table, state_dir, bundle, request, timeout)
         self._clean(table)
         return Reloaded(bundle.hex(), taken, missing)
 
@@ -468,7 +457,6 @@ class GateAdmin:
             return None, "no gate has written a log yet"
         from tollkeeper.cli import audit_owner  # noqa: PLC0415 - who has a log is asked there
 
-        time.sleep(min(3 * settings.audit.interval_ms / 1000, SETTLE_SECONDS_MAX))
         try:
             found = unfinished.find(settings.audit_dir, target, lambda folder: audit_owner.owner(folder) is not None)
         except (AuditError, OSError) as error:
@@ -602,20 +590,45 @@ def watchers(state_dir: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _refusal(reports: list[dict[str, Any]], pid: int, request: str) -> str | None:
-    for report in reports:
-        if report["pid"] == pid and report.get("request") == request and isinstance(report.get("error"), str):
-            return str(report["error"])
-    return None
+def _awaited(
+    table: _native.Control, state_dir: Path, bundle: bytes, request: str, timeout: float
+) -> tuple[list[int], dict[int, str]]:
+    """Waits for the gates that live. Returns those that have the bundle, and those that have not, each with why."""
+    end = time.monotonic() + timeout
+    while True:
+        taken: list[int] = []
+        missing: dict[int, str] = {}
+        waiting = False
+        reports = watchers(state_dir)
+        for gate in table.gates():
+            if not gate["alive"]:
+                continue
+            own = [report for report in reports if report["pid"] == gate["pid"]]
+            why, late = _missing(own, gate["bundle"] == bundle, request)
+            if why is None:
+                taken.append(gate["pid"])
+            else:
+                missing[gate["pid"]] = why
+            waiting |= late
+        if not waiting or time.monotonic() >= end:
+            return taken, missing
+        time.sleep(LOOK_SECONDS)
 
 
-def _why(reports: list[dict[str, Any]], pid: int, request: str) -> str:
-    refusal = _refusal(reports, pid, request)
-    if refusal is not None:
-        return refusal
-    if any(report["pid"] == pid and report.get("request") == request for report in reports):
-        return "it has reloaded, and has another bundle: it reads other files"
-    return "it has not answered: without [gate] watch = true its program has to call gate.reload()"
+def _missing(own: list[dict[str, Any]], has_bundle: bool, request: str) -> tuple[str | None, bool]:  # noqa: FBT001 - two facts
+    """Why a gate does not decide by the newest files, and whether that may change.
+
+    Who watches is asked, because not everything is in the bundle: the budgets are not.
+    """
+    if not own:
+        why = "it does not watch its files, so its program has to call gate.reload()"
+        return (None, False) if has_bundle else (why, True)
+    refused = [report["error"] for report in own if isinstance(report.get("error"), str)]
+    if any(report.get("request") != request for report in own):
+        return (refused[0] if refused else "it has not answered"), True
+    if refused:
+        return refused[0], False
+    return (None, False) if has_bundle else ("it has reloaded, and has another bundle: it reads other files", True)
 
 
 # --- small ------------------------------------------------------------------------------------------------------------
@@ -654,7 +667,7 @@ def _append(log: AuditLog | None, kind: str, entry: dict[str, Any]) -> str | Non
 
 
 def _calls(found: unfinished.Found) -> Calls:
-    return Calls(found.open, found.abandoned, tuple(found.ids), found.read, found.since, found.whole)
+    return Calls(found.open, found.abandoned, tuple(found.ids), found.read, found.since, found.whole, tuple(found.faults))
 
 
 def _public(key: str) -> bytes:

@@ -22,6 +22,9 @@ __all__ = ["Found", "Target", "find", "ring_state"]
 # A second of a busy gate is some 100,000 entries; a person waits for the answer.
 ENTRIES_MAX: Final = 300_000
 SECONDS_MAX: Final = 3.0
+# How long it waits for what is in the rings: a writer that is so far behind has trouble.
+WRITTEN_SECONDS_MAX: Final = 1.0
+WAIT_SECONDS: Final = 0.005
 # Entries that are read at once on the way back.
 BACKWARDS: Final = 512
 # Ids that are listed; all are counted.
@@ -94,6 +97,9 @@ def find(folder: Path, target: Target, is_live: Callable[[Path], bool]) -> Found
     epochs = [(max(logs, key=lambda log: log["epoch"]), logs) for logs in slots.values()]
     live = [(newest, logs) for newest, logs in epochs if is_live(Path(newest["path"]))]
     rest = [pair for pair in epochs if pair not in live]
+    if not wait_written([Path(newest["path"]) for newest, _ in live], WRITTEN_SECONDS_MAX):
+        found.whole = False
+        found.faults.append("some records are not on the disk yet")
     seen: set[str] = set()
     for newest, logs in live:
         _take(found, target, _Back(newest, logs, end, found), seen)
@@ -192,6 +198,10 @@ class RingState(msgspec.Struct, frozen=True):
     """That are not on the disk."""
     used_bytes: int
     bytes: int
+    next: int
+    """Number of the next record, modulo 2**32."""
+    written: int
+    """Number of the oldest that is not on the disk, or of the next."""
     oldest_ms: int | None
     """When the oldest of them was made; `None` if there is none."""
 
@@ -216,7 +226,26 @@ def ring_state(folder: Path) -> RingState | None:
     if not 0 < lines <= 2**32 or used > lines:
         # Caught between two of its changes, or no ring.
         return None
-    return RingState(records, used * LINE_BYTES, lines * LINE_BYTES, oldest)
+    return RingState(records, used * LINE_BYTES, lines * LINE_BYTES, tail_seq, head_seq, oldest)
+
+
+def wait_written(folders: list[Path], timeout_s: float) -> bool:
+    """Waits until what the rings of logs hold now is on the disk. Whether it is."""
+    rings = [(folder, ring_state(folder)) for folder in folders]
+    waiting = [(folder, ring.next) for folder, ring in rings if ring is not None and ring.records]
+    end = time.monotonic() + timeout_s
+    while waiting:
+        rings = [(folder, ring_state(folder)) for folder, _ in waiting]
+        # Behind the number as long as the distance to it, modulo 2**32, is one of a ring's records.
+        waiting = [
+            (folder, number)
+            for (folder, number), (_, ring) in zip(waiting, rings, strict=True)
+            if ring is None or 0 < (number - ring.written) % 2**32 < 2**31
+        ]
+        if not waiting or time.monotonic() > end:
+            break
+        time.sleep(WAIT_SECONDS)
+    return not waiting
 
 
 def _place(head: bytes, at: int) -> tuple[int, int]:

@@ -117,6 +117,8 @@ class Watch:
         self._pid = os.getpid()
         # Not a daemon: those are killed in the middle of native code when the interpreter ends.
         self._thread = threading.Thread(target=self._run, name="tollkeeper-watch")
+        # That it watches is known before it is open.
+        self._write(None)
         self._thread.start()
 
     def close(self) -> None:
@@ -212,14 +214,13 @@ class Watch:
         if gate is None:
             return
         gate.reload_error = None if error is None else error[:REASON_CHARACTERS_MAX]
+        self._write(gate.reload_error)
+
+    def _write(self, error: str | None) -> None:
         if self._report is None:
             return
-        document = {
-            "pid": os.getpid(),
-            "request": self._requested,
-            "at_ms": time.time_ns() // 1_000_000,
-            "error": gate.reload_error,
-        }
+        now_ms = time.time_ns() // 1_000_000
+        document = {"pid": self._pid, "request": self._requested, "at_ms": now_ms, "error": error}
         # A full disk: the host goes on, and the audit log says it too.
         with contextlib.suppress(OSError):
             write_private(self._report, json.dumps(document) + "\n")

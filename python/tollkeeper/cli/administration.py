@@ -122,7 +122,8 @@ def _unfinished(calls: Calls | None, unknown: str | None) -> str:
     entries = counted(calls.read, "entry", "entries")
     if calls.whole:
         return f"{text} (all {entries})" if calls.read else text
-    return f"{text} (of the newest {entries}, since {shown(calls.since or 'then')})"
+    faults = "".join(f"; {shown(fault)}" for fault in calls.faults)
+    return f"{text} (of the newest {entries}, since {shown(calls.since or 'then')}{faults})"
 
 
 def _listed(calls: Calls | None) -> list[str]:
@@ -155,6 +156,7 @@ def _plain(receipt: Receipt) -> dict[str, Any]:
             "read": calls.read,
             "since": calls.since,
             "whole": calls.whole,
+            "faults": calls.faults,
         }
     plain["calls_unknown"] = receipt.calls_unknown
     return plain
