@@ -164,7 +164,8 @@ class Watch:
         """Until other folders have to be watched, or nobody wants it."""
         import watchfiles  # noqa: PLC0415 - an optional package
 
-        folders, looked = self._folders, time.monotonic()
+        # Soon after it has begun to listen: what happened just before was reported to nobody.
+        folders, looked = self._folders, time.monotonic() - LOOK_SECONDS
         for changes in watchfiles.watch(
             *folders,
             watch_filter=None,
