@@ -244,7 +244,9 @@ class GateAdmin:
             generation, changed = table.restore(target.kind, target.name)
             entry = _revocation(target, generation, reason, self._name, restored=True)
             unrecorded = _append(log, "revoke", entry)
-        return Receipt(target, restored=True, generation=generation, changed=changed, by=self._name, unrecorded=unrecorded)
+        return Receipt(
+            target, restored=True, generation=generation, changed=changed, by=self._name, unrecorded=unrecorded
+        )
 
     def approve(self, approval: str, *, expires_s: float = 3600.0) -> Question:
         """Grants what a gate asked for, to be used once and until it expires.
@@ -280,7 +282,9 @@ class GateAdmin:
             table.answer(approval, True, expires_ms, signature, now_ms)  # noqa: FBT003 - the native half
             fault = _append(log, "approve", self._answer_entry(question, granted=True, expires_ms=expires_ms))
         if fault is not None:
-            raise AuditError(f"approval {approval} is granted, and the log does not say so: {fault}", "audit.unavailable")
+            raise AuditError(
+                f"approval {approval} is granted, and the log does not say so: {fault}", "audit.unavailable"
+            )
         self._clean(table)
         return self.approval(approval)
 
@@ -299,7 +303,9 @@ class GateAdmin:
         table.answer(approval, False, question.expires_ms, None, _now_ms())  # noqa: FBT003 - the native half
         fault = self._record_late("approve", self._answer_entry(question, granted=False, reason=reason))
         if fault is not None:
-            raise AuditError(f"approval {approval} is rejected, and the log does not say so: {fault}", "audit.unavailable")
+            raise AuditError(
+                f"approval {approval} is rejected, and the log does not say so: {fault}", "audit.unavailable"
+            )
         self._clean(table)
         return self.approval(approval)
 
@@ -548,9 +554,7 @@ def _question(row: dict[str, Any], state_dir: Path) -> Question:
     )
 
 
-def _document(
-    row: dict[str, Any], state_dir: Path
-) -> tuple[dict[str, Any] | None, dict[str, Any] | None, str | None]:
+def _document(row: dict[str, Any], state_dir: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None, str | None]:
     """What was written down, what it is for, and why that cannot be relied on."""
     path = document_path(state_dir, row["id"])
     try:
@@ -635,7 +639,9 @@ def _missing(own: list[dict[str, Any]], has_bundle: bool, request: str) -> tuple
 
 
 def _target(principal: object, tool: str | None, session: str | None, everything: object) -> Target:
-    given = [name for name, value in (("principal", principal), ("tool", tool), ("session", session)) if value is not None]
+    given = [
+        name for name, value in (("principal", principal), ("tool", tool), ("session", session)) if value is not None
+    ]
     if len(given) + bool(everything) != 1:
         message = "name exactly one of principal, tool, session and everything"
         raise ValueError(message)
@@ -647,9 +653,7 @@ def _target(principal: object, tool: str | None, session: str | None, everything
     return Target("tool", tool) if tool is not None else Target("session", str(session))
 
 
-def _revocation(
-    target: Target, generation: int, reason: str, by: str, *, restored: bool = False
-) -> dict[str, Any]:
+def _revocation(target: Target, generation: int, reason: str, by: str, *, restored: bool = False) -> dict[str, Any]:
     named = {"kind": target.kind} if target.kind == "everything" else {"kind": target.kind, "name": target.name}
     return {"target": named, "restored": restored, "generation": generation, "reason": reason, "by": by}
 
@@ -667,7 +671,9 @@ def _append(log: AuditLog | None, kind: str, entry: dict[str, Any]) -> str | Non
 
 
 def _calls(found: unfinished.Found) -> Calls:
-    return Calls(found.open, found.abandoned, tuple(found.ids), found.read, found.since, found.whole, tuple(found.faults))
+    return Calls(
+        found.open, found.abandoned, tuple(found.ids), found.read, found.since, found.whole, tuple(found.faults)
+    )
 
 
 def _public(key: str) -> bytes:
@@ -677,7 +683,9 @@ def _public(key: str) -> bytes:
 
 def _refused(settings: config.Config, what: str) -> StateError:
     listed = ", ".join("+".join(key.split("+")[:2]) for key in settings.admin_keys)
-    return StateError(f"{what}; those of {settings.file} are: {listed}", "admin.key", "--key FILE, GateAdmin.open(..., key=)")
+    return StateError(
+        f"{what}; those of {settings.file} are: {listed}", "admin.key", "--key FILE, GateAdmin.open(..., key=)"
+    )
 
 
 def _user() -> str:

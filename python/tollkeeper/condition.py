@@ -63,10 +63,15 @@ def _guarded(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def _state(settings: Config, table: Callable[[], _native.Control | None], now_ms: int) -> dict[str, Any]:
     if settings.state_dir is None:
-        return {"missing": "no [state]: each gate keeps its state in the memory of its process, and cannot be seen here"}
+        return {
+            "missing": "no [state]: each gate keeps its state in the memory of its process, and cannot be seen here"
+        }
     control = table()
     if control is None:
-        return {"dir": os.fspath(settings.state_dir), "missing": f"{settings.state_dir}: no gate has made its state yet"}
+        return {
+            "dir": os.fspath(settings.state_dir),
+            "missing": f"{settings.state_dir}: no gate has made its state yet",
+        }
     generation, revoked = control.generation, control.revocations()
     gates, gone = control.gates(), control.retired()
     codes: Counter[str] = Counter()
@@ -121,7 +126,9 @@ def _budgets(settings: Config) -> dict[str, Any]:
 
     file, state = settings.budget_file, settings.budget_state
     if file is None or state is None:
-        return {"missing": "no [budget] state: the ledger is in the memory of the gate's process, and cannot be seen here"}
+        return {
+            "missing": "no [budget] state: the ledger is in the memory of the gate's process, and cannot be seen here"
+        }
     if not state.is_file():
         return {"missing": f"{state}: no gate has opened the ledger yet"}
     with Ledger({**budgets.spec(file), "keep_limits": True}, os.fsdecode(state)) as ledger:

@@ -99,7 +99,9 @@ def test_revoke_asks_whether_a_tool_that_nobody_knows_is_meant(gate: Gate, cli: 
 
 
 def test_a_receipt_says_what_it_does_not_know(folder: Path, cli: Cli) -> None:
-    (folder / "tollkeeper.toml").write_text(CONFIG.replace('[audit]\norigin = "example.com/gate"\nring_kib = 512\n', ""))
+    (folder / "tollkeeper.toml").write_text(
+        CONFIG.replace('[audit]\norigin = "example.com/gate"\nring_kib = 512\n', "")
+    )
     done = cli("revoke", "--everything")
     assert done.code == 0
     assert "unfinished    unknown: this gate keeps no log" in done.out
@@ -169,7 +171,12 @@ def test_approvals_are_listed_shown_and_granted(gate: Gate, cli: Cli) -> None:
     assert listed[1].split()[:5] == [approval, "pending", "finance", A, 'Action::"wire"']
     shown = cli("approvals", "show", approval)
     assert shown.code == 0
-    for line in (f"who           {A}", 'arguments     {"amount": 5}', 'resource      Mcp::"bank"', "kind          finance"):
+    for line in (
+        f"who           {A}",
+        'arguments     {"amount": 5}',
+        'resource      Mcp::"bank"',
+        "kind          finance",
+    ):
         assert line in shown.out
     refused = cli("approvals", "approve", approval)
     assert (refused.code, GateAdmin.open(gate._path).approval(approval).state) == (2, "pending")
@@ -266,7 +273,7 @@ def test_reload_tells_nobody_of_what_fails(folder: Path, cli: Cli) -> None:
     assert "p.cedar:1" in done.err
     (folder / "p.cedar").write_text(POLICIES)
     (folder / "cases.md").write_text(
-        '---\npolicies: p.cedar\n---\n\n| principal | action | resource | expect |\n|---|---|---|---|\n'
+        "---\npolicies: p.cedar\n---\n\n| principal | action | resource | expect |\n|---|---|---|---|\n"
         '| Agent::"a" | Action::"search" | Mcp::"web" | deny (nothing permits) |\n'
     )
     (folder / "tollkeeper.toml").write_text(CONFIG.replace("[state]", 'tests = ["cases.md"]\n[state]'))
@@ -326,7 +333,14 @@ def test_status_while_gates_run(gate: Gate, cli: Cli) -> None:
     assert logs[0]["writer"] == "keeps up"
     assert logs[0]["ring_bytes"] == 512 << 10
     assert logs[1]["owner"] is None
-    for text in (f"{os.getpid()}", "1 live hold", "session t", "keeps up", "approvals     1 pending", own["bundle"][:12]):
+    for text in (
+        f"{os.getpid()}",
+        "1 live hold",
+        "session t",
+        "keeps up",
+        "approvals     1 pending",
+        own["bundle"][:12],
+    ):
         assert text in done.out
 
 

@@ -78,7 +78,11 @@ def entries_from_notice(log: Path, generation: int) -> list[dict[str, Any]]:
     """What stands in a log from where its process says that it has seen this generation; it is the first of them."""
     raws = [raw for _, raw in _native.AuditReader(log).entries()]
     for at, raw in enumerate(raws):
-        if b'"kind":"revoke"' in raw and (entry := json.loads(raw)).get("observed") and entry["generation"] >= generation:
+        if (
+            b'"kind":"revoke"' in raw
+            and (entry := json.loads(raw)).get("observed")
+            and entry["generation"] >= generation
+        ):
             return [json.loads(raw) for raw in raws[at:]]
     return []
 
@@ -235,7 +239,10 @@ def test_the_revoker_and_whoever_notices_say_so_in_their_logs(folder: Path, gate
     check(gate)
     gate.log.flush()
     own = [entry for entry in entries(Path(gate.log.folder)) if entry["kind"] == "revoke"]
-    assert [(entry["observed"], entry["generation"], entry["in_force"]) for entry in own] == [(True, 1, 1), (True, 2, 0)]
+    assert [(entry["observed"], entry["generation"], entry["in_force"]) for entry in own] == [
+        (True, 1, 1),
+        (True, 2, 0),
+    ]
     others = [log for log in slots(folder) if log != Path(gate.log.folder)]
     said = [entry for log in others for entry in entries(log) if entry["kind"] == "revoke"]
     target = {"kind": "principal", "name": A}
@@ -293,7 +300,9 @@ def test_a_large_log_is_read_from_its_end_and_it_says_how_far(
 
 
 def test_without_a_log_it_says_that_it_does_not_know(folder: Path) -> None:
-    (folder / "tollkeeper.toml").write_text(CONFIG.replace('[audit]\norigin = "example.com/gate"\nring_kib = 1024\n', ""))
+    (folder / "tollkeeper.toml").write_text(
+        CONFIG.replace('[audit]\norigin = "example.com/gate"\nring_kib = 1024\n', "")
+    )
     admin = GateAdmin.open(folder / "tollkeeper.toml")
     receipt = admin.revoke(principal=A)
     assert (receipt.calls, receipt.calls_unknown) == (None, "this gate keeps no log")

@@ -275,7 +275,9 @@ def test_a_gate_that_does_not_watch_is_named(folder: Path) -> None:
         assert admin.reload(timeout=0.2).taken == [os.getpid()]
 
 
-def test_a_bundle_has_one_digest_wherever_it_lies(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_has_one_digest_wherever_it_lies(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = folder / "tollkeeper.toml"
     config.write_text(CONFIG.replace("watch = true", ""))
     other = tmp_path / "copy"
@@ -301,5 +303,3 @@ def test_without_a_state_directory_nobody_can_be_told(folder: Path) -> None:
         assert caught.value.code == "state.missing"
         forbid(folder)
         until(lambda: code(gate) == "policy.forbidden")
-
-

@@ -32,7 +32,9 @@ def opened(arguments: argparse.Namespace) -> GateAdmin:
 def add_target(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments that name what is revoked."""
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--principal", metavar="UID", help="such as 'Agent::\"researcher\"', wherever in a chain it stands")
+    target.add_argument(
+        "--principal", metavar="UID", help="such as 'Agent::\"researcher\"', wherever in a chain it stands"
+    )
     target.add_argument("--tool", metavar="NAME", help="a tool")
     target.add_argument("--session", metavar="ID", help="a session")
     target.add_argument("--everything", action="store_true", help="whatever anybody does")

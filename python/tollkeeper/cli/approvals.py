@@ -102,7 +102,9 @@ def _list(admin: GateAdmin, arguments: argparse.Namespace) -> int:
         out()
     pending = sum(question.state == "pending" for question in questions)
     rest = len(questions) - pending
-    out(f"{counted(pending, 'question')} pending" + (f", {rest:,} others (--all)" if rest and not arguments.all else ""))
+    out(
+        f"{counted(pending, 'question')} pending" + (f", {rest:,} others (--all)" if rest and not arguments.all else "")
+    )
     return EXIT_OK
 
 
