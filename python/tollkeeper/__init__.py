@@ -1,5 +1,6 @@
 """The admission controller for AI agents: may this principal do this action on this resource, now?"""
 
+from tollkeeper import _native
 from tollkeeper._native import (
     Action,
     Answer,
@@ -37,6 +38,9 @@ from tollkeeper.gate import Gate, ModelCall, Principal, Run, Scope
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tollkeeper.admin import GateAdmin
+
+# What is kept in the native module is of one interpreter of the process: another one is refused here.
+_native._claim_interpreter()  # noqa: SLF001 - the other half of this package
 
 __all__ = [
     "Action",

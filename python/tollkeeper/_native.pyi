@@ -38,10 +38,12 @@ __all__ = [
     "PolicySet",
     "Scope",
     "Usage",
+    "_claim_interpreter",
     "_echo_arguments",
     "_echo_uid",
     "_fork_generation",
     "_measure_arguments",
+    "_panic_in_check",
     "_panic_on_purpose",
     "audit_check_consistency",
     "audit_check_inclusion",
@@ -1994,6 +1996,12 @@ def _echo_arguments(arguments: object, /) -> object:
     Takes the snapshot of `arguments` and gives it back as Python data; an integer beyond 64 bits becomes `...`.
     """
 
+def _claim_interpreter() -> None:
+    """
+    Refuses every interpreter of the process but the one that called it first: classes and objects that are kept here would
+    cross from one to the other.
+    """
+
 def _echo_uid(uid: EntityUid | str, /) -> str:
     """
     Reads a uid argument, a handle or its text, and returns the text.
@@ -2007,6 +2015,12 @@ def _fork_generation() -> int:
 def _measure_arguments(arguments: object, /) -> int:
     """
     Takes the snapshot of `arguments` and returns the bytes charged for it.
+    """
+
+def _panic_in_check(gate: Gate, /) -> Decision:
+    """
+    Makes one check of a gate panic, to show what becomes of the gate: it denies from then on, which whoever has the handle
+    can have with `close` as well. Returns the decision.
     """
 
 def _panic_on_purpose() -> None:

@@ -84,8 +84,11 @@ class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One entry of ``limits``."""
 
     unit: Literal["tokens", "nano_usd", "requests", "in_flight", "kv_blocks"]
+    """What is counted; 1,000,000,000 nano_usd are a US dollar."""
     window: Literal["total", "1m", "1h", "1d", "month"]
+    """Over which time, in UTC; ``in_flight`` and ``kv_blocks`` have ``total`` only."""
     limit: int
+    """The most that may be used in one window, at most 2**60."""
     overdraft: int = 0
     """How far beyond the limit requests are still admitted."""
 
@@ -94,6 +97,7 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One ``[budget."PATH"]`` section."""
 
     limits: list[dict[str, Any]]
+    """What may be used, one entry for each unit and window; see `Limit`."""
     children_max: int | None = None
     """The most children that a template makes under one parent."""
 

@@ -157,8 +157,7 @@ class AuditError(TollkeeperError, ValueError):
 
 
 class StateError(TollkeeperError, ValueError):
-    """What the processes of a host share, revocations, labels, approvals, cannot be used, or not like that; ``code``
-    begins with ``state.``, ``control.`` or ``admin.``."""
+    """What the gates of a host share cannot be used: revocations, labels, approvals; ``code`` names what."""
 
 
 class Denied(TollkeeperError):  # noqa: N818 - a denial is no error
@@ -166,6 +165,8 @@ class Denied(TollkeeperError):  # noqa: N818 - a denial is no error
 
     Args:
         decision: The decision; a pickled and restored `Denied` has its code and reason but no decision.
+        code: Instead of the decision's.
+        reason: Instead of the decision's.
     """
 
     decision: object

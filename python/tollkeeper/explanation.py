@@ -8,17 +8,22 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from tollkeeper import Context, Entities, Entity, EntityUid, PolicySet
-from tollkeeper.reevaluate import Bundle, Recorded, Skipped, is_list, is_object, texts
+from tollkeeper.reevaluate import Bundle, Recorded, Skipped, digest_of, is_list, is_object, texts
 
 __all__ = ["Policies", "Policy", "nearest_permit"]
 
 _PERMIT: Final = re.compile(r"^nearest permit: (.+), ([^,\n]+:\d+:\d+); it lacks", re.MULTILINE)
+_TEXT: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
+_EFFECT: Final = re.compile(r"(?<!@)\b(permit|forbid)\s*\(")
+# What the gate calls the first text of forbids that come with a run; the second is RUN2.
+RUN: Final = "run"
 LONG_MAX: Final = (1 << 63) - 1
 DECIMAL_DIGITS: Final = 4
 
@@ -43,10 +48,14 @@ class Policies:
     """The policies of a bundle, loaded to be explained: a context manager.
 
     Policies are named by the files they stood in, so those are written to a folder of their own while it lasts.
+
+    Args:
+        bundle: Where they are.
+        narrowings: The texts of the forbids that came with a run and those around it.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle, narrowings: Sequence[Sequence[str]] = ()) -> None:
+        self._bundle, self._narrowings = bundle, narrowings
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="tollkeeper-why-")
@@ -67,6 +76,7 @@ class Policies:
         try:
             schema = self._bundle.sources["schema"]
             self._set = PolicySet.from_cedar(sources, None if schema is None else schema[1], ids="annotation")
+            self._of_runs = [self._narrowing(number, found) for number, found in enumerate(self._narrowings)]
         except BaseException:
             self._folder.cleanup()
             raise
@@ -77,16 +87,42 @@ class Policies:
     ) -> None:
         self._folder.cleanup()
 
-    def policy(self, id_: str) -> Policy | None:
-        """A policy's text; `None` if the bundle has none of this id."""
+    def _narrowing(self, number: int, found: Sequence[str]) -> PolicySet:
+        """The forbids of one run, named as the gate names them."""
+        files = list[str | os.PathLike[str]]()
+        for place, text in enumerate(found):
+            file = Path(self._folder.name) / f"narrowing-{number}" / (RUN if place == 0 else f"{RUN}{place + 1}")
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text, encoding="utf-8", newline="")
+            self._names[str(file)] = f"{file.name}, which came with the run"
+            self._texts[str(file)] = text
+            files.append(file)
+        return PolicySet.from_cedar(files, ids="annotation")
+
+    def policy(self, id_: str, digest: object = None) -> Policy | None:
+        """A policy's text; `None` if neither the bundle nor the run has one of this id.
+
+        Args:
+            id_: The policy's.
+            digest: Of its text, as the entry has it: the gate's policies and those of a run may share an id.
+        """
+        found = [policy for one in (self._set, *self._of_runs) if (policy := self._in(one, id_)) is not None]
+        meant = [policy for policy in found if digest_of(policy.text.encode()) == digest]
+        return next(iter(meant or found), None)
+
+    def is_of_run(self, policy: Policy) -> bool:
+        """Whether a policy came with the run."""
+        return any(self._in(one, policy.id) == policy for one in self._of_runs)
+
+    def _in(self, one: PolicySet, id_: str) -> Policy | None:
         try:
-            file, line, column = self._set.place(id_)
+            file, line, column = one.place(id_)
         except KeyError:
             return None
         name = self._names.get(file or "")
         text = "" if name is None else statement(self._texts[file or ""], line, column)
-        effect = "forbid" if re.search(r"^\s*forbid\b", text, re.MULTILINE) else "permit"
-        return Policy(id_, f"{name or 'a text'}:{line}", effect, text)
+        effect = _EFFECT.search(_TEXT.sub('""', text))
+        return Policy(id_, f"{name or 'a text'}:{line}", "permit" if effect is None else effect[1], text)
 
     def annotations(self, id_: str) -> dict[str, str]:
         """A policy's annotations; none if the bundle has no policy of this id."""
@@ -98,27 +134,30 @@ class Policies:
     def explain(self, recorded: Recorded) -> str:
         """Says in words how the request is decided, with the names of the recorded files.
 
+        It is decided for who acts, or for the principal of the chain that it was denied for.
+
         Raises:
             Skipped: The log does not hold what is needed for it.
             TollkeeperError: The request cannot be made.
         """
-        members, principal = recorded.members, recorded.principal()
+        members = recorded.members
         action, resource = (EntityUid.parse(str(members.get(name))) for name in ("action", "resource"))
-        entities = self._entities(principal, action, is_tool=members.get("tool") is not None)
-        uid = EntityUid.parse(str(members.get("principal")))
+        entities = self._entities(recorded.chain(), action, is_tool=members.get("tool") is not None)
+        uid = EntityUid.parse(str(members.get("denied_for") or members.get("principal")))
         text = self._set.explain_request(uid, action, resource, self._context(recorded), entities)
         for file, name in self._names.items():
             text = text.replace(file, name)
         return text
 
-    def _entities(self, principal: EntityUid | Entity, action: EntityUid, *, is_tool: bool) -> Entities:
+    def _entities(self, chain: Sequence[EntityUid | Entity], action: EntityUid, *, is_tool: bool) -> Entities:
         text, schema = self._bundle.sources["entities"], self._bundle.sources["schema"]
         entities = Entities() if text is None else Entities.from_json(text[1], None if schema is None else schema[1])
         if is_tool:
             # As the gate does: every tool is in this group.
             group = EntityUid("Action", "call_tool")
             entities = entities.update([Entity(action, None, [*entities.ancestors(action), group])])
-        return entities.with_additional([principal]) if isinstance(principal, Entity) else entities
+        described = [one for one in chain if isinstance(one, Entity)]
+        return entities.with_additional(described) if described else entities
 
     def _context(self, recorded: Recorded) -> Context:
         members = recorded.members

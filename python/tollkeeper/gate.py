@@ -29,15 +29,19 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, ParamSpec, Self, TypeVar, overload
 
-    from tollkeeper.approvals import Approval
+    from tollkeeper.approvals import Answers, Approval
     from tollkeeper.audit import AuditLog
     from tollkeeper.budget import Ledger
     from tollkeeper.budgets import Spec
     from tollkeeper.config import Config
+    from tollkeeper.otel import Spans
     from tollkeeper.watch import Watch
 
     P = ParamSpec("P")
     R = TypeVar("R")
+    # Told the decision, where there is a span; then what a guarded call starts with.
+    Told = Callable[[Decision], None] | None
+    Admitted = Callable[[tuple[Any, ...], dict[str, Any], Told], tuple[inspect.BoundArguments, Decision, float]]
 
 __all__ = ["Decision", "Delegation", "Gate", "ModelCall", "Principal", "Run", "Scope"]
 
@@ -45,7 +49,7 @@ __all__ = ["Decision", "Delegation", "Gate", "ModelCall", "Principal", "Run", "S
 RECORD_SECONDS = 10.0
 # What processes of a host share, below the state directory.
 CONTROL_NAME = "control.bin"
-NO_FILE = "this gate has no configuration: there is no tollkeeper.toml here; run `tollkeeper init`"
+NO_FILE = "there is no tollkeeper.toml here; run `tollkeeper init`"
 CANCELLATIONS = ("CancelledError", "KeyboardInterrupt", "GeneratorExit")
 
 _CURRENT: ContextVar[Scope | None] = ContextVar("tollkeeper_scope", default=None)
@@ -114,7 +118,7 @@ class Scope(_native.Scope):
         request: str | None = None,
         expires_at: float | None = None,
     ) -> Scope:
-        """A scope inside this one: only the tools that both allow, this one's forbids and more, its budget or one below.
+        """A scope inside this one: only tools that both allow, this one's forbids and more, its budget or one below.
 
         Raises:
             PolicyError: A text of `forbid` cannot be used.
@@ -211,8 +215,8 @@ class ModelCall(_native.ModelCall):
         if durability not in (None, "group"):
             import asyncio  # noqa: PLC0415 - see the top
 
-            async with _released_unless_recorded(self.decision, RECORD_SECONDS):
-                await asyncio.wait_for(self.decision.durable(durability), RECORD_SECONDS)
+            async with _released_unless_recorded(self.decision, RECORD_SECONDS), asyncio.timeout(RECORD_SECONDS):
+                await self.decision.durable(durability)
         return self
 
     async def __aexit__(
@@ -250,14 +254,19 @@ class Gate(_native.Gate):
     _state_dir: Path | None
     _table: _native.Control
     """What the gates of the host share: one handle for all who wait for it."""
+    _answers: dict[int, Answers]
+    """Who waits for approvals, by process, as in a ledger."""
     _watch: Watch | None
     _swapping: _thread.LockType
     reload_error: str | None
     """Why the newest files are not in force; `None` if they are. A watcher has nobody else to tell."""
+    _spans: Spans | None = None
+    """What makes spans of guarded calls and model calls, where `tollkeeper.otel` has instrumented this gate."""
 
     def __new__(cls, *native: Any) -> Self:  # noqa: ANN401 - what the native half takes, of `open` alone
-        """Without arguments: the gate of the file that ``TOLLKEEPER_CONFIG`` names, or of ``tollkeeper.toml`` in the
-        current folder. Where there is none, a gate that denies everything and says what to write.
+        """Without arguments, opens what is there, or a gate that denies everything and says what to write.
+
+        Looked for are the file that ``TOLLKEEPER_CONFIG`` names, and ``tollkeeper.toml`` in the current folder.
 
         Example:
             >>> import os, tempfile
@@ -265,7 +274,7 @@ class Gate(_native.Gate):
             >>> from tollkeeper import Gate
             >>> with Gate() as gate, gate.run(principal='Agent::"researcher"'):
             ...     print(gate.check("search").reason.splitlines()[-1])
-            resource = 'Mcp::"SERVER"'; this gate has no configuration: there is no tollkeeper.toml here; run `tollkeeper init`
+            resource = 'Mcp::"SERVER"'; there is no tollkeeper.toml here; run `tollkeeper init`
         """
         if native:
             return super().__new__(cls, *native)
@@ -328,6 +337,7 @@ class Gate(_native.Gate):
         gate._path, gate._budgets, gate._ledger, gate._given = settings.file, budgets, used, ledger is not None
         gate._log, gate._audit, gate._log_given = recorder, _audit(settings), log is not None
         gate._state_dir, gate._table, gate._watch = settings.state_dir, gate._control, None
+        gate._answers = {}
         gate._swapping, gate.reload_error = _thread.allocate_lock(), None
         if watch is not None:
             try:
@@ -358,6 +368,7 @@ class Gate(_native.Gate):
         because its counts would be lost: that is an error.
 
         Raises:
+            HandleError: The gate was closed.
             The same as `Gate.open`.
         """
         try:
@@ -375,6 +386,9 @@ class Gate(_native.Gate):
     def _swap(self) -> None:
         from tollkeeper import reloading  # noqa: PLC0415 - see the top
 
+        if self.closed:
+            message = "the gate was closed, and decides nothing that new policies could change; open it again"
+            raise HandleError(message, "gate.closed")
         settings, sources = reloading.read(self._path)
         if _audit(settings) != self._audit:
             message = f"{settings.file}: [audit] has changed, and a log stays as it was opened; open a new gate"
@@ -391,6 +405,9 @@ class Gate(_native.Gate):
         self._reload(sources, self._ledger)
         ledger = _opened(budgets)
         self._reload(sources, ledger)
+        if self.closed and ledger is not None:
+            # By another thread, meanwhile: it has not seen this ledger.
+            ledger.close()
         # What still holds something in the ledger before keeps it open until it ends.
         self._budgets, self._ledger = budgets, ledger
 
@@ -405,6 +422,9 @@ class Gate(_native.Gate):
         if self._watch is not None:
             self._watch.close()
         super().close()
+        for answers in list(self._answers.values()):
+            answers.close()
+            answers.join()
         if self._ledger is not None and not self._given:
             self._ledger.close()
         if self._log is not None and not self._log_given:
@@ -535,8 +555,8 @@ class Gate(_native.Gate):
     def approval(self, decision: Decision, *, timeout: float = 3600.0) -> Approval:
         """Asks somebody to approve what a decision with `approval.required` denied.
 
-        The question is for exactly this: principal chain, action, resource, arguments and the tool's definition. Nothing
-        is held while it is open. Once granted, the same check is allowed once.
+        The question is for exactly this: principal chain, action, resource, arguments and the tool's definition.
+        Nothing is held while it is open. Once granted, the same check is allowed once.
 
         Args:
             decision: A denial with `approval.required` or `approval.expired`.
@@ -549,9 +569,10 @@ class Gate(_native.Gate):
             StateError: The gate has no state directory, or too many questions are open.
             ValueError: The decision asks for no approval.
         """
-        from tollkeeper.approvals import ask  # noqa: PLC0415 - a gate without approvals needs none
+        from tollkeeper.approvals import Answers, ask  # noqa: PLC0415 - a gate without approvals needs none
 
-        return ask(self._table, self._state_dir, decision, timeout)
+        answers = self._answers.get(os.getpid()) or self._answers.setdefault(os.getpid(), Answers(self._table))
+        return ask(answers, self._state_dir, decision, timeout)
 
     def model_call(
         self, *, model: str, prompt_tokens: int, max_tokens: int, n: int = 1, parent: str | None = None
@@ -588,9 +609,10 @@ class Gate(_native.Gate):
             >>> gate.ledger.usage("acme")["tokens", "1d"].used
             1511
         """
-        return ModelCall(self, model, prompt_tokens, max_tokens, n, parent)
+        made = ModelCall if self._spans is None else self._spans.model_call
+        return made(self, model, prompt_tokens, max_tokens, n, parent)
 
-    async def acheck(
+    async def acheck(  # noqa: PLR0913 - as many as a check that waits has
         self,
         tool: str,
         arguments: Mapping[str, Any] | None = None,
@@ -620,7 +642,10 @@ class Gate(_native.Gate):
         decision = await self._acheck(tool, arguments, scope, parent, timeout)
         if approval_timeout is None or decision.code not in {"approval.required", "approval.expired"}:
             return decision
-        await self.approval(decision, timeout=approval_timeout)
+        from tollkeeper import aio  # noqa: PLC0415 - loads asyncio
+
+        # In a thread, for the question is written to the disk.
+        await (await aio.in_thread(lambda: self.approval(decision, timeout=approval_timeout)))
         # Whatever was answered: the check says what came of it.
         return await self._acheck(tool, arguments, scope, decision.id, timeout)
 
@@ -638,7 +663,8 @@ class Gate(_native.Gate):
         while True:
             while self._log is not None and (seq := self._room_after()) is not None and _now() < end:
                 try:
-                    await asyncio.wait_for(self._log.durable(seq), end - _now())
+                    async with asyncio.timeout(end - _now()):
+                        await self._log.durable(seq)
                 except (TollkeeperError, TimeoutError):
                     # The check says why there is no room.
                     hopeless = True
@@ -647,8 +673,8 @@ class Gate(_native.Gate):
             if decision.code != "audit.unavailable" or hopeless or _now() >= end or self._room_after() is None:
                 break
         if decision.allowed and decision.durability not in (None, "group"):
-            async with _released_unless_recorded(decision, timeout):
-                await asyncio.wait_for(decision.durable(decision.durability), max(end - _now(), 0.001))
+            async with _released_unless_recorded(decision, timeout), asyncio.timeout(max(end - _now(), 0.001)):
+                await decision.durable(decision.durability)
         return decision
 
     def check_blocking(
@@ -743,37 +769,49 @@ class Gate(_native.Gate):
         name = tool if tool is not None else getattr(function, "__name__", "")
         _refuse_positional(signature, name)
 
-        def admitted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[inspect.BoundArguments, Decision, float]:
+        def admitted(
+            args: tuple[Any, ...], kwargs: dict[str, Any], told: Told
+        ) -> tuple[inspect.BoundArguments, Decision, float]:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             bound.arguments = _copied(dict(bound.arguments), {})
             decision = self.check(name, _by_name(signature, bound.arguments))
+            if told is not None:
+                told(decision)
             decision.require()
             return bound, decision, _now()
 
-        if inspect.iscoroutinefunction(function):
+        made = self._guarded_async if inspect.iscoroutinefunction(function) else self._guarded_sync
+        return made(function, name, admitted)
 
-            @functools.wraps(function)
-            async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> object:
-                import asyncio  # noqa: PLC0415 - see the top
+    def _guarded_async(self, function: Callable[P, Any], name: str, admitted: Admitted) -> Callable[P, Any]:
+        async def called(args: tuple[Any, ...], kwargs: dict[str, Any], told: Told = None) -> object:
+            import asyncio  # noqa: PLC0415 - see the top
 
-                bound, decision, begun = admitted(args, kwargs)
-                if decision.durability not in (None, "group"):
-                    async with _released_unless_recorded(decision, RECORD_SECONDS):
-                        await asyncio.wait_for(decision.durable(decision.durability), RECORD_SECONDS)
-                try:
-                    result = await function(*bound.args, **bound.kwargs)
-                except BaseException as raised:
-                    _ended(decision, begun, raised)
-                    raise
-                _ended(decision, begun)
-                return result
-
-            return guarded_async
+            bound, decision, begun = admitted(args, kwargs, told)
+            if decision.durability not in (None, "group"):
+                async with _released_unless_recorded(decision, RECORD_SECONDS), asyncio.timeout(RECORD_SECONDS):
+                    await decision.durable(decision.durability)
+            try:
+                result = await function(*bound.args, **bound.kwargs)
+            except BaseException as raised:
+                _ended(decision, begun, raised)
+                raise
+            _ended(decision, begun)
+            return result
 
         @functools.wraps(function)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound, decision, begun = admitted(args, kwargs)
+        async def guarded(*args: P.args, **kwargs: P.kwargs) -> object:
+            if self._spans is None:
+                return await called(args, kwargs)
+            with self._spans.tool(name) as told:
+                return await called(args, kwargs, told)
+
+        return guarded
+
+    def _guarded_sync(self, function: Callable[P, R], name: str, admitted: Admitted) -> Callable[P, R]:
+        def called(args: tuple[Any, ...], kwargs: dict[str, Any], told: Told = None) -> R:
+            bound, decision, begun = admitted(args, kwargs, told)
             _await_record(decision, RECORD_SECONDS)
             try:
                 result = function(*bound.args, **bound.kwargs)
@@ -782,6 +820,13 @@ class Gate(_native.Gate):
                 raise
             _ended(decision, begun)
             return result
+
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            if self._spans is None:
+                return called(args, kwargs)
+            with self._spans.tool(name) as told:
+                return called(args, kwargs, told)
 
         return guarded
 
@@ -800,14 +845,9 @@ class Gate(_native.Gate):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes in a thread, since the disk is waited for; a cancellation waits for that too."""
-        import asyncio  # noqa: PLC0415 - see the top
+        from tollkeeper import aio  # noqa: PLC0415 - loads asyncio
 
-        closing = asyncio.ensure_future(asyncio.to_thread(self.close))
-        try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await asyncio.wait([closing])
-            raise
+        await aio.in_thread(self.close)
 
 
 def _await_record(decision: Decision, timeout: float) -> None:
@@ -967,18 +1007,25 @@ def opened_log(settings: Config, instance: int) -> AuditLog | None:
     )
 
 
-def _tracer() -> Callable[[], tuple[int, int] | None] | None:
-    """Says the ids of the current trace and span, where OpenTelemetry is installed."""
+def _tracer() -> tuple[Callable[[], Any], Callable[[Any], tuple[int, int] | None]] | None:
+    """Says what is traced, and the ids of the current trace and span in it, where OpenTelemetry is installed."""
     try:
-        from opentelemetry import trace  # noqa: PLC0415 - an optional host
+        from opentelemetry import context, trace  # noqa: PLC0415 - an optional host
     except ImportError:
         return None
+    import atexit  # noqa: PLC0415 - see the top
 
-    def current() -> tuple[int, int] | None:
-        context = trace.get_current_span().get_span_context()
-        return (context.trace_id, context.span_id) if context.is_valid else None
+    # Registered again and again it is still run once: what counts is that it is before the interpreter ends.
+    atexit.unregister(_native._end_tracing)  # noqa: SLF001 - the native half of this module
+    atexit.register(_native._end_tracing)  # noqa: SLF001 - as above
 
-    return current
+    def ids(traced: Any) -> tuple[int, int] | None:  # noqa: ANN401 - a context of the host
+        span = trace.get_current_span(traced).get_span_context()
+        return (span.trace_id, span.span_id) if span.is_valid else None
+
+    # The variable behind `get_current`, where it is one: a tenth of the call.
+    variable = getattr(getattr(context, "_RUNTIME_CONTEXT", None), "_current_context", None)
+    return (variable.get if isinstance(variable, ContextVar) else context.get_current), ids
 
 
 def control(settings: Config) -> _native.Control | None:

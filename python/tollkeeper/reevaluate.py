@@ -1,9 +1,12 @@
 """Decides recorded actions again: by the policies they were decided by, or by others.
 
 A log's entry says who asked for what, and what it was decided by; its payload holds the arguments, and the bundle that
-it names by digest holds policies, entities and tools. So the same decision can be made anew, by a gate without a ledger
-and at the recorded time. What the log does not hold is left out and counted, never guessed: budgets and approvals, the
-state of the process, and payloads that are gone. Nothing is recorded and nothing is held.
+it names by digest holds policies, entities and tools; the entry of its run says to which tools that was narrowed, when
+its time was over, and which forbids came with it. So the same decision can be made anew, for everybody in the chain, by
+a gate without a ledger, with the labels that the session had then and at the recorded time. What the log does not hold
+is left out and counted, never guessed: what budgets had left, who was revoked, what a delegation would hand over, the
+state of the process, and payloads that are gone. Budgets are left out, and an approval that was given counts as one
+that is needed. Nothing is recorded and nothing is held.
 """
 
 import base64
@@ -33,8 +36,10 @@ __all__ = [
     "Recorded",
     "Replay",
     "Result",
+    "RunLimits",
     "Skipped",
     "decide",
+    "forbids",
     "is_list",
     "is_object",
     "texts",
@@ -48,12 +53,16 @@ DIFFERENCES_MAX: Final = 10_000
 GATES_MAX: Final = 256
 # An entry names no more policies than these.
 NAMED_MAX: Final = 64
+# Runs whose limits are known at once; of more the oldest are forgotten.
+RUNS_MAX: Final = 100_000
 # Reasons why actions were skipped; a few of them hold words of the log.
 REASONS_MAX: Final = 1_000
 REASON_CHARACTERS_MAX: Final = 500
 # Moments of the timeline; past that they become coarser.
 MOMENTS_MAX: Final = 4_096
 
+# The action of having another principal act.
+DELEGATE: Final = 'Action::"delegate"'
 # Denials of a later step, which do not name the policies that had allowed.
 _AFTERWARDS: Final = ("budget.", "approval.")
 # Codes that follow from policies, arguments and tools alone.
@@ -116,7 +125,7 @@ class Bundle:
             EntityError: The entities cannot be used.
         """
         # Nobody pays here, so nothing may cost: what costs is denied where nobody pays.
-        free = [(*tool[:4], None) for tool in self.sources["tools"]]
+        free = [(*tool[:4], None, []) for tool in self.sources["tools"]]
         return _native.Gate({**self.sources, "tools": free}, int.from_bytes(os.urandom(8)), lambda: None)
 
     def usable_gate(self) -> _native.Gate:
@@ -133,7 +142,7 @@ class Bundle:
             ) from None
 
     def tool(self, name: object) -> "Tool | None":
-        """A tool: name, resource, schema, paths, cost."""
+        """A tool: name, resource, schema, paths, cost, what it reads."""
         return next((tool for tool in self.sources["tools"] if tool[0] == name), None)
 
     @classmethod
@@ -162,8 +171,8 @@ class Bundle:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
             raise BundleError(f"{name}: not a bundle: {fault}", "bundle.format") from None
         sources = {name: getattr(document, name) for name in _Document.__struct_fields__}
-        # A gate without a log has no use for these two, and asks for them.
-        recording = {"on_full": "deny", "durability": "group"}
+        # A gate without a log and without approvers has no use for these, and asks for them.
+        recording = {"on_full": "deny", "durability": "group", "approvers": [], "notice": None}
         return cls(digest, {**sources, **recording, "tools": tools})
 
 
@@ -197,7 +206,7 @@ def kept(folders: Iterable[Path], digest: str) -> bytes:
     raise BundleError(unreadable or f"the bundle {digest} is not kept here", "bundle.missing")
 
 
-Tool = tuple[str, str, str | None, list[str], list[tuple[str, int]] | None]
+Tool = tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]
 
 
 class _Tool(msgspec.Struct):
@@ -206,11 +215,13 @@ class _Tool(msgspec.Struct):
     schema: dict[str, Any] | None = None
     paths: list[str] = []
     cost: dict[str, int] | None = None
+    reads: list[str] = []
 
     def source(self) -> Tool:
         """As the native gate takes it."""
         schema = None if self.schema is None else json.dumps(self.schema)
-        return self.name, self.resource, schema, self.paths, None if self.cost is None else list(self.cost.items())
+        cost = None if self.cost is None else list(self.cost.items())
+        return self.name, self.resource, schema, self.paths, cost, self.reads
 
 
 class _Document(msgspec.Struct):
@@ -221,6 +232,22 @@ class _Document(msgspec.Struct):
     mode: str = "enforce"
     on_error: str = "deny"
     unguarded_forbid: str = "refuse"
+
+
+class _Forbids(msgspec.Struct):
+    forbid: list[str]
+
+
+def forbids(folders: Iterable[Path], digest: str) -> list[str]:
+    """The texts of the forbids that came with a run, by their digest.
+
+    Raises:
+        BundleError: They are not there, or they are not what was recorded.
+    """
+    try:
+        return msgspec.json.decode(kept(folders, digest), type=_Forbids).forbid
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+        raise BundleError(f"{digest}: not the forbids of a run: {fault}", "bundle.format") from None
 
 
 def digest_of(data: bytes) -> str:
@@ -296,6 +323,14 @@ class Recorded:
         """Who acted: a uid, or what the run has said of it."""
         described = _object(self.payload).get("principal") if self.payload is not None else None
         return entity(described) if is_object(described) else EntityUid.parse(str(self.members.get("principal")))
+
+    def chain(self) -> list[EntityUid | Entity]:
+        """Everybody who had to be allowed, outermost first; the last one acted."""
+        outer = texts(self.members.get("chain"))[:-1]
+        said = _object(self.payload).get("chain") if outer and self.payload is not None else None
+        described = [entity(one) for one in said if is_object(one)] if is_list(said) else []
+        by_uid = {str(one.uid): one for one in described}
+        return [*(by_uid.get(uid) or EntityUid.parse(uid) for uid in outer), self.principal()]
 
 
 def _check_commitment(recorded: Recorded, committed: dict[str, Any]) -> None:
@@ -417,51 +452,97 @@ def _by_shadow(code: object, *, approvals: bool) -> str | None:
     return None if found == "allow" else found
 
 
-def recorded_outcome(recorded: Recorded, *, approvals: bool = False) -> Decided:
+@dataclass(frozen=True)
+class RunLimits:
+    """What the entry of a run says of how far it may go."""
+
+    tools: list[str] | None = None
+    """The only tools it may call."""
+    expires_ms: int | None = None
+    """When its time is over."""
+
+    @classmethod
+    def read(cls, members: dict[str, Any]) -> "RunLimits":
+        """Reads them off the members of the entry."""
+        tools, expires_ms = members.get("tools"), members.get("expires_ms")
+        return cls(texts(tools) if is_list(tools) else None, expires_ms if isinstance(expires_ms, int) else None)
+
+
+UNLIMITED: Final = RunLimits()
+
+
+def recorded_outcome(recorded: Recorded, *, approvals: bool = False, limits: RunLimits = UNLIMITED) -> Decided:
     """What the log says came of it, without budgets.
 
     Args:
         recorded: The decision.
         approvals: Whether it counts that an approval was needed.
+        limits: Of its run, as far as they are known.
 
     Raises:
         Skipped: It followed from something that is not in the log.
     """
     members = recorded.members
     code, would = str(members.get("code")), members.get("would_deny")
-    if not code.startswith(_BY_POLICY):
+    if members.get("action") == DELEGATE:
+        raise Skipped("a delegation: what it would hand over is not in its entry")
+    if code == "principal.revoked":
+        raise Skipped("somebody was revoked, and revocations are not decided again")
+    if code == "principal.expired" and limits.expires_ms is None:
+        raise Skipped("the time of the run was over, and the run's entry is not here")
+    if not code.startswith((*_BY_POLICY, "principal.expired")):
         raise Skipped(f"{code} follows from the state of the process")
     policies = members.get("policies")
-    if code == "policy.forbidden" and not policies:
-        raise Skipped("the run was narrowed to other tools")
+    if code == "policy.forbidden" and not policies and limits.tools is None:
+        raise Skipped("the run was narrowed to other tools, and the run's entry is not here")
+    if members.get("approval") is not None and code.startswith(("allow", "budget.")):
+        # Allowed only because somebody had approved it: whoever decides again needs that too.
+        code = "approval.required"
     by = None if code.startswith(_AFTERWARDS) else frozenset(texts(policies))
     return Decided(_by_policies(code, approvals=approvals), _by_shadow(would, approvals=approvals), by)
 
 
-def decide(gate: _native.Gate, recorded: Recorded, *, approvals: bool = False) -> Decided:
+def decide(
+    gate: _native.Gate,
+    recorded: Recorded,
+    *,
+    approvals: bool = False,
+    limits: RunLimits = UNLIMITED,
+    narrowings: Iterable[list[str]] = (),
+) -> Decided:
     """Decides a recorded action again, without budgets.
+
+    Args:
+        gate: What decides.
+        recorded: The decision.
+        approvals: Whether it counts that an approval is needed.
+        limits: Of its run, as far as they are known.
+        narrowings: The texts of the forbids that came with its run and those around it.
 
     Raises:
         Skipped: The log does not hold what is needed for it.
     """
-    decision = _asked(gate, recorded)
+    decision = _asked(gate, recorded, limits, list(narrowings))
     code, would = _by_policies(decision.code, approvals=approvals), _by_shadow(decision.would_deny, approvals=approvals)
     return Decided(code, would, None if decision.code.startswith(_AFTERWARDS) else frozenset(decision.policies))
 
 
-def _asked(gate: _native.Gate, recorded: Recorded) -> _native.Decision:
+def _asked(gate: _native.Gate, recorded: Recorded, limits: RunLimits, narrowings: list[list[str]]) -> _native.Decision:
     members, now_ms = recorded.members, recorded.time_ms
     if now_ms is None:
         raise Skipped("the entry has no time")
     if members.get("budget_seen") is not None:
         raise Skipped("policies read what the budget had left")
     try:
-        scope = _native.Scope(
+        scope = _native.Scope._recorded(  # noqa: SLF001 - made for this
             gate,
-            recorded.principal(),
+            recorded.chain(),
             str(members.get("session", "")),
-            labels=texts(members.get("labels")),
+            texts(members.get("labels")),
             on_behalf_of=members.get("on_behalf_of"),
+            tools=limits.tools,
+            forbids=narrowings,
+            expires_ms=limits.expires_ms,
         )
         model = members.get("model")
         if is_object(model) and members.get("tool") is None:
@@ -565,6 +646,20 @@ class Replay:
         self.result = Result()
         self._folders, self._other = folders, other
         self._gates: dict[tuple[str, str | None], tuple[Bundle, _native.Gate] | str] = {}
+        self._runs: dict[tuple[str, str], RunLimits] = {}
+        self._forbids: dict[str, list[str] | str] = {}
+
+    def begin(self, members: dict[str, Any]) -> None:
+        """Takes in the entry of a run, which comes before those of its decisions."""
+        limits = RunLimits.read(members)
+        key = _run_of(members)
+        # The same name again is another run.
+        self._runs.pop(key, None)
+        if limits == UNLIMITED:
+            return
+        if len(self._runs) >= RUNS_MAX:
+            del self._runs[next(iter(self._runs))]
+        self._runs[key] = limits
 
     def take(self, recorded: Recorded) -> None:
         """Decides one again."""
@@ -579,20 +674,36 @@ class Replay:
         if "oversize" in recorded.members:
             raise Skipped("the entry was too long for the log, and what it holds is not there")
         approvals = self._other is not None
-        before = recorded_outcome(recorded, approvals=approvals)
+        limits = self._runs.get(_run_of(recorded.members), UNLIMITED)
+        before = recorded_outcome(recorded, approvals=approvals, limits=limits)
         bundle, gate = self._gate(str(recorded.members.get("bundle")))
         if bundle.entities_digest != recorded.members.get("entities"):
             raise Skipped("entities have been updated since the bundle was made")
         pin = recorded.members.get("pin")
         if isinstance(pin, str) and bundle.tool(recorded.members.get("tool")) is None:
             _, gate = self._gate(bundle.digest, pin)
-        after = decide(gate, recorded, approvals=approvals)
+        narrowings = [self._narrowing(digest) for digest in texts(recorded.members.get("narrowing"))]
+        after = decide(gate, recorded, approvals=approvals, limits=limits, narrowings=narrowings)
         if before.policies is None or after.policies is None or self._other is not None:
             # Other policies have other names.
             return replace(before, policies=None), replace(after, policies=None)
         if len(before.policies) >= NAMED_MAX and before.policies <= after.policies:
             return before, replace(after, policies=before.policies)
         return before, after
+
+    def _narrowing(self, digest: str) -> list[str]:
+        """The forbids that came with a run."""
+        if digest not in self._forbids:
+            if len(self._forbids) >= GATES_MAX:
+                self._forbids.clear()
+            try:
+                self._forbids[digest] = forbids(self._folders, digest)
+            except BundleError as why:
+                self._forbids[digest] = _cut(f"the run came with forbids: {why}")
+        found = self._forbids[digest]
+        if isinstance(found, str):
+            raise Skipped(found)
+        return found
 
     def _gate(self, digest: str, pin: str | None = None) -> tuple[Bundle, _native.Gate]:
         """The gate of a bundle, or of one and a tool that a runtime had registered."""
@@ -625,6 +736,11 @@ class Replay:
             raise
         except (ValueError, TypeError, OverflowError, RecursionError):
             return used.usable_gate()
+
+
+def _run_of(members: dict[str, Any]) -> tuple[str, str]:
+    """What tells a run from others: a name is its process's own."""
+    return str(members.get("producer")), str(members.get("run"))
 
 
 def _cut(text: str) -> str:

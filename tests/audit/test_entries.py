@@ -46,9 +46,11 @@ def full_decision(maker: Entries) -> bytes:
         "decision",
         id=f"{maker.producer}-2",
         principal='Agent::"a"',
+        chain=['Agent::"c"', 'Agent::"a"'],
         on_behalf_of='User::"b"',
         session="s",
         run="r3",
+        narrowing=[DIGEST],
         request=DIGEST,
         parent=f"{maker.producer}-1",
         action='Action::"ask"',
@@ -61,6 +63,8 @@ def full_decision(maker: Entries) -> bytes:
         code="budget.tokens",
         would_deny="policy.forbidden",
         policies={"limits.cedar:3": DIGEST},
+        denied_for='Agent::"c"',
+        approval="0123456789abcdef",
         would_deny_policies=["other"],
         errors=["third"],
         obligations=["tell"],
@@ -83,6 +87,7 @@ def full_decision(maker: Entries) -> bytes:
         mode="shadow",
         bundle=DIGEST,
         entities=DIGEST,
+        generation=4,
         durability="sync",
         trace={"trace_id": "0" * 31 + "1", "span_id": "0" * 15 + "1"},
         engine="0.1.0",
@@ -106,6 +111,7 @@ def examples() -> Iterator[bytes]:
         model="m-2026",
         cost={"tokens": 3},
         duration_ms=12,
+        labels_added=["untrusted"],
         trace={"trace_id": "0" * 31 + "1", "span_id": "0" * 15 + "1"},
     )
     yield maker.entry(
@@ -128,17 +134,27 @@ def examples() -> Iterator[bytes]:
     yield maker.entry(
         "run",
         principal='Agent::"a"',
+        chain=['Agent::"c"', 'Agent::"a"'],
         on_behalf_of='User::"b"',
         session="s",
         run="r2",
+        narrowing=[DIGEST],
         inside="r1",
+        parent=f"{maker.producer}-1",
         tools=["ask"],
         path="acme",
+        expires_ms=1_795_000_000_000,
         labels=["pii"],
         request=commits,
     )
     yield maker.entry(
         "policy_load", bundle=DIGEST, entities=DIGEST, policies=3, tools=2, mode="enforce", on_full="deny"
+    )
+    target = {"kind": "principal", "name": 'Agent::"a"'}
+    yield maker.entry("revoke", target=target, restored=False, generation=3, reason="lost", by="root")
+    yield maker.entry("revoke", generation=3, observed=True, in_force=1)
+    yield maker.entry(
+        "approve", approval="0123456789abcdef", granted=True, by="admin", digest=DIGEST, expires=span["to"]
     )
     for kind in ("limit_changed", "limits_loaded", "recovered", "healed", "restarted", "clock_accepted"):
         cell = {"path": "acme", "unit": "tokens", "window": "1d"}

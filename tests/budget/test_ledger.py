@@ -370,6 +370,7 @@ def test_holds_are_listed(ledger: Ledger) -> None:
         "charged": hold.charged,
         "granted_ms": 1_700_000_000_000,
         "deadline_ms": 1_700_000_005_000,
+        "decision": None,
         "owner_pid": os.getpid(),
         "alive": True,
         "dispatched": False,

@@ -354,7 +354,8 @@ def test_every_decision_that_was_answered_survives_a_kill(folder: Path) -> None:
     assert not missing
     report = audit_verify(folder / "audit", trust_directory=True)
     assert report["verdict"] == "ok", report
-    assert len(entries(folder, "recovery")) == kills
+    # A ring that held more than a batch is drained in several, each of which says so.
+    assert len({entry["of"] for entry in entries(folder, "recovery")}) == kills
 
 
 def test_eight_processes_leave_no_gap(folder: Path) -> None:

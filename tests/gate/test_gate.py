@@ -346,6 +346,8 @@ def test_every_code_is_documented_and_raised_here_or_elsewhere() -> None:
         "budget.unavailable",
         # In test_audit.py.
         "audit.unavailable",
+        # In test_kill_switch.py, test_runs.py and test_approvals.py.
+        "principal.revoked", "principal.expired", "approval.rejected", "approval.expired",
     }  # fmt: skip
     codes = dict(decision_codes())
     assert set(codes) == raised

@@ -37,6 +37,7 @@ VERBS = {
     "readiness": ("readiness", "say from a shadow gate's log what enforcing would have done"),
     "report": ("report", "write a page that shows what a log holds"),
     "doctor": ("doctor", "say what this installation and this folder can and cannot do"),
+    "bench": ("bench", "measure the gate of a configuration, and say whether latency budgets are kept"),
 }
 CONFIG_VERBS = {
     "check": ("config_check", "say everything that is wrong with the configuration and the files it names"),

@@ -63,7 +63,11 @@ def run(arguments: argparse.Namespace) -> int:
     replay = reevaluate.Replay(found.bundle_folders, _other(arguments))
     with progress(found.entries(), found.size, "entries") as entries:
         for entry in entries:
-            if entry.head.kind == "decision" and fits(entry):
+            if entry.head.kind == "run":
+                # What the user asked for is its payload, which is read only for what did not fit into the entry.
+                spilled = "oversize" in entry.members
+                replay.begin(found.recorded(entry).members if spilled else entry.members)
+            elif entry.head.kind == "decision" and fits(entry):
                 replay.take(found.recorded(entry))
     result = replay.result
     if arguments.html is not None:

@@ -1,8 +1,9 @@
 """``tollkeeper why``: why an action was denied, from the log alone, and what would change it.
 
-What was asked, by whom and at whose request; which policies decided, which condition failed; which budget refused and
-when it refills. Policies are those that the decision names, kept beside the log. Values of requests are shown: this is
-for operators, never for a model. It decides and changes nothing.
+What was asked, by whom and at whose request; which policies decided, for whom of a chain, which condition failed; which
+budget refused and when it refills; who revoked, who approved, when the run's time was over. Policies are those that the
+decision names, kept beside the log. Values of requests are shown: this is for operators, never for a model. It decides
+and changes nothing.
 """
 
 import argparse
@@ -44,6 +45,12 @@ class Story:
     parents: list[logs.Entry] = field(default_factory=list)
     """What led to it, the nearest first."""
     outcome: logs.Entry | None = None
+    run: dict[str, Any] | None = None
+    """The members of its run's entry."""
+    revocation: logs.Entry | None = None
+    """What stopped it."""
+    answer: logs.Entry | None = None
+    """Who approved it."""
     bundle: reevaluate.Bundle | None = None
     policies: list[explanation.Policy] = field(default_factory=list)
     explained: str | None = None
@@ -54,6 +61,17 @@ class Story:
     def members(self) -> dict[str, Any]:
         """The decision's members."""
         return self.recorded.members
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing that stands before it is looked for any more."""
+        parent = (self.parents[-1].head if self.parents else self.entry.head).parent
+        return not (
+            (isinstance(parent, str) and len(self.parents) < PARENTS_MAX)
+            or (self.entry.head.run is not None and self.run is None)
+            or (self.members.get("code") == "principal.revoked" and self.revocation is None)
+            or (self.members.get("approval") is not None and self.answer is None)
+        )
 
     @property
     def code(self) -> str:
@@ -116,14 +134,33 @@ def _take(found: logs.Logs, story: Story, entry: logs.Entry) -> bool:
     if isinstance(parent, str) and len(story.parents) < PARENTS_MAX and parent.encode() in entry.raw:
         if entry.head.kind == "decision" and entry.head.id == parent:
             story.parents.append(entry)
-    elif run_id is not None and story.request is None and entry.head.kind == "run":
+    elif run_id is not None and story.run is None and entry.head.kind == "run":
         recorded = found.recorded(entry)
         if entry.head.run == run_id and recorded.members.get("producer") == producer:
-            payload = recorded.payload
+            payload, story.run = recorded.payload, recorded.members
             story.request = "" if payload is None else payload.decode(errors="replace")
-    parent = (story.parents[-1].head if story.parents else story.entry.head).parent
-    wants_parent = isinstance(parent, str) and len(story.parents) < PARENTS_MAX
-    return wants_parent or (run_id is not None and story.request is None)
+    elif entry.head.kind == "revoke" and story.revocation is None and _stops(entry.members, story.members):
+        story.revocation = entry
+    elif entry.head.kind == "approve" and story.answer is None:
+        id_ = story.members.get("approval")
+        story.answer = entry if id_ is not None and entry.members.get("approval") == id_ else None
+    return not story.is_complete
+
+
+def _stops(revocation: dict[str, Any], members: dict[str, Any]) -> bool:
+    """Whether the entry of a revocation is of one that stops this action."""
+    target = revocation.get("target")
+    if not is_object(target) or revocation.get("restored") is True:
+        return False
+    kind, name = target.get("kind"), target.get("name")
+    chain = texts(members.get("chain")) or [members.get("principal")]
+    stopped: dict[object, list[object]] = {
+        "principal": [members["denied_for"]] if members.get("denied_for") else [*chain],
+        "tool": [members.get("tool")],
+        "session": [members.get("session")],
+        "everything": [name],
+    }
+    return name in stopped.get(kind, [])
 
 
 def _explain(found: logs.Logs, story: Story) -> None:
@@ -136,16 +173,31 @@ def _explain(found: logs.Logs, story: Story) -> None:
     asked = members.get("action") is not None and members.get("resource") is not None
     try:
         story.bundle = reevaluate.Bundle.read(found.bundle_folders, logs.text_of(members["bundle"]))
-        with explanation.Policies(story.bundle) as policies:
+        narrowings = [_forbids(found, story, digest) for digest in texts(members.get("narrowing"))]
+        with explanation.Policies(story.bundle, [one for one in narrowings if one is not None]) as policies:
             ids = [*texts(members.get("policies")), *texts(members.get("errors"))]
             ids += texts(members.get("would_deny_policies"))
-            story.policies = [policy for id_ in dict.fromkeys(ids) if (policy := policies.policy(id_)) is not None]
-            story.explained = policies.explain(story.recorded) if asked else None
+            decided = members.get("policies")
+            digests = decided if is_object(decided) else {}
+            named = (policies.policy(id_, digests.get(id_)) for id_ in dict.fromkeys(ids))
+            story.policies = [policy for policy in named if policy is not None]
+            by_run = any(policies.is_of_run(policy) for policy in story.policies)
+            # The gate's own policies have nothing to say of what the run forbids itself.
+            story.explained = policies.explain(story.recorded) if asked and not by_run else None
     except (TollkeeperError, reevaluate.Skipped, ValueError, TypeError, ArithmeticError, RecursionError) as why:
         # A bundle and arguments may be anything.
         story.remarks.append(f"which condition failed cannot be shown: {why}")
     if story.bundle is not None and story.bundle.entities_digest != members.get("entities"):
         story.remarks.append("entities had been updated since the policies were loaded: conditions on them may differ")
+
+
+def _forbids(found: logs.Logs, story: Story, digest: str) -> list[str] | None:
+    """The texts of forbids that came with the run; `None` if they are not kept."""
+    try:
+        return reevaluate.forbids(found.bundle_folders, digest)
+    except reevaluate.BundleError as why:
+        story.remarks.append(f"forbids came with the run that cannot be shown: {why}")
+        return None
 
 
 # --- what would change it ---------------------------------------------------------------------------------------------
@@ -161,16 +213,14 @@ def _changes(found: logs.Logs, story: Story) -> Iterator[str]:
         yield from _policy_changes(found, story)
     elif code.startswith("budget."):
         yield from _budget_changes(story)
-    elif code == "input.unknown_tool":
-        yield f"register it in tollkeeper.toml: [tools.{json.dumps(tool)}] resource = 'Mcp::\"NAME\"'"
-    elif code == "input.unrepresentable":
-        yield f"call it with other arguments, or change [tools.{json.dumps(tool)}] schema or paths in tollkeeper.toml"
-    elif code == "approval.required":
-        yield "have these exact arguments approved, or add a permit without @approval"
-    elif code == "scope.missing":
-        yield "check inside a run: with gate.run(principal=...):"
+    elif code.startswith("approval."):
+        yield from _approval_changes(code)
+    elif code == "principal.revoked":
+        yield from _revocation_changes(story)
     elif code == "audit.unavailable":
         yield command("audit", "status", str(found.folder))
+    elif code in _ADVICE:
+        yield _ADVICE[code].format(tool=json.dumps(tool))
     elif code != "allow":
         yield from (meaning for known, meaning in _native.decision_codes() if known == code)
 
@@ -193,6 +243,34 @@ def _policy_changes(found: logs.Logs, story: Story) -> Iterator[str]:
     files = [] if story.bundle is None else story.bundle.policy_files
     if files:
         yield f"then see what else that changes: {command('audit', 'replay', str(found.folder), '--policies', *files)}"
+
+
+_ADVICE: Final = {
+    "input.unknown_tool": "register it in tollkeeper.toml: [tools.{tool}] resource = 'Mcp::\"NAME\"'",
+    "input.unrepresentable": "call it with other arguments, or change [tools.{tool}] schema or paths in tollkeeper.toml",
+    "principal.expired": "start another run, or give it more time where it begins: gate.run(expires_at=...)",
+    "scope.missing": "check inside a run: with gate.run(principal=...):",
+}
+
+
+def _approval_changes(code: str) -> Iterator[str]:
+    if code == "approval.rejected":
+        yield "an approver said no to exactly this: ask for other arguments, or talk to them"
+    elif code == "approval.expired":
+        yield "nobody answered, or nobody used the answer, in time: ask again with gate.approval(decision, timeout=...)"
+    else:
+        yield "have these exact arguments approved: gate.approval(decision), or gate.acheck(..., approval_timeout=...)"
+    yield "or add a permit without @approval"
+
+
+def _revocation_changes(story: Story) -> Iterator[str]:
+    target = None if story.revocation is None else story.revocation.members.get("target")
+    if not is_object(target):
+        yield "whoever may restore it can take the revocation back: GateAdmin.revocations() says what is in force"
+        return
+    kind, name = logs.text_of(target.get("kind")), logs.text_of(target.get("name"))
+    given = "everything=True" if kind == "everything" else f"{kind}={json.dumps(name, ensure_ascii=False)}"
+    yield f"if it may go on, take the revocation back: GateAdmin.restore({given})"
 
 
 def _budget_changes(story: Story) -> Iterator[str]:
@@ -280,6 +358,10 @@ def _facts(story: Story) -> Iterator[tuple[str, str]]:
     yield "entry", f"{story.entry.place}, {story.entry.time}"
     yield "asked", _asked(story)
     yield "by", logs.principal(members)
+    if len(chain := texts(members.get("chain"))) > 1:
+        yield "chain", " -> ".join(chain)
+    if denied_for := members.get("denied_for"):
+        yield "due to", f"{logs.text_of(denied_for)}, which the run acts for"
     where = [f"{name} {logs.text_of(members[name])}" for name in ("session", "run") if members.get(name) is not None]
     if labels := texts(members.get("labels")):
         where.append(f"which has seen {', '.join(labels)}")
@@ -291,12 +373,43 @@ def _facts(story: Story) -> Iterator[tuple[str, str]]:
         yield "request", f"not kept here; the log commits to it: {logs.text_of(committed)}"
     elif story.request is not None:
         yield "request", "not kept, or erased"
+    yield from _stopped(story)
     for parent in story.parents:
         head = parent.members
         yield "led to by", f"{logs.text_of(head.get('id'))}, {logs.text_of(head.get('decision'))} {logs.asked(head)}"
     if story.outcome is not None:
         cells = logs.row(story.outcome)
         yield "came to", f"{cells[-1]} ({cells[0]})"
+
+
+def _stopped(story: Story) -> Iterator[tuple[str, str]]:
+    """Who or what outside the policies has had a say."""
+    members = story.members
+    if story.revocation is not None:
+        entry = story.revocation.members
+        target: Any = entry.get("target")
+        what = f"{logs.text_of(target.get('kind'))} {logs.text_of(target.get('name'))}".rstrip()
+        who = f" by {logs.text_of(entry['by'])}" if entry.get("by") else ""
+        when = f" at {story.revocation.time}, generation {logs.text_of(entry.get('generation'))}"
+        why = f": {logs.text_of(entry['reason'])}" if entry.get("reason") else ""
+        yield "revoked", f"{what}{who}{when}{why}"
+    elif members.get("code") == "principal.revoked":
+        yield "revoked", f"by generation {logs.text_of(members.get('generation'))}; who did it is not in these logs"
+    expires_ms = None if story.run is None else story.run.get("expires_ms")
+    if members.get("code") == "principal.expired" and isinstance(expires_ms, int):
+        yield "expired", f"the time of the run was over at {_moment(expires_ms)}"
+    if members.get("approval") is not None:
+        by = ""
+        if story.answer is not None:
+            by = f", answered by {logs.text_of(story.answer.members.get('by'))} at {story.answer.time}"
+        yield "approval", f"{logs.text_of(members['approval'])} was used{by}"
+
+
+def _moment(at_ms: float) -> str:
+    try:
+        return dt.datetime.fromtimestamp(at_ms / 1_000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):
+        return f"{at_ms} ms"
 
 
 def _asked(story: Story) -> str:

@@ -16,10 +16,87 @@ const NODE_BYTES: usize = 16;
 /// Bytes of one value in [`Arguments::write_structure`].
 pub const ARGUMENT_NODE_BYTES: usize = 24;
 
-/// Appends text as a JSON string.
+/// Hex digits of each byte.
+#[expect(clippy::indexing_slicing, reason = "made while compiling, which would stop there")]
+const HEX_PAIRS: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [digits[byte >> 4], digits[byte & 15]];
+        byte += 1;
+    }
+    pairs
+};
+
+/// The two hex digits of a byte.
+#[inline]
+pub(crate) fn hex_pair(byte: u8) -> [u8; 2] {
+    HEX_PAIRS.get(usize::from(byte)).copied().unwrap_or_default()
+}
+
+/// Whether one of eight bytes is written otherwise in JSON: a quote, a backslash or a control character.
+#[inline]
+const fn any_escaped(bytes: [u8; 8]) -> bool {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGH: u64 = ONES << 7;
+    const QUOTES: u64 = u64::from_le_bytes([b'"'; 8]);
+    const BACKSLASHES: u64 = u64::from_le_bytes([b'\\'; 8]);
+    const SPACES: u64 = u64::from_le_bytes([b' '; 8]);
+    let word = u64::from_le_bytes(bytes);
+    let (quote, backslash) = (word ^ QUOTES, word ^ BACKSLASHES);
+    // A byte below a bound borrows from its own high bit. A borrow that goes further begins at such a byte, so the answer
+    // for all eight is right, though not which of them it is.
+    let below = (word.wrapping_sub(SPACES) & !word)
+        | (quote.wrapping_sub(ONES) & !quote)
+        | (backslash.wrapping_sub(ONES) & !backslash);
+    below & HIGH != 0
+}
+
+/// How many bytes at the beginning stand in JSON as they are.
+#[inline]
+fn plain_len(bytes: &[u8]) -> usize {
+    let (words, _) = bytes.as_chunks::<8>();
+    let plain = words.iter().take_while(|word| !any_escaped(**word)).count();
+    if plain == words.len() && bytes.last_chunk::<8>().is_some_and(|last| !any_escaped(*last)) {
+        return bytes.len();
+    }
+    let checked = plain.saturating_mul(8);
+    let left = bytes.get(checked..).unwrap_or_default();
+    let found = left.iter().position(|byte| matches!(byte, 0..0x20 | b'"' | b'\\'));
+    checked.saturating_add(found.unwrap_or(left.len()))
+}
+
+/// Appends text as a JSON string, byte for byte as `serde_json` does.
 pub fn push_json_str(out: &mut Vec<u8>, text: &str) {
-    // Writing to memory does not fail.
-    let _ = serde_json::to_writer(out, text);
+    out.push(b'"');
+    let mut rest = text.as_bytes();
+    loop {
+        let (plain, after) = rest.split_at_checked(plain_len(rest)).unwrap_or((rest, &[]));
+        out.extend_from_slice(plain);
+        let Some((byte, after)) = after.split_first() else { break };
+        push_escaped(out, *byte);
+        rest = after;
+    }
+    out.push(b'"');
+}
+
+#[cold]
+fn push_escaped(out: &mut Vec<u8>, byte: u8) {
+    let letter = match byte {
+        b'"' | b'\\' => byte,
+        0x08 => b'b',
+        b'\t' => b't',
+        b'\n' => b'n',
+        0x0c => b'f',
+        b'\r' => b'r',
+        _ => {
+            out.extend_from_slice(b"\\u00");
+            out.extend_from_slice(&hex_pair(byte));
+            return;
+        }
+    };
+    out.extend_from_slice(&[b'\\', letter]);
 }
 
 /// Appends a decimal, given in units of 10^-4.
@@ -583,6 +660,36 @@ pub fn decimal_from_float(value: f64) -> Option<i64> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn json_text_is_that_of_serde_json(
+            text in prop_oneof![
+                any::<String>(),
+                "[ -~]{0,40}",
+                proptest::collection::vec(prop_oneof![0_u8..0x30, Just(b'\\'), Just(0x7f), 0x60_u8..0x70], 0..40)
+                    .prop_map(|bytes| bytes.into_iter().map(char::from).collect::<String>()),
+                proptest::collection::vec(any::<char>(), 0..20).prop_map(|chars| chars.into_iter().collect::<String>()),
+            ]
+        ) {
+            let mut out = b"before".to_vec();
+            push_json_str(&mut out, &text);
+            let expected = format!("before{}", serde_json::to_string(&text).unwrap());
+            prop_assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn every_character_of_one_byte_is_escaped_as_serde_json_does_wherever_it_stands() {
+        for byte in 0..=0x7f_u8 {
+            for before in 0..18 {
+                let text = format!("{}{}é", "a".repeat(before), char::from(byte));
+                let mut out = Vec::new();
+                push_json_str(&mut out, &text);
+                assert_eq!(String::from_utf8(out).unwrap(), serde_json::to_string(&text).unwrap());
+            }
+        }
+    }
 
     #[test]
     fn floats_become_decimals_by_their_shortest_form() {

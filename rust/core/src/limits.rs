@@ -233,7 +233,7 @@ pub const CONTROL_REASON_BYTES_MAX: usize = 256;
 pub const CONTROL_BY_BYTES_MAX: usize = 128;
 /// Sessions with labels that one host remembers: 2 MB, and 2,000 new ones a day find room for a month.
 pub const CONTROL_SESSIONS_MAX: usize = 65_536;
-/// Places that one session may have. With three quarters of all in use 64 in a row are full once in 10^8.
+/// Places that one session may have. With three quarters of all in use, all 64 are once in 10^8.
 pub const CONTROL_SESSION_PROBES_MAX: usize = 64;
 /// Minutes without use after which a session's labels may be forgotten, if its place is needed: 30 days, longer than
 /// any runtime keeps a conversation alive by itself, and a month of them fits.

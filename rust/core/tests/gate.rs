@@ -134,6 +134,71 @@ fn too_large(gate: &Gate, run: &Scope) -> Decision {
     gate.refuse_call(Some(run), "send", refusal, NOW, Links::default(), &mut Scratch::new())
 }
 
+/// Code and sentence of each of those, and of [`stopped`] and [`answered`].
+const EXPECTED: [(&str, &str); 13] = [
+    ("allow", ""),
+    ("policy.forbidden", "write to the team instead"),
+    (
+        "policy.no_permit",
+        "no policy permits tool `send` with these arguments; use another tool or other arguments, or ask for a permit",
+    ),
+    ("policy.error", "tool `send` is denied because policy `p.cedar#2` could not be evaluated"),
+    (
+        "input.unrepresentable",
+        "tool `send` is denied because policy `p.cedar#2` reads an argument that Cedar has no value for",
+    ),
+    (
+        "input.unknown_tool",
+        "tool `sned` is not registered; to register it, add to tollkeeper.toml:\n[tools.sned]\nresource = 'Mcp::\"SERVER\"'",
+    ),
+    ("scope.missing", "The check ran outside a run, or the run's principal cannot be used."),
+    (
+        "approval.required",
+        "tool `send` with these arguments needs an approval of `ops`, says policy `p.cedar#1`; ask for it and try again",
+    ),
+    ("input.too_large", "arguments take more than 5 bytes"),
+    (
+        "principal.revoked",
+        "an operator has revoked principal `Agent::\"a\"` (generation 1): it wrote to strangers; stop, and tell the user",
+    ),
+    ("principal.expired", "the time of this run is over; start another run"),
+    ("approval.rejected", "an approver has rejected tool `send` with these arguments; do something else"),
+    (
+        "approval.expired",
+        "the approval of tool `send` with these arguments was not answered or not used in time; ask again",
+    ),
+];
+
+/// One check for each code that policies and arguments make.
+fn asked(open: &Gate, run: &Scope) -> Vec<Decision> {
+    vec![
+        check(open, run, "send", &json!({})),
+        ask(
+            &format!(
+                "{PERMIT} @id(\"no\") @reason(\"write to the team instead\") forbid(principal, action, resource);"
+            ),
+            &json!({}),
+        ),
+        ask("", &json!({})),
+        ask(
+            &format!(
+                "{PERMIT} forbid(principal, action, resource) when {{ context.input has n && context.input.n > 3 }};"
+            ),
+            &json!({"n": "x"}),
+        ),
+        ask(
+            &format!(
+                "{PERMIT} forbid(principal, action, resource) when {{ context.input has n && context.input.n > 3 }};"
+            ),
+            &json!({"n": 1e300}),
+        ),
+        check(open, run, "sned", &json!({})),
+        open.check(None, "send", &mut filled(&json!({})), NOW, &mut Scratch::new()),
+        ask("@approval(\"ops\") permit(principal, action, resource);", &json!({})),
+        too_large(open, run),
+    ]
+}
+
 /// A check of a principal that was revoked, and one of a run whose time is over.
 fn stopped() -> [Decision; 2] {
     let gate = gate(PERMIT);
@@ -165,68 +230,10 @@ fn answered() -> [Decision; 2] {
 fn every_code_is_raised() {
     let open = gate(PERMIT);
     let run = scope(&open);
-    let mut raised = vec![
-        check(&open, &run, "send", &json!({})),
-        ask(
-            &format!(
-                "{PERMIT} @id(\"no\") @reason(\"write to the team instead\") forbid(principal, action, resource);"
-            ),
-            &json!({}),
-        ),
-        ask("", &json!({})),
-        ask(
-            &format!(
-                "{PERMIT} forbid(principal, action, resource) when {{ context.input has n && context.input.n > 3 }};"
-            ),
-            &json!({"n": "x"}),
-        ),
-        ask(
-            &format!(
-                "{PERMIT} forbid(principal, action, resource) when {{ context.input has n && context.input.n > 3 }};"
-            ),
-            &json!({"n": 1e300}),
-        ),
-        check(&open, &run, "sned", &json!({})),
-        open.check(None, "send", &mut filled(&json!({})), NOW, &mut Scratch::new()),
-        ask("@approval(\"ops\") permit(principal, action, resource);", &json!({})),
-        too_large(&open, &run),
-    ];
+    let mut raised = asked(&open, &run);
     raised.extend(stopped());
     raised.extend(answered());
-    let expected = [
-        ("allow", ""),
-        ("policy.forbidden", "write to the team instead"),
-        (
-            "policy.no_permit",
-            "no policy permits tool `send` with these arguments; use another tool or other arguments, or ask for a permit",
-        ),
-        ("policy.error", "tool `send` is denied because policy `p.cedar#2` could not be evaluated"),
-        (
-            "input.unrepresentable",
-            "tool `send` is denied because policy `p.cedar#2` reads an argument that Cedar has no value for",
-        ),
-        (
-            "input.unknown_tool",
-            "tool `sned` is not registered; to register it, add to tollkeeper.toml:\n[tools.sned]\nresource = 'Mcp::\"SERVER\"'",
-        ),
-        ("scope.missing", "The check ran outside a run, or the run's principal cannot be used."),
-        (
-            "approval.required",
-            "tool `send` with these arguments needs an approval of `ops`, says policy `p.cedar#1`; ask for it and try again",
-        ),
-        ("input.too_large", "arguments take more than 5 bytes"),
-        (
-            "principal.revoked",
-            "an operator has revoked principal `Agent::\"a\"` (generation 1): it wrote to strangers; stop, and tell the user",
-        ),
-        ("principal.expired", "the time of this run is over; start another run"),
-        ("approval.rejected", "an approver has rejected tool `send` with these arguments; do something else"),
-        (
-            "approval.expired",
-            "the approval of tool `send` with these arguments was not answered or not used in time; ask again",
-        ),
-    ];
-    for (decision, (slug, reason)) in raised.iter().zip(expected) {
+    for (decision, (slug, reason)) in raised.iter().zip(EXPECTED) {
         assert_eq!((decision.code().slug(), decision.reason().as_str()), (slug, reason));
         assert_eq!(decision.allowed(), slug == "allow");
     }

@@ -68,6 +68,7 @@ impl PyControl {
     ///     StateError: It is no such file, is damaged, or cannot be used where it lies.
     #[staticmethod]
     #[pyo3(signature = (file: "str | os.PathLike[str]", *, volatile = false))]
+    #[expect(clippy::needless_pass_by_value, reason = "what the argument is converted to")]
     fn open(py: Python<'_>, file: PathBuf, volatile: bool) -> PyResult<Self> {
         guard(|| py.detach(|| Control::open(&file, volatile)).map(Self::of).map_err(Error::from))
     }
@@ -209,7 +210,7 @@ impl PyControl {
 
     /// Labels that any session has been given.
     fn labels(&self) -> Vec<String> {
-        self.inner.labels().iter().map(|label| label.to_string()).collect()
+        self.inner.labels().iter().map(ToString::to_string).collect()
     }
 
     /// Labels that every session without a place of its own has, because the table of sessions is full.

@@ -24,6 +24,7 @@ pub(crate) struct Born(u64);
 impl Born {
     /// Now. Without memory for the hook, a generation that never comes: such a handle refuses from the start.
     pub(crate) fn now() -> Self {
+        crate::guard::withhold_messages();
         Self(if watch_forks() { generation() } else { u64::MAX })
     }
 

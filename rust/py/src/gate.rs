@@ -6,11 +6,12 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyMapping, PyString};
+use pyo3::types::{PyDict, PyDictMethods, PyMapping, PyString};
 use tollkeeper_core::arguments::{Argument, Arguments, ArgumentsError};
 use tollkeeper_core::audit::log::Durability;
 use tollkeeper_core::budget::unit::{Amounts, Unit};
@@ -181,8 +182,8 @@ pub(crate) struct PyGate {
     /// `ContextVar.get` of the current scope
     current: Py<PyAny>,
     log: Option<Py<PyAuditLog>>,
-    /// Says the trace and span ids of where it is called, or nothing
-    trace: Option<Py<PyAny>>,
+    /// Says what is traced where it is called, and the trace and span ids of that, or nothing
+    trace: Option<(Py<PyAny>, Py<PyAny>)>,
 }
 
 #[pymethods]
@@ -194,18 +195,18 @@ impl PyGate {
     ///     current: Callable that returns the current scope or `None`.
     ///     ledger: What pays for actions.
     ///     log: What records decisions.
-    ///     trace: Callable that returns the ids of the current trace and span, or `None`.
+    ///     trace: Two callables: one returns a mapping that is empty where nothing is traced; the other takes it and
+    ///         returns the ids of the trace and the span, or `None`.
     ///     control: What the gates of a host share; without it nothing is shared.
     #[new]
-    #[pyo3(signature = (sources: "dict[str, typing.Any]", instance, current: "collections.abc.Callable[[], Scope | None]", ledger: "Ledger | None" = None, log: "AuditLog | None" = None, trace: "collections.abc.Callable[[], tuple[int, int] | None] | None" = None, control: "Control | None" = None))]
-    #[expect(clippy::too_many_arguments, reason = "everything that a gate is made of")]
+    #[pyo3(signature = (sources: "dict[str, typing.Any]", instance, current: "collections.abc.Callable[[], Scope | None]", ledger: "Ledger | None" = None, log: "AuditLog | None" = None, trace: "tuple[collections.abc.Callable[[], typing.Any], collections.abc.Callable[[typing.Any], tuple[int, int] | None]] | None" = None, control: "Control | None" = None))]
     fn new(
         sources: &Bound<'_, PyAny>,
         instance: u64,
         current: Py<PyAny>,
         ledger: Option<&Bound<'_, PyLedger>>,
         log: Option<Py<PyAuditLog>>,
-        trace: Option<Py<PyAny>>,
+        trace: Option<(Py<PyAny>, Py<PyAny>)>,
         control: Option<&Bound<'_, PyControl>>,
     ) -> PyResult<Self> {
         let sources = sources.extract::<SourcesArg>()?.read(ledger, log.as_ref(), control)?;
@@ -275,7 +276,9 @@ impl PyGate {
         let scope = scope.as_ref().map(|scope| scope.get().inner());
         guard(|| {
             let mut scratch = Scratch::default();
-            let inner = if let Some((model, prompt_tokens, max_tokens, n)) = model {
+            let inner = if let Some(code) = slf.get().unusable() {
+                slf.get().turned_away(code)
+            } else if let Some((model, prompt_tokens, max_tokens, n)) = model {
                 let request = ModelRequest { model: &model, prompt_tokens, max_tokens, n };
                 gate.check_model(scope, &request, now_ms, &mut scratch).0
             } else {
@@ -356,7 +359,7 @@ impl PyGate {
         let outer = Self::scope_of(slf, Some(outer))?;
         let decide = || {
             let Some(outer) = this.unusable().map_or(outer.as_ref().ok_or(Code::ScopeMissing), Err).ok() else {
-                return this.inner.refuse(this.unusable().unwrap_or(Code::ScopeMissing), None);
+                return this.turned_away(this.unusable().unwrap_or(Code::ScopeMissing));
             };
             let mut scratch = SCRATCH.take().unwrap_or_default();
             let (outer, now_ms) = (outer.get().inner(), this.inner.now_ms());
@@ -401,6 +404,8 @@ impl PyGate {
         parent: Option<&str>,
     ) -> PyResult<PyDecisions> {
         let columns = Columns::read(columns)?;
+        // Before anything is decided: whoever cannot be told the answers asks for none.
+        slf.py().import("numpy")?;
         let this = slf.get();
         let scope = Self::scope_of(slf, scope)?;
         let links = Links { parent, trace: this.trace(slf.py()) };
@@ -413,7 +418,7 @@ impl PyGate {
                 let refused = |error: &ArgumentsError| this.refused(tool, Gate::refusal_of(error), asked);
                 let decide = || match columns.fill(row, &mut arguments) {
                     Ok(()) if this.is_usable() => this.ask(Called::Prepared(&prepared), &mut arguments, asked),
-                    Ok(()) => this.inner.refuse(this.unusable().unwrap_or(Code::GateClosed), None),
+                    Ok(()) => this.turned_away(this.unusable().unwrap_or(Code::GateClosed)),
                     Err(error) => refused(&error),
                 };
                 decisions.push(this.unharmed(decide)?);
@@ -425,6 +430,7 @@ impl PyGate {
 
     /// What this gate has counted: decisions by code, and how long checks take in the core, in nanoseconds; one check of
     /// sixteen is timed.
+    #[pyo3(signature = () -> "dict[str, typing.Any]")]
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         crate::control::row(py, &self.inner.counters().read())
     }
@@ -500,7 +506,25 @@ impl PyGate {
         }
         // Relaxed: the flag guards no other data, and every later check of this thread sees it.
         self.poisoned.store(true, Ordering::Relaxed);
-        guard(|| Ok::<_, PyErr>(self.inner.refuse(Code::InternalPanic, None)))
+        guard(|| Ok::<_, PyErr>(self.turned_away(Code::InternalPanic)))
+    }
+
+    /// The denial of a handle that decides nothing. It is counted, and has no entry.
+    #[cold]
+    fn turned_away(&self, code: Code) -> Decision {
+        self.inner.counters().count(code as usize);
+        self.inner.refuse(code, None)
+    }
+
+    /// A check that panics with the buffers of the thread in hand, for tests.
+    #[expect(clippy::panic, reason = "that is what it is for")]
+    pub(crate) fn check_that_panics(slf: &Bound<'_, Self>) -> PyResult<PyDecision> {
+        let this = slf.get();
+        let decision = this.unharmed(|| {
+            let _scratch = SCRATCH.take().unwrap_or_default();
+            panic!("on purpose")
+        })?;
+        Ok(PyDecision::new(decision, slf.clone().unbind()))
     }
 
     /// The core's.
@@ -524,8 +548,12 @@ impl PyGate {
     /// Where it is called, if anybody traces that. What cannot be said is left out: a check does not fail for it.
     #[inline]
     fn trace(&self, py: Python<'_>) -> Option<(u128, u64)> {
-        let said = self.trace.as_ref()?.call0(py).ok()?;
-        said.extract::<Option<(u128, u64)>>(py).ok().flatten()
+        let (current, ids) = self.trace.as_ref()?;
+        // SeqCst here and in `end_tracing`: either this sees that the interpreter ends, or the end sees this.
+        TRACING.fetch_add(1, Ordering::SeqCst);
+        let said = if ENDING.load(Ordering::SeqCst) { None } else { traced(py, current, ids) };
+        TRACING.fetch_sub(1, Ordering::SeqCst);
+        said
     }
 
     /// The scope that counts. A scope speaks of one gate's principal and one run: anywhere else it is none.
@@ -563,7 +591,7 @@ impl PyGate {
         let links = Links { parent, trace: this.trace(slf.py()) };
         let decide = || {
             if let Some(code) = this.unusable() {
-                return (this.inner.refuse(code, None), None);
+                return (this.turned_away(code), None);
             }
             let mut scratch = SCRATCH.take().unwrap_or_default();
             let scope = scope.as_ref().map(|scope| scope.get().inner());
@@ -576,7 +604,7 @@ impl PyGate {
             decided
         } else {
             this.poisoned.store(true, Ordering::Relaxed);
-            guard(|| Ok::<_, PyErr>((this.inner.refuse(Code::InternalPanic, None), None)))?
+            guard(|| Ok::<_, PyErr>((this.turned_away(Code::InternalPanic), None)))?
         };
         Ok((PyDecision::new(decision, slf.clone().unbind()), call))
     }
@@ -584,7 +612,7 @@ impl PyGate {
     #[inline]
     fn decide(&self, tool: Called<'_>, arguments: Option<&Bound<'_, PyAny>>, asked: Asked<'_>) -> Decision {
         if let Some(code) = self.unusable() {
-            return self.inner.refuse(code, None);
+            return self.turned_away(code);
         }
         let answer = with_arguments_mut(arguments, asked.bytes_max, |arguments| self.ask(tool, arguments, asked));
         answer.unwrap_or_else(|error| {
@@ -619,7 +647,7 @@ impl PyGate {
     #[cold]
     fn refused(&self, tool: &str, refusal: (Code, String), asked: Asked<'_>) -> Decision {
         if let Some(code) = self.unusable() {
-            return self.inner.refuse(code, None);
+            return self.turned_away(code);
         }
         let mut scratch = SCRATCH.take().unwrap_or_default();
         let now_ms = self.inner.now_ms();
@@ -627,6 +655,39 @@ impl PyGate {
         SCRATCH.set(Some(scratch));
         decision
     }
+}
+
+/// Checks that ask the tracer right now.
+static TRACING: AtomicUsize = AtomicUsize::new(0);
+/// The interpreter is about to end: no tracer is asked any more.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Asks no tracer from now on, and waits for those that are being asked.
+///
+/// A tracer is the only Python that runs inside a check. Before version 3.14 an interpreter that ends unwinds the daemon
+/// threads that come back to it, and through this code that would abort the process.
+#[pyfunction(name = "_end_tracing")]
+pub(crate) fn end_tracing(py: Python<'_>) {
+    ENDING.store(true, Ordering::SeqCst);
+    // A child of a fork may have inherited the count of a thread that it does not have: the wait has an end.
+    for _ in 0..TRACER_MS_MAX {
+        if TRACING.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        py.detach(|| std::thread::sleep(Duration::from_millis(1)));
+    }
+}
+
+/// How long the end of the interpreter waits for tracers, in milliseconds.
+const TRACER_MS_MAX: u32 = 1_000;
+
+fn traced(py: Python<'_>, current: &Py<PyAny>, ids: &Py<PyAny>) -> Option<(u128, u64)> {
+    let found = current.call0(py).ok()?;
+    // Nearly always: asking a tracer costs as much as a third of a check.
+    if found.bind(py).cast::<PyDict>().is_ok_and(PyDictMethods::is_empty) {
+        return None;
+    }
+    ids.call1(py, (found,)).ok()?.extract::<Option<(u128, u64)>>(py).ok().flatten()
 }
 
 /// A tool as a call names it.

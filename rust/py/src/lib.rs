@@ -57,7 +57,7 @@ mod _native {
     use super::entities::{PyEntities, PyEntity};
 
     #[pymodule_export]
-    use super::gate::{PyAction, PyGate, decision_codes};
+    use super::gate::{PyAction, PyGate, decision_codes, end_tracing};
 
     #[pymodule_export]
     use super::decision::PyDecision;
@@ -99,5 +99,8 @@ mod _native {
     };
 
     #[pymodule_export]
-    use super::probe::{build_info, echo_arguments, echo_uid, fork_generation, measure_arguments, panic_on_purpose};
+    use super::probe::{
+        build_info, claim_interpreter, echo_arguments, echo_uid, fork_generation, measure_arguments, panic_in_check,
+        panic_on_purpose,
+    };
 }

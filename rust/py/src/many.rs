@@ -123,12 +123,13 @@ fn column(name: &str, values: &Bound<'_, PyAny>) -> PyResult<Column> {
             return Err(PyValueError::new_err(format!("column {name:?} has {dimensions} dimensions, not one")));
         }
         let kind: String = dtype.getattr("kind")?.extract()?;
-        let wide = dtype.getattr("itemsize")?.extract::<usize>()? >= 8;
+        let bytes: usize = dtype.getattr("itemsize")?.extract()?;
         return match &*kind {
             "b" => Ok(Column::Bool(buffer(&values.call_method1("astype", ("uint8",))?)?)),
             "i" => Ok(Column::Long(buffer(&values.call_method1("astype", ("int64",))?)?)),
-            "u" if !wide => Ok(Column::Long(buffer(&values.call_method1("astype", ("int64",))?)?)),
-            "f" => Ok(Column::Float(buffer(&values.call_method1("astype", ("float64",))?)?)),
+            "u" if bytes < 8 => Ok(Column::Long(buffer(&values.call_method1("astype", ("int64",))?)?)),
+            // A wider one has digits that would be lost.
+            "f" if bytes <= 8 => Ok(Column::Float(buffer(&values.call_method1("astype", ("float64",))?)?)),
             _ => list(&values.call_method0("tolist")?).ok_or_else(refuse),
         };
     }

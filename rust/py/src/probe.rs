@@ -1,13 +1,17 @@
 //! Private functions the tests and the benchmarks look through, and the facts about this build.
 
+use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString};
 use tollkeeper_core::arguments::{Argument, ArgumentRef};
 use tollkeeper_core::limits::ARGUMENT_BYTES_MAX;
 
 use crate::convert::with_arguments;
+use crate::decision::PyDecision;
 use crate::errors::Error;
 use crate::fork::{Born, generation};
+use crate::gate::PyGate;
 use crate::guard::guard;
 use crate::uid::uid_arg;
 
@@ -79,7 +83,32 @@ pub(crate) fn fork_generation() -> u64 {
 #[pyfunction(name = "_panic_on_purpose")]
 #[expect(clippy::panic, reason = "that is what it is for")]
 pub(crate) fn panic_on_purpose() -> PyResult<()> {
+    crate::guard::withhold_messages();
     guard(|| -> PyResult<()> { panic!("on purpose") })
+}
+
+/// Makes one check of a gate panic, to show what becomes of the gate: it denies from then on, which whoever has the handle
+/// can have with `close` as well. Returns the decision.
+#[pyfunction(name = "_panic_in_check")]
+#[pyo3(signature = (gate: "Gate", /))]
+pub(crate) fn panic_in_check(gate: &Bound<'_, PyGate>) -> PyResult<PyDecision> {
+    PyGate::check_that_panics(gate)
+}
+
+/// Refuses every interpreter of the process but the one that called it first: classes and objects that are kept here would
+/// cross from one to the other.
+#[pyfunction(name = "_claim_interpreter")]
+pub(crate) fn claim_interpreter(py: Python<'_>) -> PyResult<()> {
+    // Each interpreter has modules of its own, in a dict that lives as long as it does.
+    static HOME: PyOnceLock<usize> = PyOnceLock::new();
+    let modules = py.import("sys")?.getattr("modules")?.as_ptr() as usize;
+    if *HOME.get_or_init(py, || modules) == modules {
+        return Ok(());
+    }
+    Err(PyImportError::new_err(
+        "tollkeeper serves one interpreter of a process, and another one has it already: import it in the main \
+         interpreter only, or use processes",
+    ))
 }
 
 /// Tells how this module was built: `version`, `profile` (`release` or `debug`) and `abi` (`abi3` or `native`).

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use tollkeeper_core::audit::entry::commit;
 use tollkeeper_core::gate::decision::DecisionId;
 use tollkeeper_core::gate::evidence::Begun;
-use tollkeeper_core::gate::scope::{Narrow, Scope, ScopeSpec};
+use tollkeeper_core::gate::scope::{Narrow, RecordedScope, Scope, ScopeSpec};
 use tollkeeper_core::policy::entities::EntityData;
 use tollkeeper_core::value::Val;
 
@@ -135,6 +135,41 @@ impl PyScope {
             let scope = Self::make(inner, gate.clone().unbind(), 0, request)?;
             scope.begin(None);
             Ok::<_, PyErr>(scope)
+        })
+    }
+
+    /// The scope of a decision that is made again, out of what a log says; nothing of it is recorded.
+    ///
+    /// Args:
+    ///     gate: The gate that decides.
+    ///     chain: Everybody who had to be allowed, outermost first: uids, or entities as the runs described them.
+    ///     session: Id of the session.
+    ///     labels: What it had seen.
+    ///     on_behalf_of: For whom the last of the chain acted.
+    ///     tools: The only tools the run might call.
+    ///     forbids: For each run that came with forbids their texts.
+    ///     expires_ms: When the run's time was over.
+    #[staticmethod]
+    #[pyo3(signature = (gate, chain: "list[EntityUid | Entity | str]", session, labels, *, on_behalf_of: "EntityUid | str | None" = None, tools: "list[str] | None" = None, forbids: "list[list[str]]" = Vec::new(), expires_ms = None))]
+    #[expect(clippy::too_many_arguments, reason = "as many as a run has")]
+    fn _recorded(
+        gate: &Bound<'_, PyGate>,
+        chain: Vec<Bound<'_, PyAny>>,
+        session: String,
+        labels: Vec<String>,
+        on_behalf_of: Option<&Bound<'_, PyAny>>,
+        tools: Option<Vec<String>>,
+        forbids: Vec<Vec<String>>,
+        expires_ms: Option<i64>,
+    ) -> PyResult<Self> {
+        let chain = chain.iter().map(principal_arg).collect::<PyResult<_>>()?;
+        let on_behalf_of = on_behalf_of.map(|uid| uid_arg(uid).map(crate::uid::UidArg::into_owned)).transpose()?;
+        let said = RecordedScope { chain, session, on_behalf_of, labels, tools, forbids, expires_ms };
+        guard(|| {
+            let state = gate.get().room().state();
+            let inner = gate.py().detach(|| Scope::recorded(said, &state)).map_err(Error::from)?;
+            let (ended, pending) = (AtomicBool::new(false), Mutex::new(None));
+            Ok::<_, PyErr>(Self { inner, gate: gate.clone().unbind(), ended, pending })
         })
     }
 

@@ -245,6 +245,13 @@ pub fn push_name(out: &mut Vec<u8>, name: &str) {
     out.extend_from_slice(b"\":");
 }
 
+/// Appends a number as sixteen hex digits.
+#[inline]
+pub fn push_hex(out: &mut Vec<u8>, value: u64) {
+    let pairs = value.to_be_bytes().map(crate::arguments::hex_pair);
+    out.extend_from_slice(pairs.as_flattened());
+}
+
 /// Whether bytes are JSON members, each with a comma before it.
 fn are_members(bytes: &[u8]) -> bool {
     let mut object = b"{\"v\":1".to_vec();

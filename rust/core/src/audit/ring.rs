@@ -490,13 +490,17 @@ impl Claim<'_> {
         if !fits || !self.open {
             return false;
         }
-        let mut at = self.first_word();
-        at = self.put(at, self.lines_word() | (u64::from(record.kind) << 24) | (last << 33));
-        at = self.put(at, record.time_ms.cast_unsigned());
-        at = self.put(at, first | (second << 32));
-        at = self.put(at, third | (fourth << 32));
-        for piece in record.pieces {
-            at = self.put_bytes(at, piece);
+        let prefix = [
+            self.lines_word() | (u64::from(record.kind) << 24) | (last << 33),
+            record.time_ms.cast_unsigned(),
+            first | (second << 32),
+            third | (fourth << 32),
+        ];
+        let start = self.first_word();
+        if let Some((head, rest)) = self.words_from(start, words).and_then(<[Word]>::split_first_chunk) {
+            self.fill(head, rest, &prefix, &record.pieces);
+        } else {
+            self.fill_around(start, &prefix, &record.pieces);
         }
         self.open = false;
         self.store_tag();
@@ -525,7 +529,34 @@ impl Claim<'_> {
         at.saturating_add(1)
     }
 
+    /// So many words in a row; `None` where the ring ends before.
     #[inline]
+    fn words_from(&self, start: usize, words: usize) -> Option<&[Word]> {
+        self.ring.words.get(start..start.checked_add(words)?)
+    }
+
+    /// Fills words that lie in a row.
+    #[inline]
+    #[expect(clippy::unused_self, reason = "only who has the claim may write there")]
+    fn fill(&self, head: &[Word; PREFIX_WORDS], rest: &[Word], prefix: &[u64; PREFIX_WORDS], pieces: &[&[u8]; PIECES]) {
+        for (word, value) in head.iter().zip(prefix) {
+            // Relaxed, as every word: the store of the tag publishes them.
+            word.0.store(*value, Ordering::Relaxed);
+        }
+        let mut rest = rest;
+        for piece in pieces {
+            copy_in(rest, piece);
+            rest = rest.get(piece.len().div_ceil(8)..).unwrap_or_default();
+        }
+    }
+
+    /// The same up to the end of the ring, and on from its beginning.
+    #[cold]
+    fn fill_around(&self, start: usize, prefix: &[u64; PREFIX_WORDS], pieces: &[&[u8]; PIECES]) {
+        let at = prefix.iter().fold(start, |at, value| self.put(at, *value));
+        pieces.iter().fold(at, |at, piece| self.put_bytes(at, piece));
+    }
+
     fn put_bytes(&self, at: usize, bytes: &[u8]) -> usize {
         let len = bytes.len().div_ceil(8);
         let start = at & self.ring.word_mask();
@@ -549,17 +580,34 @@ impl Claim<'_> {
 #[inline]
 fn copy_in(words: &[Word], bytes: &[u8]) {
     let (whole, rest) = bytes.as_chunks::<8>();
-    for (word, chunk) in words.iter().zip(whole) {
+    // Four at a time, written out: a loop over single words spends more on counting than on storing.
+    let (fours, _) = whole.as_chunks::<4>();
+    for ([a, b, c, d], [first, second, third, fourth]) in words.as_chunks::<4>().0.iter().zip(fours) {
+        a.0.store(u64::from_le_bytes(*first), Ordering::Relaxed);
+        b.0.store(u64::from_le_bytes(*second), Ordering::Relaxed);
+        c.0.store(u64::from_le_bytes(*third), Ordering::Relaxed);
+        d.0.store(u64::from_le_bytes(*fourth), Ordering::Relaxed);
+    }
+    let done = fours.len().saturating_mul(4);
+    let (words_left, chunks_left) = (words.get(done..).unwrap_or_default(), whole.get(done..).unwrap_or_default());
+    for (word, chunk) in words_left.iter().zip(chunks_left) {
         word.0.store(u64::from_le_bytes(*chunk), Ordering::Relaxed);
     }
     if !rest.is_empty()
         && let Some(word) = words.get(whole.len())
     {
-        let mut last = [0; 8];
-        for (to, from) in last.iter_mut().zip(rest) {
-            *to = *from;
-        }
-        word.0.store(u64::from_le_bytes(last), Ordering::Relaxed);
+        word.0.store(last_word(bytes, rest), Ordering::Relaxed);
+    }
+}
+
+/// The last word of bytes that end within one: what follows is zero.
+#[inline]
+fn last_word(bytes: &[u8], rest: &[u8]) -> u64 {
+    // The last eight bytes are there already; those that belong to the word before fall out.
+    let missing = 8_u32.wrapping_sub(u32::try_from(rest.len()).unwrap_or(0)).wrapping_mul(8);
+    match bytes.last_chunk::<8>() {
+        Some(last) => u64::from_le_bytes(*last).checked_shr(missing).unwrap_or(0),
+        None => rest.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte)),
     }
 }
 

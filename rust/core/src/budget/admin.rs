@@ -290,16 +290,23 @@ impl Ledger {
     /// A load for each cell; nothing is allocated.
     pub fn held(&self, id: HoldId) -> Option<([i64; UNITS], [Option<i64>; UNITS])> {
         let slot = self.memory.slot(id.slot)?;
-        let mut left = [None; UNITS];
+        // A bit for each unit that was met, beside the least of it: cheaper to keep than an option of each.
+        let (mut left, mut met) = ([i64::MAX; UNITS], 0);
         for (place, units) in slot.entries() {
             let Some(period) = self.memory.period(place) else { continue };
+            met |= units;
             for unit in units_of(units) {
                 if let (Some(free), Some(left)) = (cell(&period.free, unit), left.get_mut(unit)) {
-                    let free = free.load(Relaxed);
-                    *left = Some(left.map_or(free, |least: i64| least.min(free)));
+                    *left = free.load(Relaxed).min(*left);
                 }
             }
         }
+        let mut bit = 1_u32;
+        let left = left.map(|least| {
+            let is_met = met & bit != 0;
+            bit <<= 1;
+            is_met.then_some(least)
+        });
         let amounts = read(&slot.amounts);
         (State(slot.state.load(Acquire)).generation() == id.generation).then_some((amounts, left))
     }

@@ -102,11 +102,6 @@ fn take_step(at: usize) -> u32 {
 }
 
 #[inline]
-fn end_step(at: usize) -> u32 {
-    u32::try_from(at).unwrap_or(0).wrapping_mul(END_STEPS)
-}
-
-#[inline]
 fn unit_step(unit: usize) -> u32 {
     u32::try_from(unit).unwrap_or(0)
 }
@@ -120,9 +115,10 @@ impl Slot {
     }
 
     /// Its periods with the units they limit.
+    #[inline]
     pub(super) fn entries(&self) -> impl Iterator<Item = (u32, u32)> {
         let len = (self.len.load(Relaxed) as usize).min(self.periods.len());
-        self.periods.iter().take(len).map(|word| {
+        self.periods.get(..len).unwrap_or_default().iter().map(|word| {
             let word = word.load(Relaxed);
             (entry_period(word), entry_units(word))
         })
@@ -186,12 +182,13 @@ impl Hand<'_> {
         self.pin_all(slot, state, wish)?;
         let asked = mask_of(&wish.amounts.0);
         let forced = wish.flags & FLAG_FORCED != 0;
+        let mut next = TAKE_PINS;
         for (at, (step, listed)) in wish.steps.iter().zip(&slot.periods).enumerate() {
-            let base = take_step(at);
+            let base = next;
+            next = next.wrapping_add(TAKE_STEPS);
             let id = wish.ids.get(step.window.index()).copied().unwrap_or_default();
             let refused = |why| (base, Refused::Period(at, why));
-            let place = self.memory.locate(step, id, self.me, self.alive).map_err(refused)?;
-            let period = self.memory.period(place).ok_or_else(|| refused(NoPeriod::Damaged))?;
+            let (place, period) = self.memory.locate(step, id, self.me, self.alive).map_err(refused)?;
             listed.store(entry(place, step.units), Relaxed);
             for unit in units_of(step.units & asked) {
                 let (Some(free), amount) = (cell(&period.free, unit), wish.amounts.0.get(unit).copied().unwrap_or(0))
@@ -405,11 +402,18 @@ impl Hand<'_> {
         }
         let (held, actual) = (read(&slot.amounts), read(&slot.actual));
         let touched = mask_of(&held) | mask_of(&actual);
-        for (at, (place, units)) in slot.entries().enumerate().skip((from / END_STEPS) as usize) {
+        // Counted up instead of multiplied out for each: this is the longest loop of a hold.
+        let mut base = 0_u32;
+        for (place, units) in slot.entries() {
+            let first = base;
+            base = base.wrapping_add(END_STEPS);
+            if base <= from {
+                continue;
+            }
             let Some(period) = self.memory.period(place) else { continue };
             for unit in units_of(units & touched) {
                 let (Some(held), Some(actual)) = (held.get(unit).copied(), actual.get(unit).copied()) else { continue };
-                let number = end_step(at).wrapping_add(unit_step(unit).wrapping_mul(2));
+                let number = first.wrapping_add(unit_step(unit).wrapping_mul(2));
                 // Of requests `free` alone keeps count: those of the grant are spent, and more of them is taken now.
                 if actual != 0
                     && unit != Unit::Requests.index()

@@ -208,15 +208,22 @@ impl Memory {
 
     /// The period of a step that counts window `id`, which the caller has pinned; opened if nobody has yet.
     #[inline]
-    pub(super) fn locate(&self, step: &Step, id: u32, me: u32, alive: &dyn Liveness) -> Result<u32, NoPeriod> {
+    pub(super) fn locate(
+        &self,
+        step: &Step,
+        id: u32,
+        me: u32,
+        alive: &dyn Liveness,
+    ) -> Result<(u32, &Period), NoPeriod> {
         let place = step.ring.wrapping_add(id & step.window.ring_len().wrapping_sub(1));
         let period = self.period(place).ok_or(NoPeriod::Damaged)?;
         period.word.announce();
         // Acquire: pairs with the release that ends the opening, so the counts are seen as they were set.
         if Word(period.word.load(Acquire)).is_open_for(id) {
-            return Ok(place);
+            return Ok((place, period));
         }
-        self.open(step, id, me, alive)
+        let opened = self.open(step, id, me, alive)?;
+        self.period(opened).map(|period| (opened, period)).ok_or(NoPeriod::Damaged)
     }
 
     #[cold]

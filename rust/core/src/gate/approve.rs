@@ -47,8 +47,8 @@ impl Approver {
         };
         let public: &[u8; 32] = public.try_into().map_err(|_| format!("the key has {} bytes, not 32", public.len()))?;
         let known = key_id(name, &bytes);
-        if name.is_empty() || known != id.to_ascii_lowercase() {
-            return Err(format!("the key id is {known}, not the one that is written"));
+        if name.is_empty() || id.len() != 8 || u32::from_str_radix(id, 16) != Ok(known) {
+            return Err(format!("the key id is {known:08x}, not the one that is written"));
         }
         let key = VerifyingKey::from_bytes(public).map_err(|_| "the key is no point of the curve".to_owned())?;
         Ok(Self { name: name.into(), key })
@@ -63,7 +63,7 @@ impl Approver {
     pub fn text(&self) -> String {
         let mut bytes = vec![ED25519];
         bytes.extend_from_slice(self.key.as_bytes());
-        format!("{}+{}+{}", self.name, key_id(&self.name, &bytes), STANDARD.encode(bytes))
+        format!("{}+{:08x}+{}", self.name, key_id(&self.name, &bytes), STANDARD.encode(bytes))
     }
 
     fn signed(&self, message: &[u8], signature: &[u8; 64]) -> bool {
@@ -72,9 +72,9 @@ impl Approver {
 }
 
 /// The id of a key under a name, as C2SP has it.
-fn key_id(name: &str, bytes: &[u8]) -> String {
+fn key_id(name: &str, bytes: &[u8]) -> u32 {
     let hash = Sha256::new().chain_update(name).chain_update(b"\n").chain_update(bytes).finalize();
-    hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    hash.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
 
 /// What whoever grants signs.
@@ -148,7 +148,7 @@ fn write_sorted(value: ArgumentRef<'_>, out: &mut Vec<u8>) {
     match value.value() {
         Argument::Object => {
             let mut fields: Vec<_> = value.children().collect();
-            fields.sort_by(|(a, _), (b, _)| a.cmp(b));
+            fields.sort_by_key(|(key, _)| *key);
             out.push(b'{');
             for (place, (name, child)) in fields.into_iter().enumerate() {
                 if place > 0 {
@@ -204,8 +204,8 @@ mod tests {
         let mut bytes = vec![ED25519];
         bytes.extend_from_slice(key.verifying_key().as_bytes());
         let hash = Sha256::new().chain_update(name).chain_update(b"\n").chain_update(&bytes).finalize();
-        let id: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        (key, format!("{name}+{id}+{}", STANDARD.encode(bytes)))
+        let id = u32::from_be_bytes(*hash.first_chunk().unwrap());
+        (key, format!("{name}+{id:08x}+{}", STANDARD.encode(bytes)))
     }
 
     #[test]

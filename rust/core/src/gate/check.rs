@@ -35,7 +35,7 @@ use super::Gate;
 use super::approve::{self, Binding};
 use super::budget_context;
 use super::code::Code;
-use super::control::Standing;
+use super::control::{Revoked, Standing, TargetKind};
 use super::decision::{Decision, Detail, Reads, RunForbid};
 use super::evidence::{Buffers, Call, Links, push_seen};
 use super::model_call::{self, ModelCall, ModelRequest, Plan};
@@ -131,11 +131,12 @@ impl Gate {
         scratch: &mut Scratch,
     ) -> Decision {
         let mut decision = self.blank(Arc::clone(state));
-        let timer = self.timer(&decision);
+        let timer = Self::timer(&decision);
         let begun = self.begin(state, scope, now_ms, scratch);
         decision.tool = index;
         let admitted = admit(state, scope, &begun, index, name, arguments, now_ms, scratch);
         decision.admit(admitted);
+        decision.name_revoked(scope);
         if decision.code == Code::ApprovalRequired {
             let tool = index.and_then(|index| state.registry().tool(index));
             decision
@@ -175,6 +176,7 @@ impl Gate {
         let begun = self.begin(state, Some(inner), now_ms, scratch);
         decision.delegate = Some(Arc::clone(inner.principal()));
         decision.admit(admit_delegate(state, outer, inner, &begun, now_ms, scratch));
+        decision.name_revoked(Some(outer));
         if decision.code == Code::ApprovalRequired {
             let input = delegate_json(inner);
             let binding = Binding::new(outer, state.delegate(), inner.principal(), None, &input);
@@ -215,10 +217,11 @@ impl Gate {
     ) -> (Decision, ModelCall) {
         let state = &*self.state.load();
         let mut decision = self.blank(Arc::clone(state));
-        let timer = self.timer(&decision);
+        let timer = Self::timer(&decision);
         let begun = self.begin(state, scope, now_ms, scratch);
         decision.model = Some(request.model.into());
         decision.admit(admit_model(state, scope, &begun, request, now_ms, scratch));
+        decision.name_revoked(scope);
         if decision.code == Code::ApprovalRequired {
             let resource = EntityUid::new("Model", request.model);
             let input = request.json();
@@ -254,10 +257,11 @@ impl Gate {
         let mut decision = self.refuse(code, Some(reason));
         let state = &*self.state.load();
         decision.tool = state.registry().find(tool);
-        let begun = self.begin(state, scope, now_ms, scratch);
+        self.begin(state, scope, now_ms, scratch);
         // What is wrong with those who act comes first: whoever was stopped is told so, whatever the arguments are.
-        if let Some((code, detail)) = scope.and_then(|scope| begun.refusal(scope, Some(tool), now_ms)) {
+        if let Some((code, detail)) = scope.and_then(|scope| refusal(scope, Some(tool), now_ms)) {
             (decision.code, decision.detail) = (code, detail);
+            decision.name_revoked(scope);
         }
         let call = Call::Tool { name: tool, index: decision.tool, arguments: None };
         recorded(state, &mut decision, scope, &call, now_ms, links, scratch, |_| {});
@@ -312,7 +316,8 @@ impl Gate {
 
     /// Looks at what may have changed since the last check, before anything is decided.
     #[inline]
-    fn begin<'s>(&self, state: &GateState, scope: Option<&'s Scope>, now_ms: i64, scratch: &mut Scratch) -> Start {
+    fn begin(&self, state: &GateState, scope: Option<&Scope>, now_ms: i64, scratch: &mut Scratch) -> Start {
+        self.look(state, now_ms);
         let word = state.control().word();
         self.observe(state, word, now_ms);
         let Buffers { seen, labels, word: recorded, .. } = &mut scratch.evidence;
@@ -328,8 +333,8 @@ impl Gate {
 
     /// Every so often the time of a check is taken: often enough for its distribution, seldom enough to cost nothing.
     #[inline]
-    fn timer(&self, decision: &Decision) -> Option<Instant> {
-        (decision.id.number % TIMED_EACH == 0).then(Instant::now)
+    fn timer(decision: &Decision) -> Option<Instant> {
+        decision.id.number.is_multiple_of(TIMED_EACH).then(Instant::now)
     }
 
     #[inline]
@@ -357,15 +362,15 @@ impl Start {
     fn labels(&self) -> Value<'_> {
         self.session.as_ref().map_or(Value::Set(&[]), |seen| seen.labels.as_value())
     }
+}
 
-    /// Why those who act may not act at all.
-    #[inline]
-    fn refusal(&self, scope: &Scope, tool: Option<&str>, now_ms: i64) -> Option<Denial> {
-        if let Some(revoked) = scope.standing().revoked(tool) {
-            return Some((Code::PrincipalRevoked, Detail::Revoked(Box::new(revoked))));
-        }
-        scope.is_over(now_ms).then_some((Code::PrincipalExpired, Detail::None))
+/// Why those who act may not act at all.
+#[inline]
+fn refusal(scope: &Scope, tool: Option<&str>, now_ms: i64) -> Option<Denial> {
+    if let Some(revoked) = scope.standing().revoked(tool) {
+        return Some((Code::PrincipalRevoked, Detail::Revoked(Box::new(revoked))));
     }
+    scope.is_over(now_ms).then_some((Code::PrincipalExpired, Detail::None))
 }
 
 /// The scope, if the action is allowed so far and those who act still may: what was revoked since the check began is seen
@@ -375,8 +380,16 @@ fn stands<'s>(decision: &mut Decision, scope: Option<&'s Scope>, tool: Option<&s
     let scope = scope.filter(|_| decision.allowed())?;
     let Some(revoked) = scope.standing().revoked(tool) else { return Some(scope) };
     (decision.code, decision.would_deny, decision.by_shadow_policies) = (Code::PrincipalRevoked, None, false);
+    decision.denied_for = revoked_for(scope, &revoked);
     decision.detail = Detail::Revoked(Box::new(revoked));
     None
+}
+
+/// The principal of the chain that was revoked, if it is not the one that acts.
+#[cold]
+fn revoked_for(scope: &Scope, revoked: &Revoked) -> Option<Arc<EntityUid>> {
+    let named = |uid: &&Arc<EntityUid>| !Arc::ptr_eq(uid, scope.principal()) && uid.to_string() == *revoked.target.name;
+    scope.chain().find(named).filter(|_| revoked.target.kind == TargetKind::Principal).map(Arc::clone)
 }
 
 type Denial = (Code, Detail);
@@ -394,7 +407,7 @@ impl Admitted {
     /// than being allowed: nobody is asked to approve what is denied all the same.
     #[cold]
     fn join(&mut self, outcome: Outcome, verdict: Verdict, member: &Member) {
-        if verdict.is_free() || (!verdict.is_final() && !self.verdict.is_free()) {
+        if verdict.weight() <= self.verdict.weight() {
             self.others.push(outcome);
         } else {
             self.others.push(std::mem::replace(&mut self.outcome, outcome));
@@ -416,6 +429,14 @@ impl Decision {
         }
     }
 
+    /// Names the principal of the chain that was revoked, if it is another one than acts.
+    #[inline]
+    fn name_revoked(&mut self, scope: Option<&Scope>) {
+        if let (Detail::Revoked(revoked), Some(scope)) = (&self.detail, scope) {
+            self.denied_for = revoked_for(scope, revoked);
+        }
+    }
+
     /// Looks for somebody's answer to exactly this.
     #[cold]
     fn seek_grant(&mut self, now_ms: i64, binding: Option<Binding>) {
@@ -428,7 +449,9 @@ impl Decision {
         match self.state.control().standing(&binding.digest, now_ms) {
             Standing::Granted(grant) if approve::counts(self.state.approvers(), &binding.digest, &grant) => {
                 self.code = Code::Allow;
-                self.seized = Some(grant);
+                // Nobody is denied any more, whoever it was that needed the approval.
+                self.denied_for = None;
+                self.seized = Some(Box::new(grant));
             }
             Standing::Rejected(_) => self.code = Code::ApprovalRejected,
             Standing::Expired(_) => self.code = Code::ApprovalExpired,
@@ -508,7 +531,7 @@ fn admit(
     scratch: &mut Scratch,
 ) -> Result<Admitted, Denial> {
     let scope = scope.ok_or((Code::ScopeMissing, Detail::None))?;
-    start.refusal(scope, Some(name), now_ms).map_or(Ok(()), Err)?;
+    refusal(scope, Some(name), now_ms).map_or(Ok(()), Err)?;
     let Some(tool) = tool_index.and_then(|index| state.registry().tool(index)) else {
         return Err((Code::InputUnknownTool, Detail::UnknownTool(name.into())));
     };
@@ -529,8 +552,8 @@ fn admit_delegate(
     now_ms: i64,
     scratch: &mut Scratch,
 ) -> Result<Admitted, Denial> {
-    start.refusal(inner, None, now_ms).map_or(Ok(()), Err)?;
-    let tools = inner.tools().map(|tools| Val::set(tools.iter().map(|tool| Val::Str(tool.clone().into())).collect()));
+    refusal(inner, None, now_ms).map_or(Ok(()), Err)?;
+    let tools = inner.tools().map(|tools| Val::set(tools.iter().map(|tool| Val::Str(tool.clone())).collect()));
     let mut input: SmallVec<[(&str, Value<'_>); 2]> = SmallVec::new();
     input.extend(inner.budget().map(|budget| ("budget", Value::Str(budget))));
     input.extend(tools.as_ref().map(|tools| ("tools", tools.as_value())));
@@ -581,7 +604,7 @@ fn admit_model(
     scratch: &mut Scratch,
 ) -> Result<Admitted, Denial> {
     let scope = scope.ok_or((Code::ScopeMissing, Detail::None))?;
-    start.refusal(scope, None, now_ms).map_or(Ok(()), Err)?;
+    refusal(scope, None, now_ms).map_or(Ok(()), Err)?;
     if let Some(fault) = request.fault() {
         return Err((Code::InputUnrepresentable, Detail::Text(fault.into())));
     }
@@ -697,12 +720,12 @@ fn evaluate(
     let outcome = state.set().evaluate(&request(&actor.uid), &entities, policy);
     let verdict = Verdict::draw(state, &outcome, narrowed);
     let mut admitted = Admitted { outcome, others: Vec::new(), verdict, denied_for: None };
-    for member in outer.iter().rev().filter(|_| !narrowed) {
+    for member in outer.iter().rev() {
         if admitted.verdict.is_final() {
             break;
         }
         let outcome = state.set().evaluate(&request(&member.uid), &entities, policy);
-        let verdict = Verdict::draw(state, &outcome, false);
+        let verdict = Verdict::draw(state, &outcome, narrowed);
         admitted.join(outcome, verdict, member);
     }
     for (narrowing, member) in scope.narrowings().iter().flat_map(|own| chain.iter().rev().map(move |who| (own, who))) {
@@ -710,8 +733,9 @@ fn evaluate(
             break;
         }
         let outcome = narrowing.set().evaluate(&request(&member.uid), &entities, policy);
-        if let Some((code, forbid)) = run_forbids(state, narrowing, &outcome) {
-            admitted.verdict.forbid(state, code, forbid);
+        if let Some((code, forbid)) = run_forbids(state, narrowing, &outcome)
+            && admitted.verdict.forbid(state, code, forbid)
+        {
             admitted.denied_for = (!Arc::ptr_eq(&member.uid, &actor.uid)).then(|| Arc::clone(&member.uid));
         }
     }
@@ -726,14 +750,14 @@ fn run_forbids(state: &GateState, narrowing: &Arc<Narrowing>, outcome: &Outcome)
     }
     let mut code = Code::PolicyForbidden;
     let mut policies = outcome.forbids.to_vec();
+    let faults = outcome.errors(narrowing.set());
     if policies.is_empty() {
-        let faults = outcome.errors(narrowing.set());
         let unreadable = faults.iter().any(|fault| fault.fault == Fault::Unrepresentable);
         code = if unreadable { Code::InputUnrepresentable } else { Code::PolicyError };
         policies.extend(faults.iter().map(|fault| fault.policy));
     }
     policies.sort_unstable();
-    Some((code, Box::new(RunForbid { narrowing: Arc::clone(narrowing), policies })))
+    Some((code, Box::new(RunForbid { narrowing: Arc::clone(narrowing), policies, faults })))
 }
 
 struct Verdict {
@@ -746,28 +770,38 @@ struct Verdict {
 }
 
 impl Verdict {
-    /// Whether it neither denies nor would.
-    #[inline]
-    fn is_free(&self) -> bool {
-        self.code == Code::Allow && (self.would_deny.is_none() || self.by_shadow_policies)
-    }
-
-    /// Whether nothing that the others of a chain or the forbids of a run say can make it worse.
+    /// Whether nothing that the others of a chain or the forbids of a run say can make it worse. What shadow mode has
+    /// flipped is not: an argument that cannot be read denies in any mode.
     #[inline]
     fn is_final(&self) -> bool {
-        !self.is_free() && self.code != Code::ApprovalRequired
+        !matches!(self.code, Code::Allow | Code::ApprovalRequired)
     }
 
-    /// Takes over what a forbid of the run says.
-    #[cold]
-    fn forbid(&mut self, state: &GateState, code: Code, forbid: Box<RunForbid>) {
-        self.by_shadow_policies = false;
-        if state.mode() == GateMode::Shadow && code.flips_in_shadow() {
-            self.would_deny = Some(code);
-        } else {
-            (self.code, self.would_deny) = (code, None);
+    /// Which of two verdicts counts: what denies, what would have, what an approval would settle, what policies in shadow
+    /// would deny, nothing.
+    fn weight(&self) -> u8 {
+        match (self.code, self.would_deny) {
+            (Code::Allow, None) => 0,
+            (Code::Allow, Some(_)) if self.by_shadow_policies => 1,
+            (Code::ApprovalRequired, _) | (Code::Allow, Some(Code::ApprovalRequired)) => 2,
+            (Code::Allow, Some(_)) => 3,
+            _ => 4,
         }
-        self.forbid = Some(forbid);
+    }
+
+    /// Takes over what a forbid of the run says, unless something that counts as much has been said.
+    #[cold]
+    fn forbid(&mut self, state: &GateState, code: Code, forbid: Box<RunForbid>) -> bool {
+        let mut said =
+            Self { code, would_deny: None, by_shadow_policies: false, narrowed: false, forbid: Some(forbid) };
+        if state.mode() == GateMode::Shadow && code.flips_in_shadow() {
+            (said.code, said.would_deny) = (Code::Allow, Some(code));
+        }
+        let counts = said.weight() > self.weight();
+        if counts {
+            *self = said;
+        }
+        counts
     }
 
     #[inline]

@@ -68,6 +68,8 @@ pub(super) struct RunForbid {
     pub(super) narrowing: Arc<Narrowing>,
     /// Those that apply, or those that erred if none does
     pub(super) policies: Vec<u32>,
+    /// Those that erred, with why
+    pub(super) faults: Vec<PolicyFault>,
 }
 
 /// Labels that the end of an action brings into its session.
@@ -105,7 +107,7 @@ pub struct Decision {
     /// The approval that was used
     pub(super) grant: Option<ApprovalId>,
     /// A grant that is used up if nothing else denies
-    pub(super) seized: Option<Grant>,
+    pub(super) seized: Option<Box<Grant>>,
     /// What its end brings into the session
     pub(super) reads: Option<Reads>,
     /// Its record in the audit log
@@ -215,7 +217,7 @@ impl Decision {
 
     /// Visits the policies that make a code, in no order. Those that come with a run are not among them.
     pub(super) fn each_deciding(&self, code: Code, with_shadow: bool, mut visit: impl FnMut(u32)) {
-        let Some(outcome) = &self.outcome else { return };
+        let Some(outcome) = self.outcome.as_ref().filter(|_| !self.made_by_run(code)) else { return };
         let counts = |policy: &u32| with_shadow || !self.state.marks(*policy).shadow;
         match code {
             Code::Allow if self.others.is_empty() => outcome.permits.iter().copied().filter(counts).for_each(visit),
@@ -234,9 +236,14 @@ impl Decision {
 
     /// Ids of the forbids that came with the run, if they made this code.
     fn run_ids(&self, code: Code) -> Option<Vec<&str>> {
-        let Detail::RunForbid(forbid) = &self.detail else { return None };
-        let made = matches!(code, Code::PolicyForbidden | Code::PolicyError | Code::InputUnrepresentable);
-        made.then(|| forbid.policies.iter().map(|policy| forbid.narrowing.set().id(*policy)).collect())
+        let forbid = self.run_forbid().filter(|_| self.made_by_run(code))?;
+        Some(forbid.policies.iter().map(|policy| forbid.narrowing.set().id(*policy)).collect())
+    }
+
+    /// Whether forbids that came with the run made this code.
+    fn made_by_run(&self, code: Code) -> bool {
+        matches!(self.detail, Detail::RunForbid(_))
+            && matches!(code, Code::PolicyForbidden | Code::PolicyError | Code::InputUnrepresentable)
     }
 
     /// The forbid of the run that denied, or would have.
@@ -292,10 +299,16 @@ impl Decision {
         self.outcome.as_ref().map_or_else(Vec::new, |outcome| outcome.errors(self.state.set()))
     }
 
-    /// The same as id and sentence.
+    /// The same as id and sentence, and those that came with the run.
     pub fn errors(&self) -> Vec<(&str, String)> {
         let set = self.state.set();
-        self.faults().iter().map(|fault| (set.id(fault.policy), set.fault_message(fault))).collect()
+        let faults = self.faults();
+        let own = faults.iter().map(|fault| (set.id(fault.policy), set.fault_message(fault)));
+        let of_run = self.run_forbid().into_iter().flat_map(|forbid| {
+            let set = forbid.narrowing.set();
+            forbid.faults.iter().map(|fault| (set.id(fault.policy), set.fault_message(fault)))
+        });
+        own.chain(of_run).collect()
     }
 
     /// `@obligation` of the permits that allowed, without repetitions; empty for a denial.
@@ -353,7 +366,14 @@ impl Decision {
                 all
             }
             Code::ApprovalRequired | Code::ApprovalRejected | Code::ApprovalExpired => {
-                outcome.permits.iter().copied().filter(counts).filter(|policy| state.marks(*policy).approval).collect()
+                let mut all = Vec::new();
+                // Everybody who needs one: an approval is for the whole chain.
+                for policy in std::iter::once(outcome).chain(&self.others).flat_map(|one| one.permits.iter().copied()) {
+                    if counts(&policy) && state.marks(policy).approval && !all.contains(&policy) {
+                        all.push(policy);
+                    }
+                }
+                all
             }
             Code::PolicyForbidden => outcome.forbids.iter().copied().filter(counts).collect(),
             Code::PolicyError | Code::InputUnrepresentable => {
@@ -385,7 +405,7 @@ impl Decision {
 
     fn sentence(&self, code: Code, with_shadow: bool) -> String {
         let mut sentence = self.plain_sentence(code, with_shadow);
-        if let Some(principal) = &self.denied_for {
+        if let Some(principal) = self.denied_for.as_ref().filter(|_| code != Code::PrincipalRevoked) {
             let uid = principal.to_string();
             let shown = super::names::shown(&uid);
             let _ = write!(sentence, " (denied for `{shown}`, which this run acts for)");

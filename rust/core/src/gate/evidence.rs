@@ -23,12 +23,12 @@ use super::scope::{Member, Scope};
 use super::state::{GateMode, GateSources, GateState};
 use super::tools::{Registry, ToolSpec};
 use crate::arguments::{Arguments, push_json_str};
-use crate::audit::entry::{Kind, Private, Record, push_hash, push_name, push_number, push_text};
+use crate::audit::entry::{Kind, Private, Record, push_hash, push_hex, push_name, push_number, push_text};
 use crate::audit::error::AuditError;
 use crate::audit::log::{Durability, Log, LogClaim, Refused};
 use crate::audit::tree::{Hash, digest};
 use crate::budget::denial::Denial;
-use crate::budget::unit::Unit;
+use crate::budget::unit::UNITS;
 use crate::policy::set::PolicySet;
 use crate::value::{Val, Value};
 
@@ -103,8 +103,12 @@ pub(super) struct Fragments {
     tools: Vec<Box<[u8]>>,
     /// By policy: id and digest
     policies: Arc<[Box<[u8]>]>,
+    /// By policy: the most that it takes in one entry
+    said_bytes: Arc<[usize]>,
     /// Mode, bundle, entities
     rest: Box<[u8]>,
+    /// The same and the engine, which follows where nothing comes between
+    rest_engine: Box<[u8]>,
     /// Digest of the entities' text
     pub(super) entities: Hash,
 }
@@ -179,8 +183,17 @@ impl Fragments {
             push_name(&mut rest, name);
             push_quoted_hash(&mut rest, hash);
         }
-        let policies = policy_fragments(set).into();
-        Self { tools: Vec::new(), policies, rest: rest.into(), entities }.with_tools(registry)
+        let policies: Arc<[Box<[u8]>]> = policy_fragments(set).into();
+        // Once as what decided and once as what would, and its obligation, every character of which may be escaped.
+        let said_bytes = (0_u32..).zip(&*policies).map(|(policy, fragment)| {
+            let obligation = set.annotation(policy, "obligation").map_or(0, str::len).min(OBLIGATION_BYTES_MAX);
+            fragment.len().saturating_mul(2).saturating_add(obligation.saturating_mul(6)).saturating_add(8)
+        });
+        let said_bytes = said_bytes.collect();
+        let mut rest_engine = rest.clone();
+        push_engine(&mut rest_engine);
+        let (rest, rest_engine) = (rest.into(), rest_engine.into());
+        Self { tools: Vec::new(), policies, said_bytes, rest, rest_engine, entities }.with_tools(registry)
     }
 
     /// The same with other tools.
@@ -405,8 +418,10 @@ impl GateState {
                 push_text(head, "resource", &to.to_string());
             }
         }
+        // Whoever it is denied for stands in the head already, in its chain.
         let bytes = more
             .saturating_add(head.len())
+            .saturating_add(scope.map_or(0, |scope| scope.fragments().who.len()))
             .saturating_add(buffers.seen.len())
             .saturating_add(self.fragments().rest.len())
             .saturating_add(self.verdict_bytes(decision));
@@ -418,11 +433,7 @@ impl GateState {
         let fragment = |policy: &u32| self.fragments().policies.get(*policy as usize).map_or(0, |bytes| bytes.len());
         let outcome = decision.outcome.as_ref();
         let mut bytes = VERDICT_BYTES;
-        // Once as what decided and once as what would, and its obligation, every character of which may be escaped.
-        let said = |policy: &u32| {
-            let obligation = self.set().annotation(*policy, "obligation").map_or(0, str::len).min(OBLIGATION_BYTES_MAX);
-            fragment(policy).saturating_mul(2).saturating_add(obligation.saturating_mul(6)).saturating_add(8)
-        };
+        let said = |policy: &u32| self.fragments().said_bytes.get(*policy as usize).copied().unwrap_or(0);
         let outcomes = outcome.into_iter().chain(&decision.others);
         for policies in outcomes.flat_map(|outcome| [&outcome.permits, &outcome.forbids]) {
             // Which of many are named is not known yet: as much as the longest of them.
@@ -465,15 +476,19 @@ impl GateState {
             push_name(tail, "budget_seen");
             tail.extend_from_slice(seen);
         }
-        tail.extend_from_slice(&self.fragments().rest);
-        if *word > 1 {
-            push_number(tail, "generation", (*word >> 1).cast_signed());
+        if durability == Durability::Group && opened.trace.is_none() && *word <= 1 {
+            tail.extend_from_slice(&self.fragments().rest_engine);
+        } else {
+            tail.extend_from_slice(&self.fragments().rest);
+            if *word > 1 {
+                push_number(tail, "generation", (*word >> 1).cast_signed());
+            }
+            if durability != Durability::Group {
+                push_text(tail, "durability", durability.name());
+            }
+            push_trace(tail, opened.trace);
+            push_engine(tail);
         }
-        if durability != Durability::Group {
-            push_text(tail, "durability", durability.name());
-        }
-        push_trace(tail, opened.trace);
-        push_text(tail, "engine", env!("CARGO_PKG_VERSION"));
         let more: &[u8] = scope.map_or(&[], |scope| &scope.fragments().payload);
         let private = match call {
             Call::Tool { arguments: Some(arguments), .. } => {
@@ -491,11 +506,19 @@ impl GateState {
     }
 }
 
+/// What [`DecisionId`](super::decision::DecisionId) is as text, without the machinery of formatting.
+#[inline]
 fn push_id(out: &mut Vec<u8>, name: &str, decision: &Decision) {
-    use std::io::Write as _;
     push_name(out, name);
-    // Writing to memory does not fail.
-    let _ = write!(out, "\"{}\"", decision.id());
+    out.push(b'"');
+    push_hex(out, decision.id().gate);
+    out.push(b'-');
+    out.extend_from_slice(itoa::Buffer::new().format(decision.id().number).as_bytes());
+    out.push(b'"');
+}
+
+fn push_engine(out: &mut Vec<u8>) {
+    push_text(out, "engine", env!("CARGO_PKG_VERSION"));
 }
 
 /// At most so many bytes of a text.
@@ -521,9 +544,12 @@ fn push_model(out: &mut Vec<u8>, state: &GateState, request: &ModelRequest<'_>) 
 }
 
 fn push_verdict(out: &mut Vec<u8>, state: &GateState, decision: &Decision) {
-    push_name(out, "decision");
-    out.extend_from_slice(if decision.allowed() { b"\"allow\"" } else { b"\"deny\"" });
-    push_text(out, "code", decision.code().slug());
+    if decision.allowed() {
+        out.extend_from_slice(b",\"decision\":\"allow\",\"code\":\"allow\"");
+    } else {
+        out.extend_from_slice(b",\"decision\":\"deny\"");
+        push_text(out, "code", decision.code().slug());
+    }
     if let Some(code) = decision.would_deny() {
         push_text(out, "would_deny", code.slug());
     }
@@ -582,15 +608,14 @@ fn push_budget(out: &mut Vec<u8>, decision: &Decision) {
     if hold.is_none() && denial.is_none() {
         return;
     }
-    push_name(out, "budget");
     let path = hold.map_or_else(|| denial.map_or("", |denial| &denial.path), super::payer::Handle::path);
-    out.extend_from_slice(b"{\"path\":");
+    out.extend_from_slice(b",\"budget\":{\"path\":");
     push_json_str(out, path);
     if let Some((reserved, remaining)) = hold.and_then(|hold| hold.ledger().held(hold.id())) {
-        let reserved = Unit::ALL.into_iter().zip(reserved).filter(|(_, amount)| *amount != 0);
-        push_units(out, "reserved", reserved);
-        let remaining = Unit::ALL.into_iter().zip(remaining).filter_map(|(unit, left)| Some((unit, left?)));
-        push_units(out, "remaining", remaining);
+        out.extend_from_slice(b",\"reserved\":{");
+        push_units(out, &reserved.map(|amount| (amount != 0).then_some(amount)));
+        out.extend_from_slice(b",\"remaining\":{");
+        push_units(out, &remaining);
     }
     if let Some(denial) = denial {
         push_refused(out, denial);
@@ -598,17 +623,20 @@ fn push_budget(out: &mut Vec<u8>, decision: &Decision) {
     out.push(b'}');
 }
 
-fn push_units(out: &mut Vec<u8>, name: &str, amounts: impl Iterator<Item = (Unit, i64)>) {
-    push_name(out, name);
-    out.push(b'{');
-    for (place, (unit, amount)) in amounts.enumerate() {
-        if place > 0 {
+/// The units of an object that was opened before, and its end.
+fn push_units(out: &mut Vec<u8>, amounts: &[Option<i64>; UNITS]) {
+    // In the order of `Unit::ALL`.
+    const KEYS: [&[u8]; UNITS] =
+        [b"\"tokens\":", b"\"nano_usd\":", b"\"requests\":", b"\"in_flight\":", b"\"kv_blocks\":"];
+    let mut is_first = true;
+    for (key, amount) in KEYS.iter().zip(amounts) {
+        let Some(amount) = amount else { continue };
+        if !is_first {
             out.push(b',');
         }
-        out.push(b'"');
-        out.extend_from_slice(unit.name().as_bytes());
-        out.extend_from_slice(b"\":");
-        out.extend_from_slice(itoa::Buffer::new().format(amount).as_bytes());
+        out.extend_from_slice(key);
+        out.extend_from_slice(itoa::Buffer::new().format(*amount).as_bytes());
+        is_first = false;
     }
     out.push(b'}');
 }
@@ -637,11 +665,13 @@ fn push_refused(out: &mut Vec<u8>, denial: &Denial) {
 }
 
 fn push_trace(out: &mut Vec<u8>, trace: Option<(u128, u64)>) {
-    use std::io::Write as _;
     if let Some((trace, span)) = trace {
-        push_name(out, "trace");
-        // Writing to memory does not fail.
-        let _ = write!(out, "{{\"trace_id\":\"{trace:032x}\",\"span_id\":\"{span:016x}\"}}");
+        out.extend_from_slice(b",\"trace\":{\"trace_id\":\"");
+        let pairs = trace.to_be_bytes().map(crate::arguments::hex_pair);
+        out.extend_from_slice(pairs.as_flattened());
+        out.extend_from_slice(b"\",\"span_id\":\"");
+        push_hex(out, span);
+        out.extend_from_slice(b"\"}");
     }
 }
 

@@ -38,6 +38,7 @@ fn follow(log: &Weak<Log>, state: &Weak<ArcSwap<GateState>>, observed: &Observed
     let (Some(log), Some(state), Some(_)) = (log.upgrade(), state.upgrade(), gate.upgrade()) else { return false };
     let state = state.load();
     let now_ms = state.ledger().map_or_else(|| SystemClock.wall_ms(), |ledger| ledger.clock().wall_ms());
+    state.control().check_name(now_ms);
     if !observed.is(state.control().word()) {
         observed.note(&state, now_ms);
     }

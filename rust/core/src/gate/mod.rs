@@ -29,7 +29,7 @@ pub mod standing;
 pub mod state;
 pub mod tools;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -46,6 +46,9 @@ use crate::audit::error::AuditError;
 use crate::budget::clock::{Clock as _, SystemClock};
 use crate::policy::error::{PolicyError, PolicyErrors};
 
+/// How often a gate looks whether the shared file still has its name.
+const LOOK_EACH_MS: u64 = 1_000;
+
 /// A gate: a state that can be swapped, and a count of decisions.
 #[derive(Debug)]
 pub struct Gate {
@@ -56,6 +59,8 @@ pub struct Gate {
     /// What the host's operators see of this gate
     counters: Counters,
     observed: Arc<Observed>,
+    /// When it was last seen that the shared file still has its name
+    looked_ms: AtomicI64,
     /// Held while a new state is built, so that a reload and a registration do not undo each other. No check takes it.
     changing: Mutex<()>,
     /// Records what happens to the ledger
@@ -87,8 +92,8 @@ impl Gate {
         let state = Arc::new(ArcSwap::from(state));
         let follower = state.load().audit().map(|audit| Follower::start(&audit.log, &state, &observed));
         let (decisions, runs) = (AtomicU64::new(0), AtomicU64::new(0));
-        let changing = Mutex::new(());
-        Ok(Self { instance, state, decisions, runs, counters, observed, changing, _follower: follower })
+        let (changing, looked_ms) = (Mutex::new(()), AtomicI64::new(now_ms));
+        Ok(Self { instance, state, decisions, runs, counters, observed, looked_ms, changing, _follower: follower })
     }
 
     /// Notes that the table of revocations has changed, and says so in the log: once for each of its states, and before
@@ -98,6 +103,20 @@ impl Gate {
         if !self.observed.is(word) {
             self.note_change(state, now_ms);
         }
+    }
+
+    /// Looks once a second whether the file of revocations still has its name. Also after the clock was set back.
+    #[inline]
+    fn look(&self, state: &GateState, now_ms: i64) {
+        if now_ms.abs_diff(self.looked_ms.load(Ordering::Relaxed)) >= LOOK_EACH_MS {
+            self.check_name(state, now_ms);
+        }
+    }
+
+    #[cold]
+    fn check_name(&self, state: &GateState, now_ms: i64) {
+        self.looked_ms.store(now_ms, Ordering::Relaxed);
+        state.control().check_name(now_ms);
     }
 
     #[cold]

@@ -247,7 +247,7 @@ impl ModelCall {
         if self.priced {
             // Of the whole stream and not of this piece: rounded up once.
             let completion = total.saturating_sub(self.prompt);
-            let cost = cost(&hold.ledger.spec().prices, &self.model, self.prompt, completion);
+            let cost = cost(&hold.ledger().spec().prices, &self.model, self.prompt, completion);
             after = after.and(Unit::NanoUsd, cost.unwrap_or(AMOUNT_MAX));
         }
         if let Some(step) = self.step {
@@ -273,11 +273,11 @@ impl ModelCall {
             let completion = covered.saturating_add(tokens).saturating_sub(self.prompt);
             let mut more = Amounts::of(Unit::Tokens, tokens);
             if self.priced {
-                let prices = &hold.ledger.spec().prices;
+                let prices = &hold.ledger().spec().prices;
                 let Ok(cost) = worst_cost(prices, &self.model, self.prompt, completion) else { continue };
                 more = more.and(Unit::NanoUsd, cost.saturating_sub(progress.held.get(Unit::NanoUsd)).max(0));
             }
-            if hold.ledger.top_up(hold.id, &more).is_ok() {
+            if hold.ledger().top_up(hold.id, &more).is_ok() {
                 for unit in [Unit::Tokens, Unit::NanoUsd] {
                     let now = progress.held.get(unit).saturating_add(more.get(unit));
                     progress.held = progress.held.and(unit, now);
@@ -317,7 +317,7 @@ impl ModelCall {
             ];
             parts.extend(usage.others.iter().map(|(name, tokens)| (*name, count(*tokens))));
             let whole = reserved.get(Unit::NanoUsd).max(charged.get(Unit::NanoUsd));
-            let prices = &hold.ledger.spec().prices;
+            let prices = &hold.ledger().spec().prices;
             let known = |part| match prices.cost(&self.model, &[part]) {
                 Ok(cost) => cost,
                 // Beyond what can be written down: as much as can.
@@ -328,7 +328,7 @@ impl ModelCall {
             let cost = prices.cost(&self.model, &parts).unwrap_or_else(|_| floor().max(whole).min(AMOUNT_MAX));
             *nano_usd = Some(cost);
         }
-        hold.ledger.settle(hold.id, &reported)
+        hold.ledger().settle(hold.id, &reported)
     }
 
     /// Ends a call of which nobody says what was used, because it was broken off or its usage was lost: if it streamed
@@ -344,7 +344,7 @@ impl ModelCall {
         *tokens = Some(charged.get(Unit::Tokens));
         *nano_usd = self.priced.then(|| charged.get(Unit::NanoUsd));
         // What was charged can be an amount, or it would not have been taken.
-        hold.ledger.settle(hold.id, &reported).unwrap_or_else(|_| hold.end_unreported())
+        hold.ledger().settle(hold.id, &reported).unwrap_or_else(|_| hold.end_unreported())
     }
 }
 
@@ -354,9 +354,9 @@ fn covers(held: &Amounts, charged: &Amounts) -> bool {
 
 /// Says that the call has begun, which charges its prompt; an ended hold is a denial.
 pub(super) fn dispatch(hold: &Handle, prompt: &Amounts) -> Result<(), Box<Denial>> {
-    if hold.ledger.dispatch(hold.id, prompt) == Charge::Ended && !hold.shadow {
+    if hold.ledger().dispatch(hold.id, prompt) == Charge::Ended && !hold.shadow {
         let message = "the hold's deadline passed before the call began; ask again".to_owned();
-        let path = hold.ledger.hold(hold.id).map(|hold| hold.path).unwrap_or_default();
+        let path = hold.ledger().hold(hold.id).map(|hold| hold.path).unwrap_or_default();
         hold.release();
         return Err(Box::new(Denial::of(DenialKind::Expired, &path, message)));
     }

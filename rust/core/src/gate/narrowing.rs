@@ -9,16 +9,15 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::evidence::policy_fragments;
-use super::state::{GateState, OnError};
+use super::state::{GateState, OnError, unguarded};
 use crate::audit::tree::{Hash, digest};
 use crate::limits::RUN_FORBID_BYTES_MAX;
 use crate::policy::error::{PolicyError, PolicyErrors};
-use crate::policy::guards;
 use crate::policy::parse::Source;
 use crate::policy::set::{Ids, LoadOptions, PolicySet};
 use crate::policy::tree::Effect;
 
-/// The name that the policies of a run have before their number, where they have no `@id`.
+/// The name that the first text of a run has, and its policies before their number where they have no `@id`.
 const NAME: &str = "run";
 
 /// The forbids of one run.
@@ -37,25 +36,28 @@ impl Narrowing {
     ///
     /// # Errors
     /// [`PolicyErrors`]: one is not Cedar, is a permit, carries an annotation that means nothing here, or reads what may
-    /// be absent without asking for it with `has`.
+    /// be absent without asking for it with `has`; or, where the gate has a schema, does not follow it.
     pub fn compile(texts: &[String], state: &GateState) -> Result<Arc<Self>, PolicyErrors> {
         let bytes = texts.iter().map(String::len).fold(0, usize::saturating_add);
         if bytes > RUN_FORBID_BYTES_MAX {
             let message = format!("the forbids of the run have {bytes} bytes, the limit is {RUN_FORBID_BYTES_MAX}");
             return Err(PolicyError::new("scope.forbid", message).into());
         }
-        let sources: Vec<Source<'_>> = texts.iter().map(|text| Source { name: Some(NAME), text }).collect();
-        let set = PolicySet::load(&sources, None, LoadOptions { ids: Ids::Annotation, ..LoadOptions::default() })?;
+        let names: Vec<String> = (0..texts.len()).map(name_of).collect();
+        let sources: Vec<Source<'_>> =
+            names.iter().zip(texts).map(|(name, text)| Source { name: Some(name), text }).collect();
+        let options = LoadOptions { ids: Ids::Annotation, ..LoadOptions::default() };
+        let set = PolicySet::load_against(&sources, state.schema(), options)?;
         check(&set)?;
-        // Nothing is known of the run's context but what every gate supplies: with or without a schema it has to ask.
-        if state.on_error() == OnError::Deny {
-            let found = guards::unguarded(&set, &super::state::SUPPLIED)?;
+        let (reads_budget, fragments) = (set.may_read_context("budget"), policy_fragments(&set));
+        // What a schema says is there need not be asked for; without one only what every gate supplies is known.
+        if state.schema().is_none() && state.on_error() == OnError::Deny {
+            let found = unguarded(&set, reads_budget)?;
             if let Some(errors) = PolicyErrors::collect(found) {
                 return Err(errors);
             }
         }
         let document = json!({ "forbid": texts }).to_string().into_bytes();
-        let (reads_budget, fragments) = (set.may_read_context("budget"), policy_fragments(&set));
         Ok(Arc::new(Self { set, digest: digest(&document), document, reads_budget, fragments }))
     }
 
@@ -84,6 +86,11 @@ impl Narrowing {
     }
 }
 
+/// What errors and ids call a text of the run.
+fn name_of(number: usize) -> String {
+    if number == 0 { NAME.to_owned() } else { format!("{NAME}{}", number.saturating_add(1)) }
+}
+
 fn check(set: &PolicySet) -> Result<(), PolicyErrors> {
     let mut errors = Vec::new();
     for (index, body) in (0_u32..).zip(set.policies()) {
@@ -107,7 +114,7 @@ fn check(set: &PolicySet) -> Result<(), PolicyErrors> {
         }
     }
     if set.policies().is_empty() && set.templates().is_empty() {
-        errors.push(PolicyError::new("scope.forbid", "the forbids of the run hold no policy".to_owned()));
+        errors.push(PolicyError::new("scope.forbid", "the forbids of the run hold no policy"));
     }
     if let Some(template) = set.templates().first() {
         errors

@@ -40,10 +40,13 @@ struct Purse {
     standing: Arc<Standing>,
 }
 
+/// What pays in one state: whoever holds something of it keeps this one thing alive, and not each of its parts.
 #[derive(Debug)]
 struct Found {
     generation: u64,
+    ledger: Arc<Ledger>,
     node: Arc<Node>,
+    purse: Arc<Purse>,
 }
 
 impl Payer {
@@ -78,7 +81,7 @@ impl Payer {
             (None, None) => Ok(None),
             (Some(outer), None) => {
                 let purse = Purse { path: outer.path().into(), standing: Arc::clone(standing) };
-                Ok(Some(Self { purse: Arc::new(purse), found: ArcSwapOption::new(outer.found.load_full()) }))
+                Ok(Some(Self { purse: Arc::new(purse), found: ArcSwapOption::empty() }))
             }
             (None, Some(path)) => {
                 let path = super::names::shown(path);
@@ -121,7 +124,8 @@ impl Payer {
             Box::new(unavailable(self.path(), message.to_owned()))
         })?;
         let node = ledger.node(self.path())?;
-        self.found.store(Some(Arc::new(Found { generation: state.generation(), node })));
+        let (ledger, purse) = (Arc::clone(ledger), Arc::clone(&self.purse));
+        self.found.store(Some(Arc::new(Found { generation: state.generation(), ledger, node, purse })));
         Ok(self.found.load())
     }
 
@@ -132,10 +136,18 @@ impl Payer {
         state: &GateState,
         work: impl FnOnce(&Arc<Ledger>, &Node) -> Result<T, Box<Denial>>,
     ) -> Result<T, Box<Denial>> {
-        let found = self.find(state)?;
-        match (state.cells(), found.as_ref()) {
-            (Some(ledger), Some(found)) => work(ledger, &found.node),
-            _ => Err(Box::new(unavailable(self.path(), "this gate has no ledger".to_owned()))),
+        self.with_found(state, |found| work(&found.ledger, &found.node))
+    }
+
+    #[inline]
+    fn with_found<T>(
+        &self,
+        state: &GateState,
+        work: impl FnOnce(&Arc<Found>) -> Result<T, Box<Denial>>,
+    ) -> Result<T, Box<Denial>> {
+        match self.find(state)?.as_ref() {
+            Some(found) => work(found),
+            None => Err(Box::new(unavailable(self.path(), "this gate has no ledger".to_owned()))),
         }
     }
 }
@@ -183,15 +195,14 @@ pub(super) enum Paid {
 pub(super) fn reserve(state: &GateState, payer: &Payer, amounts: &Amounts, decision: DecisionId, now_ms: i64) -> Paid {
     let shadow = state.mode() == GateMode::Shadow;
     let mut refused = None;
-    let held = payer.with(state, |ledger, node| {
+    let held = payer.with_found(state, |found| {
         if shadow {
-            refused = worst(ledger.explain(node, amounts));
+            refused = worst(found.ledger.explain(&found.node, amounts));
         }
         let tag = [decision.gate, decision.number];
         let options = Options { dispatched: true, forced: shadow, tag, ..Options::default() };
-        let id = ledger.reserve(node, amounts, now_ms, options)?;
-        let (ledger, purse, forks) = (Arc::clone(ledger), Arc::clone(&payer.purse), map::fork_generation());
-        let hold = Handle { ledger, id, purse, forks, shadow };
+        let id = found.ledger.reserve(&found.node, amounts, now_ms, options)?;
+        let hold = Handle { found: Arc::clone(found), id, forks: map::fork_generation(), shadow };
         Ok(Reservation { hold, handed_over: AtomicBool::new(false) })
     });
     match (held, refused) {
@@ -214,9 +225,8 @@ fn worst(denials: Vec<Denial>) -> Option<Box<Denial>> {
 /// Names a hold and the ledger it is in. It ends nothing by itself.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    pub(super) ledger: Arc<Ledger>,
+    found: Arc<Found>,
     pub(super) id: HoldId,
-    purse: Arc<Purse>,
     /// The fork generation it was made in
     forks: u64,
     pub(super) shadow: bool,
@@ -224,8 +234,8 @@ pub struct Handle {
 
 impl Handle {
     /// The ledger.
-    pub const fn ledger(&self) -> &Arc<Ledger> {
-        &self.ledger
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.found.ledger
     }
 
     /// The hold in it.
@@ -235,12 +245,12 @@ impl Handle {
 
     /// Path of the budget.
     pub fn path(&self) -> &str {
-        &self.purse.path
+        &self.found.purse.path
     }
 
     /// Whether the run that made it may go on.
     pub fn standing(&self) -> &Arc<Standing> {
-        &self.purse.standing
+        &self.found.purse.standing
     }
 
     /// Whether it is of the ledger of shadow mode, which stops nothing.
@@ -258,17 +268,17 @@ impl Handle {
         if !self.is_own() {
             return false;
         }
-        self.ledger.charge(self.id, amounts) == Charge::GoOn || self.shadow
+        self.found.ledger.charge(self.id, amounts) == Charge::GoOn || self.shadow
     }
 
     /// Ends the hold as one of which nobody says what was used; false if it has ended.
     pub fn end_unreported(&self) -> bool {
-        self.is_own() && self.ledger.end_unreported(self.id)
+        self.is_own() && self.found.ledger.end_unreported(self.id)
     }
 
     /// Ends the hold of an action that never began: what was not charged goes back, requests stay spent.
     pub fn release(&self) -> bool {
-        self.is_own() && self.ledger.release(self.id)
+        self.is_own() && self.found.ledger.release(self.id)
     }
 }
 

@@ -52,6 +52,25 @@ pub struct ScopeSpec {
     pub narrow: Narrow,
 }
 
+/// What a log says of who asked for something, for a decision that is made again.
+#[derive(Debug, Default)]
+pub struct RecordedScope {
+    /// Everybody who had to be allowed, outermost first; the last one acted
+    pub chain: Vec<EntityData>,
+    /// Id of the session
+    pub session: String,
+    /// For whom the principal acted
+    pub on_behalf_of: Option<EntityUid>,
+    /// What the session had seen
+    pub labels: Vec<String>,
+    /// The only tools the run might call
+    pub tools: Option<Vec<String>>,
+    /// For each run that came with forbids their texts
+    pub forbids: Vec<Vec<String>>,
+    /// When the run's time was over, in milliseconds since 1970
+    pub expires_ms: Option<i64>,
+}
+
 /// One principal of a chain.
 #[derive(Debug, Clone)]
 pub(super) struct Member {
@@ -82,6 +101,8 @@ pub struct Scope {
     payer: Option<Payer>,
     /// `i64::MAX` for never
     expires_ms: i64,
+    /// The same by the clock that nobody can set; `i64::MAX` for never
+    expires_boot_ms: i64,
     standing: Arc<Standing>,
     run: u64,
     request: Option<Hash>,
@@ -95,6 +116,15 @@ pub struct Scope {
 struct Resolved {
     generation: u64,
     entities: Entities,
+}
+
+/// When a time that lies ahead comes, by the clock that nobody can set. One that is past stays the wall clock's: who decides
+/// again what was decided then passes the time of then.
+fn boot_time_of(expires_ms: i64, now_ms: i64) -> i64 {
+    match expires_ms.saturating_sub(now_ms) {
+        left if left > 0 => SystemClock.boot_ms().saturating_add(left),
+        _ => i64::MAX,
+    }
 }
 
 impl Scope {
@@ -117,6 +147,7 @@ impl Scope {
             narrowings,
             payer,
             expires_ms: narrow.expires_ms.unwrap_or(i64::MAX),
+            expires_boot_ms: narrow.expires_ms.map_or(i64::MAX, |expires_ms| boot_time_of(expires_ms, now_ms)),
             run: 0,
             request: None,
             fragments: ScopeFragments::default(),
@@ -124,6 +155,36 @@ impl Scope {
         };
         scope.resolve(state)?;
         scope.label(&narrow.labels, now_ms)?;
+        Ok(scope.with_fragments())
+    }
+
+    /// The scope of a decision that is made again. Nobody pays in it, and its session neither has nor leaves anything
+    /// that the host knows of.
+    pub fn recorded(said: RecordedScope, state: &GateState) -> Result<Self, PolicyErrors> {
+        let chain: Vec<Member> = said.chain.into_iter().map(Member::new).collect();
+        let mut narrowings = Vec::new();
+        for texts in &said.forbids {
+            narrowings = compiled(&narrowings, texts, state)?;
+        }
+        let session = Arc::new(Session::recorded(&said.session, &said.labels, state.control()));
+        let scope = Self {
+            principal: principal_of(&chain)?,
+            standing: standing(&chain, &session, state),
+            chain,
+            session,
+            on_behalf_of: said.on_behalf_of.map(Arc::new),
+            tools: said.tools.map(|tools| sorted(&tools)),
+            narrowings,
+            payer: None,
+            expires_ms: said.expires_ms.unwrap_or(i64::MAX),
+            // Of the time that is decided at, which is not the one that passes.
+            expires_boot_ms: i64::MAX,
+            run: 0,
+            request: None,
+            fragments: ScopeFragments::default(),
+            resolved: ArcSwapOption::empty(),
+        };
+        scope.resolve(state)?;
         Ok(scope.with_fragments())
     }
 
@@ -179,6 +240,10 @@ impl Scope {
             tools,
             narrowings: compiled(&self.narrowings, &narrow.forbid, state)?,
             expires_ms: narrow.expires_ms.unwrap_or(i64::MAX).min(self.expires_ms),
+            expires_boot_ms: narrow
+                .expires_ms
+                .map_or(i64::MAX, |expires_ms| boot_time_of(expires_ms, now_ms))
+                .min(self.expires_boot_ms),
             run: self.run,
             request: self.request,
             fragments: ScopeFragments::default(),
@@ -278,10 +343,11 @@ impl Scope {
         &self.standing
     }
 
-    /// Whether the run's time is over.
+    /// Whether the run's time is over: by the wall clock, or by how long it has lasted, since the wall clock can be set
+    /// back.
     #[inline]
-    pub const fn is_over(&self, now_ms: i64) -> bool {
-        now_ms >= self.expires_ms
+    pub fn is_over(&self, now_ms: i64) -> bool {
+        now_ms >= self.expires_ms || (self.expires_boot_ms != i64::MAX && SystemClock.boot_ms() >= self.expires_boot_ms)
     }
 
     /// When it is over; `i64::MAX` for never.

@@ -27,7 +27,8 @@ pub(super) struct Seen {
 pub(super) struct Session {
     id: Box<str>,
     control: Arc<Control>,
-    place: SessionRef,
+    /// `None` for one whose labels are those that were recorded
+    place: Option<SessionRef>,
     seen: ArcSwap<Seen>,
 }
 
@@ -37,9 +38,18 @@ impl Session {
         Self {
             id: id.into(),
             control: Arc::clone(control),
-            place: control.session(id),
+            place: Some(control.session(id)),
             seen: ArcSwap::from_pointee(none),
         }
+    }
+
+    /// A session as a log tells of it: with these labels, whatever it has seen since.
+    pub(super) fn recorded(id: &str, labels: &[String], control: &Arc<Control>) -> Self {
+        let labels = Val::set(labels.iter().map(|label| Val::Str(label.as_str().into())).collect());
+        let fragment = labels_member(&labels);
+        // Every bit: there is no label that it could still be given.
+        let seen = ArcSwap::from_pointee(Seen { mask: u64::MAX, labels, fragment });
+        Self { id: id.into(), control: Arc::clone(control), place: None, seen }
     }
 
     pub(super) const fn id(&self) -> &str {
@@ -49,22 +59,22 @@ impl Session {
     /// What it has seen by now.
     #[inline]
     pub(super) fn seen(&self, now_ms: i64) -> Guard<Arc<Seen>> {
-        let mask = self.control.seen(&self.place, now_ms);
         let seen = self.seen.load();
+        let Some(place) = &self.place else { return seen };
+        let mask = self.control.seen(place, now_ms);
         if seen.mask == mask { seen } else { self.look(mask) }
     }
 
     #[cold]
     fn look(&self, mask: u64) -> Guard<Arc<Seen>> {
         let names = self.control.labels();
-        let known =
-            names.iter().enumerate().filter(|(bit, _)| mask & (1_u64.checked_shl(*bit as u32).unwrap_or(0)) != 0);
-        let known: Vec<&str> = known.map(|(_, name)| &**name).collect();
+        let known = names.iter().zip(0_u32..).filter(|(_, bit)| (mask >> bit) & 1 == 1);
+        let known: Vec<&str> = known.map(|(name, _)| &**name).collect();
         let labels = Val::set(known.iter().map(|name| Val::Str((*name).into())).collect());
         let fragment = labels_member(&labels);
         // A bit without a name yet: looked at again by the next check.
-        let named = known.len() == mask.count_ones() as usize;
-        let seen = Arc::new(Seen { mask: if named { mask } else { !mask }, labels, fragment });
+        let complete = known.len() == mask.count_ones() as usize;
+        let seen = Arc::new(Seen { mask: if complete { mask } else { !mask }, labels, fragment });
         self.seen.store(Arc::clone(&seen));
         Guard::from_inner(seen)
     }
@@ -83,6 +93,8 @@ impl Session {
 
     /// Adds labels by their bits. They stay, whatever happens to this process.
     pub(super) fn add(&self, mask: u64, now_ms: i64) {
-        self.control.add(&self.place, mask, now_ms);
+        if let Some(place) = &self.place {
+            self.control.add(place, mask, now_ms);
+        }
     }
 }

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use cedar_policy::Schema;
+
 use super::approve::Approver;
 use super::budget_context;
 use super::control::Control;
@@ -122,6 +124,8 @@ pub struct GateState {
     reads: Vec<u64>,
     approvers: Arc<[Approver]>,
     notice: Option<Arc<str>>,
+    /// What the forbids of runs are checked against
+    schema: Option<Arc<Schema>>,
 }
 
 /// The ledgers of a state.
@@ -158,7 +162,7 @@ const DELEGATE: &str = "delegate";
 
 /// What `context` always has at the gate; what `now` and the session hold is made there. `budget` is not among them: a
 /// run may have none.
-pub(super) const SUPPLIED: [&[&str]; 5] = [
+const SUPPLIED: [&[&str]; 5] = [
     &["context", "input"],
     &["context", "now"],
     &["context", "session"],
@@ -186,7 +190,9 @@ impl GateState {
         if !set.is_validated() {
             check_guards(&set, sources.unguarded_forbid, reads_budget, &mut warnings)?;
         }
-        let plain_entities = load_entities(sources)?;
+        let schema = sources.schema.as_ref().map(|source| on_parser_thread(|| parse_schema(source))).transpose()?;
+        let schema = schema.transpose()?.map(Arc::new);
+        let plain_entities = load_entities(sources, schema.as_deref())?;
         let mut tools =
             sources.tools.iter().map(|spec| Tool::new(spec, false).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
         let known = before.map_or(&[][..], |state| state.registry.tools());
@@ -223,6 +229,7 @@ impl GateState {
             reads,
             approvers: sources.approvers.clone().into(),
             notice: sources.notice.as_deref().map(Arc::from),
+            schema,
         })
     }
 
@@ -256,6 +263,7 @@ impl GateState {
             control: Arc::clone(&self.control),
             approvers: Arc::clone(&self.approvers),
             notice: self.notice.clone(),
+            schema: self.schema.clone(),
         })
     }
 
@@ -278,6 +286,11 @@ impl GateState {
 
     pub(super) fn approvers(&self) -> &[Approver] {
         &self.approvers
+    }
+
+    /// What entities and policies look like, if that is declared.
+    pub(super) fn schema(&self) -> Option<&Schema> {
+        self.schema.as_deref()
     }
 
     pub(super) fn notice(&self) -> Option<&str> {
@@ -406,15 +419,12 @@ fn reads_of(registry: &Registry, control: &Control) -> Result<Vec<u64>, PolicyEr
     registry.tools().iter().map(mask).collect()
 }
 
-fn load_entities(sources: &GateSources<'_>) -> Result<Entities, PolicyErrors> {
-    let Some(schema) = &sources.schema else {
-        return sources.entities.as_ref().map_or_else(|| Ok(Entities::empty()), |source| named(source, None));
-    };
-    on_parser_thread(|| {
-        let schema = parse_schema(schema)?;
+fn load_entities(sources: &GateSources<'_>, schema: Option<&Schema>) -> Result<Entities, PolicyErrors> {
+    match (&sources.entities, schema) {
+        (None, None) => Ok(Entities::empty()),
         // Without a document the schema's actions still take part.
-        named(sources.entities.as_ref().unwrap_or(&Source::unnamed("[]")), Some(&schema))
-    })?
+        (entities, schema) => named(entities.as_ref().unwrap_or(&Source::unnamed("[]")), schema),
+    }
 }
 
 fn named(source: &Source<'_>, schema: Option<&cedar_policy::Schema>) -> Result<Entities, PolicyErrors> {
@@ -445,18 +455,23 @@ fn with_actions(entities: &Entities, registry: &Registry) -> Result<Entities, Po
     Ok(entities.update(actions.collect(), &[])?.compact())
 }
 
+/// Reads of forbids that may be absent and are not asked for.
+pub(super) fn unguarded(set: &PolicySet, reads_budget: bool) -> Result<Vec<PolicyError>, PolicyError> {
+    let mut supplied = SUPPLIED.to_vec();
+    // Whether there is a budget, a unit and a window is to be asked; what a cell holds is known from there on.
+    let cells = if reads_budget { budget_context::supplied() } else { Vec::new() };
+    supplied.extend(cells.iter().map(|path| &path[..]));
+    supplied.extend(cells.iter().filter_map(|path| path.get(..5)));
+    guards::unguarded(set, &supplied)
+}
+
 fn check_guards(
     set: &PolicySet,
     rule: UnguardedForbid,
     reads_budget: bool,
     warnings: &mut Vec<String>,
 ) -> Result<(), PolicyErrors> {
-    let mut supplied = SUPPLIED.to_vec();
-    // Whether there is a budget, a unit and a window is to be asked; what a cell holds is known from there on.
-    let cells = if reads_budget { budget_context::supplied() } else { Vec::new() };
-    supplied.extend(cells.iter().map(|path| &path[..]));
-    supplied.extend(cells.iter().filter_map(|path| path.get(..5)));
-    let found = guards::unguarded(set, &supplied)?;
+    let found = unguarded(set, reads_budget)?;
     match rule {
         UnguardedForbid::Warn => warnings.extend(found.iter().map(ToString::to_string)),
         UnguardedForbid::Refuse => {

@@ -179,31 +179,44 @@ impl PolicySet {
                 format!("policy set has {bytes} bytes, the limit is {POLICY_SET_BYTES_MAX}"),
             )));
         }
-        parse::on_parser_thread(|| Self::load_here(sources, schema, options))?
+        parse::on_parser_thread(|| {
+            let parsed = schema.map(parse::parse_schema).transpose()?;
+            let validated = schema.filter(|_| !options.skip_validation);
+            let loading = Self::load_here(sources, parsed.as_ref(), options)?;
+            Ok(loading.finish(
+                validated.map(|source| SourceText { name: source.name.map(Into::into), text: source.text.into() }),
+            ))
+        })?
+    }
+
+    /// The same with a schema that is parsed already. The set does not keep it, so nothing can be linked with it later.
+    ///
+    /// # Errors
+    /// As [`PolicySet::load`].
+    pub fn load_against(
+        sources: &[Source<'_>],
+        schema: Option<&cedar_policy::Schema>,
+        options: LoadOptions,
+    ) -> Result<Self, PolicyErrors> {
+        parse::on_parser_thread(|| Ok(Self::load_here(sources, schema, options)?.finish(None)))?
     }
 
     fn load_here(
         sources: &[Source<'_>],
-        schema: Option<&Source<'_>>,
+        schema: Option<&cedar_policy::Schema>,
         options: LoadOptions,
-    ) -> Result<Self, PolicyErrors> {
-        let schema_source = schema;
-        let schema = schema.map(parse::parse_schema).transpose()?;
+    ) -> Result<Loading, PolicyErrors> {
         let mut loading = Loading::default();
         for (number, source) in sources.iter().enumerate() {
             let parsed = parse::parse_policies(source)?;
-            if let Some(schema) = &schema
-                && !options.skip_validation
-            {
+            if let Some(schema) = schema.filter(|_| !options.skip_validation) {
                 let warnings = parse::validate_named(&parsed, schema, |_| source.name)?;
                 loading.warnings.extend(warnings.iter().map(ToString::to_string));
             }
             loading.take(&parsed, number, source, options.ids);
         }
         loading.check()?;
-        let validated = schema_source.filter(|_| !options.skip_validation);
-        Ok(loading
-            .finish(validated.map(|source| SourceText { name: source.name.map(Into::into), text: source.text.into() })))
+        Ok(loading)
     }
 
     /// Answers one request.

@@ -291,7 +291,7 @@ mod tests {
         assert_eq!(size_of::<ApprovalSlot>(), 192);
         assert_eq!(size_of::<GateSlot>(), 1_024);
         assert!(size_of::<RevocationsHeader>() <= SESSIONS_HEADER_AT - REVOCATIONS_HEADER_AT);
-        assert_eq!(PLACES.bytes, 7_028_736);
+        assert_eq!(PLACES.bytes, 6_844_416);
     }
 
     #[test]

@@ -13,6 +13,9 @@
 mod approvals;
 #[cfg(not(loom))]
 mod counters;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod deaths;
 mod error;
 mod labels;
 pub(crate) mod layout;

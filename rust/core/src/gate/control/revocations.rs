@@ -3,7 +3,8 @@
 //! One word says it all to a check: 0 if nothing was ever revoked, else the generation of the table and whether anything
 //! is in force. The table is a function of the generation: a revocation is in force from one generation on and until
 //! another, both stored beside it, so a writer changes what the next generation will see, brings it to the disk, and
-//! only then stores the word. Whoever is killed on the way has changed nothing; the next writer clears what it left.
+//! only then stores the word. Whoever is killed on the way has changed nothing yet: the next one who opens or writes
+//! finishes a revocation that is whole, and drops a restoration.
 //!
 //! Readers take no lock (a seqlock, with the word as its sequence): word, marks and texts, word again. A slot is written
 //! anew only if it is in force neither in the generation of the word nor in the next one.
@@ -309,8 +310,8 @@ pub(super) enum Wish<'a> {
     Restore {
         target: &'a Target,
     },
-    /// Nothing but a word that makes everybody look at the damage
-    ShowDamage,
+    /// Finish what a dead writer has left, and have a word that makes everybody look at damage
+    Settle,
 }
 
 impl Wish<'_> {
@@ -323,7 +324,7 @@ impl Wish<'_> {
                 target.check()
             }
             Self::Restore { target } => target.check(),
-            Self::ShowDamage => Ok(()),
+            Self::Settle => Ok(()),
         }
     }
 }
@@ -455,15 +456,16 @@ impl Board {
 
     /// Changes the table. The caller holds the lock of all writers; `flush` brings everything to the disk.
     pub(super) fn change(&self, wish: &Wish<'_>, flush: &dyn Fn() -> std::io::Result<()>) -> Result<Change, Failure> {
-        let table = self.read();
+        let mut table = self.read();
         let damaged = table.is_damaged();
-        let base = if damaged { self.latest(table.generation()) } else { table.generation() };
-        let next = base.saturating_add(1);
         // Pairs with the fence of readers: see `read`.
         fence(Release);
-        if !damaged {
-            self.clear_unpublished(base);
+        if !damaged && self.has_unpublished(table.generation()) && self.settle(table.generation()) {
+            self.publish(table.generation().saturating_add(1), false, true, flush)?;
+            table = self.read();
         }
+        let base = if damaged { self.latest(table.generation()) } else { table.generation() };
+        let next = base.saturating_add(1);
         let clears = matches!(wish, Wish::Restore { target } if target.kind == TargetKind::Everything) && damaged;
         let (changed, is_revoke) = match wish {
             Wish::Revoke { target, reason, by, at_ms } => {
@@ -484,25 +486,35 @@ impl Board {
                 }
                 (found.is_some() || clears, false)
             }
-            Wish::ShowDamage => (damaged && table.word() & 1 == 0, true),
+            Wish::Settle => (damaged && table.word() & 1 == 0, true),
         };
         if !changed {
             // A change before may have failed to reach the disk.
             flush().map_err(Failure::After)?;
             return Ok(Change { generation: table.generation(), changed });
         }
-        let any = self.write_sum(next, damaged && !clears);
-        let flushed = flush();
-        // A revocation is in force whatever the disk says; a restoration has to be on it.
-        if let Err(error) = flushed
+        self.publish(next, damaged && !clears, is_revoke, flush)?;
+        Ok(Change { generation: next, changed })
+    }
+
+    /// Makes a generation the current one. A revocation is in force whatever the disk says; a restoration is not unless
+    /// the disk has it.
+    fn publish(
+        &self,
+        next: u64,
+        damaged: bool,
+        is_revoke: bool,
+        flush: &dyn Fn() -> std::io::Result<()>,
+    ) -> Result<(), Failure> {
+        let any = self.write_sum(next, damaged);
+        if let Err(error) = flush()
             && !is_revoke
         {
             return Err(Failure::Before(error));
         }
         // Sequentially consistent, so that it has left this core's store buffer before the caller goes on.
         self.header().word.swap((next << 1) | u64::from(any), SeqCst);
-        flush().map_err(Failure::After)?;
-        Ok(Change { generation: next, changed })
+        flush().map_err(Failure::After)
     }
 
     /// Beyond every generation that anything in a damaged table names.
@@ -517,20 +529,35 @@ impl Board {
         named.chain(sums).chain([generation]).filter(|named| *named < GENERATION_END / 2).max().unwrap_or(0)
     }
 
-    /// Removes what a writer left that was killed before it published it.
-    fn clear_unpublished(&self, generation: u64) {
+    /// Whether a writer was killed, or the power cut, before it published what it wrote.
+    pub(super) fn has_unpublished(&self, generation: u64) -> bool {
+        let later = |sealed| matches!(sealed, Sealed::At(at) if at > generation);
+        self.marks.iter().enumerate().any(|(slot, mark)| {
+            later(unseal(mark.from.load(Acquire), slot, FROM)) || later(unseal(mark.until.load(Acquire), slot, UNTIL))
+        })
+    }
+
+    /// Decides what becomes of it: who wanted to revoke gets it, if the text is whole, who wanted to restore does not.
+    /// Whether there is anything to publish.
+    fn settle(&self, generation: u64) -> bool {
+        let mut any = false;
         for (slot, mark) in self.marks.iter().enumerate() {
-            if let Sealed::At(from) = unseal(mark.from.load(Relaxed), slot, FROM)
-                && from > generation
-            {
-                mark.from.store(0, Release);
-            }
             if let Sealed::At(until) = unseal(mark.until.load(Relaxed), slot, UNTIL)
                 && until > generation
             {
                 mark.until.store(0, Release);
             }
+            if let Sealed::At(from) = unseal(mark.from.load(Relaxed), slot, FROM)
+                && from > generation
+            {
+                if self.text(slot, from).is_some() {
+                    any = true;
+                } else {
+                    mark.from.store(0, Release);
+                }
+            }
         }
+        any
     }
 
     /// Empties every slot that cannot be read.
@@ -592,6 +619,8 @@ fn force(slot: usize, mark: &Mark, generation: u64) -> Force {
     let from = unseal(mark.from.load(Acquire), slot, FROM);
     match (from, until) {
         (Sealed::Broken, _) | (_, Sealed::Broken) => Force::Broken,
+        // Two generations ahead of the word: the word is older than the table.
+        (Sealed::At(at), _) | (_, Sealed::At(at)) if at > generation.saturating_add(1) => Force::Broken,
         (Sealed::Never, _) => Force::Out,
         (Sealed::At(from), _) if from > generation => Force::Out,
         (_, Sealed::At(until)) if until <= generation => Force::Out,

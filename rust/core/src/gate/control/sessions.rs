@@ -21,7 +21,7 @@ use std::sync::atomic::AtomicU64 as PlainU64;
 use sha2::{Digest as _, Sha256};
 
 use super::layout::{SessionSlot, SessionsHeader};
-use crate::limits::{CONTROL_SESSION_IDLE_MINUTES, CONTROL_SESSION_PROBES_MAX};
+use crate::limits::{CONTROL_SESSION_IDLE_MINUTES, CONTROL_SESSION_PROBES_MAX, CONTROL_SESSIONS_MAX};
 use crate::map::Table;
 use crate::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use crate::sync::fence;
@@ -114,6 +114,8 @@ fn minute_of(now_ms: i64) -> u32 {
 /// Runs its argument under the lock of who makes room, if that is free. Whether it ran.
 pub(super) type Exclusively<'a> = &'a dyn Fn(&mut dyn FnMut()) -> bool;
 
+const _: () = assert!(CONTROL_SESSIONS_MAX.is_power_of_two(), "an odd step leads to every place");
+
 /// The labels of all sessions in shared memory.
 #[derive(Debug)]
 pub(super) struct Sessions {
@@ -178,11 +180,13 @@ impl Sessions {
         self.overflow()
     }
 
-    /// The places that a key may have, in their order.
+    /// The places that a key may have, in their order: an odd step, which is another part of the key, leads to all of
+    /// a power of two. Places in a row would fill up in clusters, long before the table is full.
     fn probes(&self, key: u64) -> impl Iterator<Item = (usize, &SessionSlot)> {
-        let first = key.checked_rem(self.slots.len() as u64).and_then(|first| usize::try_from(first).ok()).unwrap_or(0);
-        let all = self.slots.iter().enumerate();
-        all.clone().skip(first).chain(all.take(first)).take(CONTROL_SESSION_PROBES_MAX)
+        let (mask, step) = ((self.slots.len() as u64).saturating_sub(1), (key >> 32) | 1);
+        let places = (0..CONTROL_SESSION_PROBES_MAX.min(self.slots.len()) as u64)
+            .filter_map(move |probe| usize::try_from(key.wrapping_add(probe.wrapping_mul(step)) & mask).ok());
+        places.filter_map(|place| Some((place, self.slots.get(place)?)))
     }
 
     fn find(&self, key: u64) -> Option<Place> {

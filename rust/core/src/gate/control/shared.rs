@@ -1,6 +1,7 @@
 //! The handle of a control file: every operation of the room, with its lock and its disk.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use arc_swap::{ArcSwap, Guard};
@@ -21,7 +22,11 @@ use crate::limits::{
 };
 use crate::map::{self, Mapping, Table};
 use crate::sync::AtomicU32;
+use crate::sync::Ordering::Relaxed;
 
+/// Why everything is revoked in a file that nobody can find any more.
+const LOST: &str =
+    "the file of revocations was moved, removed or replaced, so nobody can reach this gate; open it anew";
 /// Tries to get the lock of who takes slots from sessions: it is held for less than a microsecond.
 const SESSIONS_LOCK_TRIES: u32 = 100;
 
@@ -51,6 +56,8 @@ pub struct Control {
     taking: Mutex<()>,
     /// Gates of this process: the kernel's locks do not keep threads of one process apart
     joined: Mutex<Vec<bool>>,
+    /// The name leads elsewhere, and everything is revoked for it
+    lost: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -65,13 +72,18 @@ impl Control {
 
     /// Opens the file, and makes it if there is none. `volatile`: it may lie in memory.
     ///
-    /// A table of revocations that does not add up is in force as "everything" from here on, in every process.
+    /// A table of revocations that does not add up is in force as "everything" from here on, in every process, and so
+    /// is a revocation whose writer was killed, or the power cut, before it was in force.
     pub fn open(path: &Path, volatile: bool) -> Result<Arc<Self>, ControlError> {
         let (store, memory) = store::open(path, volatile)?;
         let control = Self::assemble(Some(store), &memory)?;
         let table = control.board.read();
-        if table.is_damaged() && table.word() & 1 == 0 {
-            control.change(&Wish::ShowDamage)?;
+        if (table.is_damaged() && table.word() & 1 == 0) || control.board.has_unpublished(table.generation()) {
+            match control.change(&Wish::Settle) {
+                // In force is enough: the disk has what it had.
+                Ok(_) | Err(ControlError::NotDurable { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(control)
     }
@@ -104,6 +116,7 @@ impl Control {
             changing: Mutex::new(()),
             taking: Mutex::new(()),
             joined: Mutex::new(vec![false; CONTROL_GATES_MAX]),
+            lost: AtomicBool::new(false),
         }))
     }
 
@@ -124,6 +137,25 @@ impl Control {
     /// Two system calls.
     pub fn is_at_its_path(&self) -> bool {
         self.store.as_ref().is_none_or(Store::is_at_its_path)
+    }
+
+    /// Revokes everything, in the file that is open here, if its name no longer leads to it: whoever revokes would write
+    /// to another file, and nobody here would see it. There is no way back but opening it anew. Gates look once a second.
+    ///
+    /// # Cost
+    /// Two system calls; once the name is lost, none.
+    pub fn check_name(&self, now_ms: i64) {
+        let Some(store) = self.store.as_ref().filter(|_| self.is_own() && !self.lost.load(Relaxed)) else { return };
+        if store.is_at_its_path() {
+            return;
+        }
+        let (target, by) = (Target::everything(), "tollkeeper");
+        let wish = Wish::Revoke { target: &target, reason: LOST, by, at_ms: now_ms };
+        // Nothing to flush: the file has no name, or is not where the next one looks. Who cannot get the lock tries again.
+        let changed = store.locks.exclusively(LOCK_CHANGE, CONTROL_LOCK_TRIES, || self.board.change(&wish, &|| Ok(())));
+        if matches!(changed, Ok(Ok(_))) {
+            self.lost.store(true, Relaxed);
+        }
     }
 
     fn shown(&self) -> String {
@@ -480,7 +512,7 @@ impl Control {
     pub fn gates(&self) -> Vec<CountersRow> {
         let joined = lock(&self.joined);
         let slots = self.gates.iter().enumerate();
-        let named = slots.filter(|(_, slot)| slot.pid.load(crate::sync::Ordering::Relaxed) != 0);
+        let named = slots.filter(|(_, slot)| slot.pid.load(Relaxed) != 0);
         named
             .map(|(index, slot)| {
                 let own = self.is_own() && joined.get(index).is_some_and(|taken| *taken);
