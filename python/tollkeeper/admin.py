@@ -1,15 +1,15 @@
 """Administration: what changes what gates do, apart from the gates themselves and with credentials of its own.
 
-`GateAdmin` revokes and restores, answers approvals, changes limits, has gates reload, and says how they are doing. Where
-the configuration lists public keys under ``[admin]``, each of these acts needs the private half of one, and a gate takes
-no grant without its signature. Looking needs none.
+`GateAdmin` revokes and restores, answers approvals, changes limits, has gates reload, and says how they are doing.
+Where the configuration lists public keys under ``[admin]``, each of these acts needs the private half of one, and a
+gate takes no grant without its signature. Looking needs none.
 
 The keys keep apart those who use this class. Whoever can write to the state directory as the same user can change the
 table of revocations without it; only grants are proof against that, because gates check their signatures. See the tiers
 in ``status``.
 
-What takes rights away is done first and recorded then, because a full disk must not keep anybody from stopping an agent;
-what gives rights is done only while it can be recorded.
+What takes rights away is done first and recorded then, because a full disk must not keep anybody from stopping an
+agent; what gives rights is done only while it can be recorded.
 """
 
 import base64
@@ -30,6 +30,7 @@ from tollkeeper.audit import AuditLog
 from tollkeeper.budget import Ledger
 from tollkeeper.errors import AuditError, BudgetError, StateError, TollkeeperError
 from tollkeeper.gate import CONTROL_NAME, opened_log
+from tollkeeper.reevaluate import is_object
 from tollkeeper.unfinished import Target
 from tollkeeper.watch import REPORTS, REQUEST_BYTES_MAX, REQUEST_NAME
 
@@ -111,8 +112,8 @@ class Question:
     document: Mapping[str, Any] | None
     """What was written down for the approver: ``kinds``, ``policies``, ``reason``, ``decision`` and others."""
     binding: Mapping[str, Any] | None
-    """What exactly is asked for: ``chain``, ``action``, ``resource``, ``arguments``, ``pin``. `None` if it is not what the
-    gate asked for: then ``fault`` says why, and it cannot be approved."""
+    """What exactly is asked for: ``chain``, ``action``, ``resource``, ``arguments``, ``pin``. `None` if it is not what
+    the gate asked for: then ``fault`` says why, and it cannot be approved."""
     fault: str | None = None
 
 
@@ -129,7 +130,7 @@ class Reloaded:
 
 
 class GateAdmin:
-    """What operators do to the gates of a state directory.
+    r"""What operators do to the gates of a state directory.
 
     Example:
         >>> import pathlib, tempfile
@@ -177,7 +178,7 @@ class GateAdmin:
             name = "+".join(listed[0].split("+")[:2])
         return cls(settings, private, name.encode()[:BY_BYTES_MAX].decode(errors="ignore"))
 
-    # --- acts -----------------------------------------------------------------------------------------------------------
+    # --- acts ---------------------------------------------------------------------------------------------------------
 
     def revoke(
         self,
@@ -190,9 +191,10 @@ class GateAdmin:
     ) -> Receipt:
         """Takes the right to act from a principal, a tool, a session or everything: name exactly one.
 
-        When it returns, every check that begins is denied with `principal.revoked`, in every process that shares the state
-        directory, wherever in a chain the principal stands, also after a restart; and the next `charge` of what is
-        streaming says stop. What was allowed before goes on as far as its runtime lets it: the receipt says what is known.
+        When it returns, every check that begins is denied with `principal.revoked`, in every process that shares the
+        state directory, wherever in a chain the principal stands, also after a restart; and the next `charge` of what
+        is streaming says stop. What was allowed before goes on as far as its runtime lets it: the receipt says what is
+        known.
 
         Args:
             principal: Its uid.
@@ -251,8 +253,8 @@ class GateAdmin:
     def approve(self, approval: str, *, expires_s: float = 3600.0) -> Question:
         """Grants what a gate asked for, to be used once and until it expires.
 
-        The text that says what it is for is compared with the digest that the gate has left: a text that was changed since
-        is refused.
+        The text that says what it is for is compared with the digest that the gate has left: a text that was changed
+        since is refused.
 
         Args:
             approval: The question's id.
@@ -277,8 +279,7 @@ class GateAdmin:
             expires_ms = now_ms + max(1, int(expires_s * 1000))
             signature = None
             if self._key is not None:
-                message = _native.Control.approval_message(approval, question.digest, expires_ms)
-                signature = self._key.sign(message)
+                signature = self._key.sign(_native.Control.approval_message(approval, question.digest, expires_ms))
             table.answer(approval, True, expires_ms, signature, now_ms)  # noqa: FBT003 - the native half
             fault = _append(log, "approve", self._answer_entry(question, granted=True, expires_ms=expires_ms))
         if fault is not None:
@@ -353,7 +354,7 @@ class GateAdmin:
         self._clean(table)
         return Reloaded(bundle.hex(), taken, missing)
 
-    # --- looking --------------------------------------------------------------------------------------------------------
+    # --- looking ------------------------------------------------------------------------------------------------------
 
     def revocations(self) -> list[dict[str, Any]]:
         """What is revoked: ``kind``, ``name``, ``reason``, ``by``, ``at_ms``, ``generation``, ``damage``."""
@@ -387,7 +388,7 @@ class GateAdmin:
 
         return condition.read(self.settings, self._existing)
 
-    # --- below ----------------------------------------------------------------------------------------------------------
+    # --- below --------------------------------------------------------------------------------------------------------
 
     def _authorize(self) -> None:
         if self.settings.admin_keys and self._key is None:
@@ -566,8 +567,8 @@ def _document(row: dict[str, Any], state_dir: Path) -> tuple[dict[str, Any] | No
         return None, None, f"{path}: what it is for cannot be read: {error.strerror}"
     except (ValueError, RecursionError):
         return None, None, f"{path}: changed since the gate asked: it is no JSON"
-    text = document.get("binding") if isinstance(document, dict) else None
-    if not isinstance(text, str):
+    text = document.get("binding") if is_object(document) else None
+    if not is_object(document) or not isinstance(text, str):
         return None, None, f"{path}: changed since the gate asked: it does not say what it is for"
     if hashlib.sha256(text.encode(errors="surrogatepass")).digest() != row["digest"]:
         return document, None, f"{path}: changed since the gate asked: it is not what the gate would allow"
@@ -589,7 +590,7 @@ def watchers(state_dir: Path) -> list[dict[str, Any]]:
         except (OSError, ValueError, RecursionError):
             # Another one takes its place at this moment.
             continue
-        if isinstance(document, dict) and isinstance(document.get("pid"), int):
+        if is_object(document) and isinstance(document.get("pid"), int):
             found.append(document)
     return found
 

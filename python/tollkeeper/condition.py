@@ -132,7 +132,8 @@ def _budgets(settings: Config) -> dict[str, Any]:
     if not state.is_file():
         return {"missing": f"{state}: no gate has opened the ledger yet"}
     with Ledger({**budgets.spec(file), "keep_limits": True}, os.fsdecode(state)) as ledger:
-        held, limits = ledger.holds(), []
+        held = ledger.holds()
+        limits: list[dict[str, Any]] = []
         for path in ledger.paths:
             for (unit, window), usage in sorted(ledger.usage(path).items()):
                 limits.append(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tollkeeper.budgets import Spec
     from tollkeeper.config import Config
     from tollkeeper.otel import Spans
-    from tollkeeper.watch import Watch
+    from tollkeeper.watch import Print, Watch
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -314,14 +314,15 @@ class Gate(_native.Gate):
         log: AuditLog | None = None,
         notice: str | None = None,
     ) -> Self:
-        watch, seen = None, ()
+        seen: Print | None = None
         if settings.gate.watch:
-            from tollkeeper import config, watch  # noqa: PLC0415 - a gate without a watcher needs none
+            from tollkeeper import config  # noqa: PLC0415 - see the top
+            from tollkeeper.watch import fingerprint  # noqa: PLC0415 - a gate without a watcher needs none
 
             # First of all: what changes while it is read is seen as a change. Absolute: the watcher has to find the
             # files also when the process goes to another folder.
             path = settings.file.absolute()
-            seen, settings = watch.fingerprint(path), config.load(path)
+            seen, settings = fingerprint(path), config.load(path)
         budgets, instance = _budgets(settings), int.from_bytes(os.urandom(8)) or 1
         sources = gate_sources(settings, notice)
         shared = control(settings)
@@ -339,9 +340,11 @@ class Gate(_native.Gate):
         gate._state_dir, gate._table, gate._watch = settings.state_dir, gate._control, None
         gate._answers = {}
         gate._swapping, gate.reload_error = _thread.allocate_lock(), None
-        if watch is not None:
+        if seen is not None:
+            from tollkeeper.watch import Watch  # noqa: PLC0415 - as above
+
             try:
-                gate._watch = watch.Watch(gate, settings, seen)
+                gate._watch = Watch(gate, settings, seen)
             except BaseException:
                 gate.close()
                 raise
@@ -371,6 +374,9 @@ class Gate(_native.Gate):
             HandleError: The gate was closed.
             The same as `Gate.open`.
         """
+        if self.closed:
+            message = "the gate was closed, and decides nothing that new policies could change; open it again"
+            raise HandleError(message, "gate.closed")
         try:
             # A watcher may reload at the same time.
             with self._swapping:
@@ -386,9 +392,6 @@ class Gate(_native.Gate):
     def _swap(self) -> None:
         from tollkeeper import reloading  # noqa: PLC0415 - see the top
 
-        if self.closed:
-            message = "the gate was closed, and decides nothing that new policies could change; open it again"
-            raise HandleError(message, "gate.closed")
         settings, sources = reloading.read(self._path)
         if _audit(settings) != self._audit:
             message = f"{settings.file}: [audit] has changed, and a log stays as it was opened; open a new gate"

@@ -101,19 +101,17 @@ def find(folder: Path, target: Target, is_live: Callable[[Path], bool]) -> Found
         found.whole = False
         found.faults.append("some records are not on the disk yet")
     seen: set[str] = set()
-    for newest, logs in live:
-        _take(found, target, _Back(newest, logs, end, found), seen)
-    for newest, logs in rest:
-        _take(found, target, _Back(newest, logs, end, found, ended=True), seen)
+    for _, logs in live:
+        _take(found, target, _Back(logs, end, found), seen)
+    for _, logs in rest:
+        _take(found, target, _Back(logs, end, found, ended=True), seen)
     return found
 
 
 class _Back:
     """The entries of one slot, the newest first, with whether the process that wrote them lives."""
 
-    def __init__(
-        self, newest: dict[str, Any], logs: list[dict[str, Any]], end: float, found: Found, *, ended: bool = False
-    ) -> None:
+    def __init__(self, logs: list[dict[str, Any]], end: float, found: Found, *, ended: bool = False) -> None:
         self._logs = sorted(logs, key=lambda log: log["epoch"], reverse=True)
         self._end, self._found, self.ended = end, found, ended
 
@@ -170,8 +168,7 @@ def _is_of(entry: _Entry, target: Target) -> bool:
     if not isinstance(entry.id, str):
         return False
     if target.kind == "principal":
-        chain: list[object] = entry.chain if isinstance(entry.chain, list) else []
-        return entry.principal == target.name or target.name in chain
+        return entry.principal == target.name or (isinstance(entry.chain, list) and target.name in entry.chain)
     if target.kind == "session":
         return bool(entry.session == target.name)
     if target.kind == "tool":
@@ -179,7 +176,7 @@ def _is_of(entry: _Entry, target: Target) -> bool:
     return True
 
 
-# --- the ring of a log that another process has --------------------------------------------------------------------------
+# --- the ring of a log that another process has -----------------------------------------------------------------------
 
 RING_MAGIC: Final = b"TKRING01"
 LINE_BYTES: Final = 64

@@ -10,6 +10,7 @@ does not report.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import threading
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tollkeeper import config
 from tollkeeper.approvals import write_private
 from tollkeeper.errors import ConfigError, TollkeeperError
+from tollkeeper.reevaluate import is_object
 
 if TYPE_CHECKING:
     from tollkeeper.gate import Gate
@@ -82,7 +84,7 @@ def read_request(state_dir: Path | None) -> str | None:
             document: Any = json.loads(file.read(REQUEST_BYTES_MAX))
     except (OSError, ValueError, RecursionError):
         return None
-    found = document.get("request") if isinstance(document, dict) else None
+    found = document.get("request") if is_object(document) else None
     return found if isinstance(found, str) else None
 
 
@@ -100,7 +102,7 @@ class Watch:
 
     def __init__(self, gate: "Gate", settings: config.Config, seen: Print) -> None:
         try:
-            import watchfiles  # noqa: F401, PLC0415 - an optional package
+            importlib.import_module("watchfiles")
         except ImportError:
             message = f"{settings.file}: gate.watch needs the package `watchfiles`, which is not installed"
             raise ConfigError(message, "config.watch", "pip install tollkeeper[watch]") from None
@@ -111,7 +113,8 @@ class Watch:
         self._report = None
         if self._state_dir is not None:
             self._report = self._state_dir / REPORTS / f"{os.getpid()}.{os.urandom(4).hex()}.json"
-        self._seen, self._requested = seen, read_request(self._state_dir)
+        self._seen: Print = seen
+        self._requested = read_request(self._state_dir)
         self._folders = self._watched(settings)
         self._over = threading.Event()
         self._pid = os.getpid()

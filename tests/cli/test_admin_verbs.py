@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.cli.conftest import Cli, environment
+
 from tollkeeper import Gate, GateAdmin, _native
 
 POLICIES = """
@@ -66,7 +66,7 @@ def asked(gate: Gate, arguments: dict[str, Any]) -> str:
         return gate.approval(gate.check("wire", arguments)).id
 
 
-# --- revoke and restore -------------------------------------------------------------------------------------------------
+# --- revoke and restore -----------------------------------------------------------------------------------------------
 
 
 def test_revoke_prints_a_receipt(gate: Gate, cli: Cli) -> None:
@@ -160,7 +160,7 @@ def test_a_key_that_is_missing_is_named_by_its_public_half(folder: Path, cli: Cl
     assert cli("status").code == 0
 
 
-# --- approvals ----------------------------------------------------------------------------------------------------------
+# --- approvals --------------------------------------------------------------------------------------------------------
 
 
 def test_approvals_are_listed_shown_and_granted(gate: Gate, cli: Cli) -> None:
@@ -249,7 +249,7 @@ def test_a_terminal_is_asked(folder: Path, gate: Gate, answer: str, state: str) 
     assert GateAdmin.open(folder / "tollkeeper.toml").approval(approval).state == state
 
 
-# --- reload -------------------------------------------------------------------------------------------------------------
+# --- reload -----------------------------------------------------------------------------------------------------------
 
 
 def test_reload_says_who_has_the_new_files(folder: Path, cli: Cli) -> None:
@@ -284,7 +284,7 @@ def test_reload_tells_nobody_of_what_fails(folder: Path, cli: Cli) -> None:
     assert not (folder / "state" / "reload").exists()
 
 
-# --- status -------------------------------------------------------------------------------------------------------------
+# --- status -----------------------------------------------------------------------------------------------------------
 
 
 def test_status_before_anything_was_made(folder: Path, cli: Cli) -> None:

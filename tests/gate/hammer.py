@@ -1,6 +1,7 @@
-"""One process of the kill switch's test: checks as fast as it can, and writes down when each allowed check began.
+"""One process of the kill switch's test: checks as fast as it can and notes when the last allowed check began.
 
-Arguments: the configuration, the principal, the file to write to. It waits for a line, and ends a fifth of a second after it was revoked.
+Arguments: the configuration, the principal, the file to write to. It waits for a line, and ends
+a fifth of a second after it was revoked.
 """
 
 import sys

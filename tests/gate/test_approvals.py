@@ -92,7 +92,7 @@ def log_entries(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [entry for entry in found if entry["kind"] == kind]
 
 
-# --- one grant ----------------------------------------------------------------------------------------------------------
+# --- one grant --------------------------------------------------------------------------------------------------------
 
 
 def test_a_grant_is_used_once(folder: Path, gate: Gate, admin: GateAdmin) -> None:
@@ -221,7 +221,7 @@ def test_threads_race_for_one_grant(gate: Gate, admin: GateAdmin) -> None:
     assert (len(allowed), sum(allowed)) == (200, 1)
 
 
-# --- a denial on the way ------------------------------------------------------------------------------------------------
+# --- a denial on the way ----------------------------------------------------------------------------------------------
 
 
 def test_policies_that_changed_meanwhile_leave_the_grant_unused(folder: Path, gate: Gate, admin: GateAdmin) -> None:
@@ -259,7 +259,7 @@ def test_a_revocation_leaves_the_grant_unused(gate: Gate, admin: GateAdmin) -> N
     assert wire(gate).allowed
 
 
-# --- who may grant ------------------------------------------------------------------------------------------------------
+# --- who may grant ----------------------------------------------------------------------------------------------------
 
 
 def test_a_grant_needs_the_signature_of_a_listed_key(folder: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_grant_needs_the_signature_of_a_listed_key(folder: Path) -> None:
         assert wire(gate).allowed
 
 
-# --- what is shown is what is granted -----------------------------------------------------------------------------------
+# --- what is shown is what is granted ---------------------------------------------------------------------------------
 
 
 def test_a_document_that_was_changed_is_refused(folder: Path, gate: Gate, admin: GateAdmin) -> None:
@@ -338,14 +338,14 @@ def test_documents_of_questions_that_are_gone_are_removed(folder: Path, gate: Ga
     assert sorted(documents.iterdir()) == sorted([young, documents / f"{approval}.json"])
 
 
-# --- waiting ------------------------------------------------------------------------------------------------------------
+# --- waiting ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_check_that_waits_for_the_answer(gate: Gate, admin: GateAdmin) -> None:
     async def ask_and_wait() -> Decision:
         with gate.run(principal=A, session="s", budget="acme"):
             waiting = asyncio.ensure_future(gate.acheck("wire", MONEY, approval_timeout=30))
-            while not (pending := [one for one in admin.approvals() if one.state == "pending"]):
+            while not (pending := [one for one in admin.approvals() if one.state == "pending"]):  # noqa: ASYNC110 - a file
                 await asyncio.sleep(0.01)
             await asyncio.to_thread(admin.approve, pending[0].id)
             return await waiting

@@ -92,7 +92,7 @@ def slots(folder: Path) -> list[Path]:
     return [Path(log["path"]) for log in _native.audit_logs(folder / "audit")]
 
 
-# --- eight processes ----------------------------------------------------------------------------------------------------
+# --- eight processes --------------------------------------------------------------------------------------------------
 
 
 def start(folder: Path, name: str, principal: str) -> subprocess.Popen[str]:
@@ -146,7 +146,7 @@ def test_no_allow_is_ordered_after_a_revocation(folder: Path, admin: GateAdmin) 
     assert seen == PROCESSES
 
 
-# --- what is revoked ----------------------------------------------------------------------------------------------------
+# --- what is revoked --------------------------------------------------------------------------------------------------
 
 
 def check(gate: Gate, tool: str = "search", principal: str = A, session: str = "s") -> str:
@@ -253,7 +253,7 @@ def test_the_revoker_and_whoever_notices_say_so_in_their_logs(folder: Path, gate
     assert {one["by"] for one in said} == {f"{GateAdmin.open(folder / 'tollkeeper.toml')._name}"}
 
 
-# --- the receipt --------------------------------------------------------------------------------------------------------
+# --- the receipt ------------------------------------------------------------------------------------------------------
 
 
 def test_a_receipt_counts_what_is_not_finished(gate: Gate, admin: GateAdmin) -> None:
@@ -309,9 +309,7 @@ def test_without_a_log_it_says_that_it_does_not_know(folder: Path) -> None:
     assert receipt.unrecorded is None
 
 
-def test_a_log_that_cannot_be_written_keeps_nobody_from_revoking(
-    folder: Path, admin: GateAdmin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_that_cannot_be_written_keeps_nobody_from_revoking(folder: Path, admin: GateAdmin) -> None:
     with Gate.open(folder / "tollkeeper.toml") as gate:
         (folder / "audit").rename(folder / "elsewhere")
         (folder / "audit").write_text("in the way")
@@ -325,7 +323,7 @@ def test_a_log_that_cannot_be_written_keeps_nobody_from_revoking(
         (folder / "elsewhere").rename(folder / "audit")
 
 
-# --- refusals -----------------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_no_two_states_have_one_fingerprint(folder: Path) -> None:
     for change in (
         lambda: replace(folder / "policies" / "p.cedar", POLICIES),
         lambda: (folder / "policies" / "q.cedar").write_text(STOP),
-        lambda: (folder / "policies" / "q.cedar").unlink(),
+        (folder / "policies" / "q.cedar").unlink,
         lambda: config.write_text("[["),
         config.unlink,
     ):
@@ -214,7 +214,7 @@ def test_no_two_states_have_one_fingerprint(folder: Path) -> None:
     assert len(set(seen)) == 5
 
 
-# --- told to ------------------------------------------------------------------------------------------------------------
+# --- told to ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_program_can_reload_and_hears_of_failing_tests(folder: Path) -> None:

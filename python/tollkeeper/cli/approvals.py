@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tollkeeper.admin import GateAdmin, Question
 from tollkeeper.cli import administration, ledgers
@@ -138,7 +138,8 @@ def _lines(question: Question) -> Iterator[str]:
         yield f"action        {shown(_text(binding.get('action')))}"
         yield f"resource      {shown(_text(binding.get('resource')))}"
         yield f"arguments     {shown(json.dumps(binding.get('arguments'), ensure_ascii=False))}"
-    yield f"asked because {shown(', '.join(_texts(document.get('policies'))) or '-')}: {shown(_text(document.get('reason')))}"
+    policies = ", ".join(_texts(document.get("policies"))) or "-"
+    yield f"asked because {shown(policies)}: {shown(_text(document.get('reason')))}"
     yield f"decision      {shown(_text(document.get('decision')))}"
     yield f"asked         {ledgers.moment(question.asked_ms)}"
     yield f"expires       {ledgers.moment(question.expires_ms)}"
@@ -173,7 +174,7 @@ def _plain(question: Question) -> dict[str, Any]:
 
 
 def _texts(value: object) -> list[str]:
-    return [_text(item) for item in value] if isinstance(value, list) else []
+    return [_text(item) for item in cast("list[object]", value)] if isinstance(value, list) else []
 
 
 def _text(value: object) -> str:

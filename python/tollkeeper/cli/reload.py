@@ -46,6 +46,5 @@ def _print(done: Reloaded) -> None:
     for pid, why in done.missing.items():
         out(f"  {coloured('has it not', 'red')}  process {pid}: {shown_lines(why)}")
     if done.missing:
-        out(
-            f"{counted(len(done.missing), 'gate')} of {len(done.missing) + len(done.taken)} decides by what it had before"
-        )
+        every = len(done.missing) + len(done.taken)
+        out(f"{counted(len(done.missing), 'gate')} of {every} decides by what it had before")

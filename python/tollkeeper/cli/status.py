@@ -126,7 +126,7 @@ def _budgets(budgets: dict[str, Any] | None) -> Iterator[str]:
         return
     yield f"budgets       {counted(budgets['holds'], 'live hold')}"
     heads = ("  budget", "unit", "window", "used", "held", "available", "limit")
-    rows = []
+    rows: list[list[str]] = []
     for limit in budgets["limits"]:
         amounts = (ledgers.amount(limit["unit"], limit[name]) for name in ("used", "held", "available", "limit"))
         rows.append([f"  {limit['path']}", limit["unit"], limit["window"], *amounts])
@@ -140,7 +140,7 @@ def _logs(logs: dict[str, Any] | None) -> Iterator[str]:
         return
     yield f"audit         {shown(logs['dir'])}"
     heads = ("  log", "owner", "entries", "in the ring", "oldest unsynced", "writer")
-    rows = []
+    rows: list[list[str]] = []
     for log in logs["logs"]:
         oldest = "-" if log["oldest_unsynced_ms"] is None else f"{log['oldest_unsynced_ms']:,} ms"
         ring = "-"
