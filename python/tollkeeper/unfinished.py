@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -168,7 +168,8 @@ def _is_of(entry: _Entry, target: Target) -> bool:
     if not isinstance(entry.id, str):
         return False
     if target.kind == "principal":
-        return entry.principal == target.name or (isinstance(entry.chain, list) and target.name in entry.chain)
+        chain = cast("list[object]", entry.chain) if isinstance(entry.chain, list) else []
+        return entry.principal == target.name or target.name in chain
     if target.kind == "session":
         return bool(entry.session == target.name)
     if target.kind == "tool":
