@@ -18,5 +18,5 @@ assert_type(admin.set_limit("acme", "tokens", "1d", 5), int)
 assert_type(admin.reload(timeout=1), Reloaded)
 assert_type(admin.status(), dict[str, Any])
 
-admin.revoke('Agent::"a"')  # type: ignore[misc]  # pyright: ignore[reportCallIssue]
+admin.revoke('Agent::"a"')  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 admin.approve(7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
