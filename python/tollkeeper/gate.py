@@ -258,6 +258,8 @@ class Gate(_native.Gate):
     """Who waits for approvals, by process, as in a ledger."""
     _watch: Watch | None
     _swapping: _thread.LockType
+    _opener: int
+    """The process that opened it."""
     reload_error: str | None
     """Why the newest files are not in force; `None` if they are. A watcher has nobody else to tell."""
     _spans: Spans | None = None
@@ -339,7 +341,7 @@ class Gate(_native.Gate):
         gate._log, gate._audit, gate._log_given = recorder, _audit(settings), log is not None
         gate._state_dir, gate._table, gate._watch = settings.state_dir, gate._control, None
         gate._answers = {}
-        gate._swapping, gate.reload_error = _thread.allocate_lock(), None
+        gate._swapping, gate._opener, gate.reload_error = _thread.allocate_lock(), os.getpid(), None
         if seen is not None:
             from tollkeeper.watch import Watch  # noqa: PLC0415 - as above
 
@@ -378,8 +380,9 @@ class Gate(_native.Gate):
             message = "the gate was closed, and decides nothing that new policies could change; open it again"
             raise HandleError(message, "gate.closed")
         try:
-            # A watcher may reload at the same time.
-            with self._swapping:
+            # A watcher may reload at the same time. In a child of a fork nobody would ever let go of the lock.
+            own = self._opener == os.getpid()
+            with self._swapping if own else contextlib.nullcontext():
                 self._swap()
         except Exception as error:
             self.reload_error = str(error)
