@@ -86,6 +86,36 @@ class Action:
         """
 
 @final
+class AdminKey:
+    """
+    The private key of somebody who administers. It is never shown, and only its file holds it.
+    """
+    def __repr__(self, /) -> str: ...
+    @staticmethod
+    def load(file: str | os.PathLike[str]) -> AdminKey:
+        """
+        Reads a key, Ed25519 in PKCS#8 PEM, as `tollkeeper audit keygen` writes it.
+
+        Args:
+            file: Its path.
+
+        Raises:
+            AuditError: The file cannot be read, others may read it, or it holds no such key.
+        """
+    @property
+    def public(self, /) -> bytes:
+        """
+        The public half, 32 bytes.
+        """
+    def sign(self, /, message: bytes) -> bytes:
+        """
+        Signs a message.
+
+        Returns:
+            64 bytes.
+        """
+
+@final
 class Answer:
     """
     The answer to one request: decision, reasons, errors.
@@ -491,8 +521,9 @@ class Control:
         """
     def gates(self, /) -> list[dict[str, typing.Any]]:
         """
-        Every gate of the host, and all that are gone as one: `pid`, `alive`, `started_ms`, `bundle`, `shadow`,
-        `generation`, `codes`, `timed`, `p50_ns`, `p99_ns`, `p999_ns`, `max_ns`, `histogram`.
+        Every gate of the host: `pid`, `alive`, `started_ms`, `bundle`, `shadow`,
+        `generation`, `codes`, `timed`, `p50_ns`, `p99_ns`, `p999_ns`, `max_ns`. One that died is among them until
+        another takes its place.
         """
     @property
     def generation(self, /) -> int:
@@ -527,6 +558,10 @@ class Control:
     def restore(self, /, kind: str, name: str) -> tuple[int, bool]:
         """
         Takes a revocation back.
+        """
+    def retired(self, /) -> dict[str, typing.Any]:
+        """
+        What all gates that are gone have counted, as one of [`Control.gates`].
         """
     def revocations(self, /) -> list[dict[str, typing.Any]]:
         """
@@ -1031,6 +1066,13 @@ class Gate:
         """
         Decides on a delegation: whether `outer`'s principals may have the principal of `inner` act for them. Allowed, the
         inner scope counts from now on.
+        """
+    def _load_failed(self, /, reason: str) -> None:
+        """
+        Says in the log that a configuration was to be loaded and could not be, so that the one before goes on.
+
+        Raises:
+            AuditError: The log cannot take it.
         """
     def _register(
         self, /, tools: list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]]

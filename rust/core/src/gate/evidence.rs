@@ -13,6 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
+use super::approve::Approver;
 use super::code::Code;
 use super::control::Revoked;
 use super::decision::{Decision, DecisionId, Detail, RunForbid};
@@ -37,6 +38,8 @@ const NAMED_MAX: usize = 64;
 const NAME_BYTES_MAX: usize = 256;
 /// Bytes of an obligation in an entry.
 const OBLIGATION_BYTES_MAX: usize = 1_000;
+/// Bytes of why something could not be loaded: the first finding with its place.
+const FAILURE_BYTES_MAX: usize = 2_000;
 /// Bytes that the verdict may take beside what is counted: fixed names, numbers, two budget paths.
 const VERDICT_BYTES: usize = 2_048;
 
@@ -112,7 +115,13 @@ pub(super) struct Fragments {
 
 /// The document that a bundle digest is of: everything that decides but for what a runtime registers.
 fn bundle(sources: &GateSources<'_>) -> Vec<u8> {
-    let named = |source: &crate::policy::parse::Source<'_>| json!([source.name, source.text]);
+    let named = |source: &crate::policy::parse::Source<'_>| {
+        let name = source.name.map(|name| {
+            let inside = sources.folder.and_then(|folder| name.strip_prefix(folder)?.strip_prefix('/'));
+            inside.unwrap_or(name)
+        });
+        json!([name, source.text])
+    };
     let document = json!({
         "policies": sources.policies.iter().map(named).collect::<Vec<_>>(),
         "schema": sources.schema.as_ref().map(named),
@@ -124,6 +133,7 @@ fn bundle(sources: &GateSources<'_>) -> Vec<u8> {
             super::state::UnguardedForbid::Refuse => "refuse",
             super::state::UnguardedForbid::Warn => "warn",
         },
+        "approvers": sources.approvers.iter().map(Approver::text).collect::<Vec<_>>(),
         "engine": env!("CARGO_PKG_VERSION"),
     });
     document.to_string().into_bytes()
@@ -823,6 +833,20 @@ pub(super) fn announce(
     push_number(&mut members, "tools", i64::try_from(state.registry().tools().len()).unwrap_or(i64::MAX));
     push_text(&mut members, "mode", mode(state.mode()));
     push_text(&mut members, "on_full", if audit.on_full == OnFull::Deny { "deny" } else { "allow" });
+    let record = Record { kind: Kind::PolicyLoad, time_ms: now_ms, head: &members, tail: &[], private: Private::None };
+    audit.log.append(&record, 1_000).map(drop)
+}
+
+/// Says in the log that something else was to decide from now on and cannot, so that this goes on to decide.
+pub(super) fn record_failed_load(audit: &Audit, state: &GateState, reason: &str, now_ms: i64) -> Result<(), AuditError> {
+    let mut members = Vec::new();
+    push_name(&mut members, "bundle");
+    push_quoted_hash(&mut members, state.bundle());
+    push_name(&mut members, "entities");
+    push_quoted_hash(&mut members, &state.fragments().entities);
+    push_name(&mut members, "failed");
+    members.extend_from_slice(b"true");
+    push_text(&mut members, "reason", shortened(reason, FAILURE_BYTES_MAX));
     let record = Record { kind: Kind::PolicyLoad, time_ms: now_ms, head: &members, tail: &[], private: Private::None };
     audit.log.append(&record, 1_000).map(drop)
 }
