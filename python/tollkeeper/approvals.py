@@ -1,11 +1,12 @@
 """Approvals as the agent's side sees them: asking for one, and waiting for the answer.
 
 What is asked for is written down for the approver in ``approvals/ID.json`` below the state directory; the answer lies
-in the table that all gates of the host share, and only there. Nothing here grants anything: that is `GateAdmin`'s.
+in the table that all gates of the host share, and only there. Nothing here grants anything: `GateAdmin` does.
 """
 
 import asyncio
 import contextlib
+import copy
 import json
 import os
 import threading
@@ -15,14 +16,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from tollkeeper._native import Control, Decision
+from tollkeeper.aio import Sleeper, Wakeups
 from tollkeeper.errors import StateError
 
-__all__ = ["FOLDER", "Approval", "ask", "document_path", "write_private"]
+__all__ = ["FOLDER", "Answers", "Approval", "ask", "document_path", "write_private"]
 
 FOLDER: Final = "approvals"
 ASKED_FOR: Final = ("approval.required", "approval.expired", "approval.rejected")
-# How long a waiting thread sleeps at most before it looks whether it is still wanted.
-NAP_MS: Final = 500
+# How long a waiting thread sleeps at most before it looks whether it is still wanted: nothing else would tell it, and
+# closing a gate waits for it.
+NAP_MS: Final = 250
+# The clock that a check reads is behind this module's by up to a tick of the kernel. What is void here is void there.
+CLOCK_LAG_MS: Final = 20
 SECONDS_MAX: Final = 30 * 24 * 3600.0
 
 
@@ -48,7 +53,7 @@ def write_private(path: Path, text: str) -> None:
         raise
 
 
-def ask(control: Control, state_dir: Path | None, decision: Decision, timeout: float) -> "Approval":
+def ask(answers: "Answers", state_dir: Path | None, decision: Decision, timeout: float) -> "Approval":
     """See `Gate.approval`."""
     binding = decision._binding  # noqa: SLF001 - the native half
     if binding is None or decision.code not in ASKED_FOR:
@@ -78,39 +83,38 @@ def ask(control: Control, state_dir: Path | None, decision: Decision, timeout: f
     # First the document: whoever sees the question can read what it is about.
     write_private(path, json.dumps(described, ensure_ascii=False, indent=1) + "\n")
     try:
-        control.ask(approval, digest, expires_ms, now_ms)
+        answers.control.ask(approval, digest, expires_ms, now_ms)
     except BaseException:
         with contextlib.suppress(OSError):
             path.unlink()
         raise
-    return Approval(control, approval, expires_ms)
+    return Approval(answers, approval, expires_ms)
 
 
 class Approval:
     """A question that was asked: await it in a coroutine, or `wait` in a thread.
 
-    Awaiting gives True once it is granted and False once it is rejected or void. The grant is used by repeating the
+    Awaiting gives True once it is granted and False once it is rejected or void, or the gate is closed. Whoever stops
+    waiting leaves nothing behind but the question, which stands until it is void. The grant is used by repeating the
     check, and by nothing else.
     """
 
-    def __init__(self, control: Control, approval: str, expires_ms: int) -> None:
+    def __init__(self, answers: "Answers", approval: str, expires_ms: int) -> None:
         self.id = approval
         """16 hex digits, as ``tollkeeper approvals`` lists it."""
         self.expires_at = expires_ms / 1000
         """When the question is void, in seconds since 1970."""
-        self._control = control
+        self._answers = answers
 
     @property
     def state(self) -> str:
         """``pending``, ``granted``, ``rejected``, ``expired`` or ``used``."""
-        now_ms = time.time_ns() // 1_000_000
-        rows: list[dict[str, Any]] = self._control.approvals(now_ms)
-        states = [row["state"] for row in rows if row["id"] == self.id]
-        # A place that was given to another question: this one is long over.
-        return str(states[0]) if states else "expired"
+        # Not among them is a place that was given to another question: this one is long over.
+        return self._answers.states().get(self.id, "expired")
 
-    def _answer(self) -> bool | None:
-        state = self.state
+    def answer(self, states: dict[str, str]) -> bool | None:
+        """What a table of states, by id, says about this question; `None` while it is open."""
+        state = states.get(self.id, "expired")
         return None if state == "pending" else state in {"granted", "used"}
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -120,115 +124,135 @@ class Approval:
             timeout: Seconds; `None` for as long as the question stands.
 
         Returns:
-            Whether it was granted.
+            Whether it was granted; False also once the gate is closed.
 
         Raises:
             TimeoutError: Nobody has answered in time; the question stands.
         """
         end = None if timeout is None else time.monotonic() + timeout
+        control = self._answers.control
         while True:
-            seen = self._control.approvals_count()
-            answer = self._answer()
-            if answer is not None:
-                return answer
+            seen = control.approvals_count()
+            answer = self.answer(self._answers.states())
+            if answer is not None or self._answers.closed:
+                return bool(answer)
             left = NAP_MS if end is None else min(NAP_MS, int((end - time.monotonic()) * 1000))
             if left <= 0:
                 message = f"nobody has answered approval {self.id} in {timeout} s"
                 raise TimeoutError(message)
-            self._control.wait_approvals(seen, left)
+            control.wait_approvals(seen, left)
 
     def __await__(self) -> Generator[Any, None, bool]:
-        return _answered(self).__await__()
+        return self._answers.wait(self).__await__()
 
     def __repr__(self) -> str:
         return f"<Approval {self.id} {self.state}>"
 
 
-class _Waiting:
-    """Those of one event loop who wait for answers to questions of one table.
+class Answers(Sleeper):
+    """Those who wait for answers to questions of one table, in any number of event loops.
 
-    One thread waits for the table and wakes the loop through one eventfd; it ends when nobody waits any more.
+    Args:
+        control: The table.
     """
 
-    def __init__(self, control: Control, loop: asyncio.AbstractEventLoop) -> None:
-        self._control, self._loop = control, loop
-        self._waiting: dict[asyncio.Future[bool], Approval] = {}
-        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._over = threading.Event()
-        loop.add_reader(self._descriptor, self._look)
-        # Before anybody looks: what happens after this count wakes the thread.
-        self._seen = control.approvals_count()
-        # Not a daemon: those are killed in the middle of native code when the interpreter ends.
-        self._thread = threading.Thread(target=self._run, name="tollkeeper-approvals")
-        self._thread.start()
+    name = "tollkeeper-approvals"
 
-    def join(self, approval: Approval) -> asyncio.Future[bool]:
-        future: asyncio.Future[bool] = self._loop.create_future()
-        self._waiting[future] = approval
-        self._look()
-        return future
+    def __init__(self, control: Control) -> None:
+        super().__init__()
+        self.control = control
+        self._waiting: dict[asyncio.Future[bool], tuple[Approval, Wakeups]] = {}
 
-    def leave(self, future: asyncio.Future[bool]) -> bool:
-        """Somebody has their answer, or wants none any more. Whether nobody is left."""
-        self._waiting.pop(future, None)
-        if self._waiting:
-            return False
-        self.end()
-        return True
+    @property
+    def closed(self) -> bool:
+        """Whether the gate was closed: nobody waits any more."""
+        return self._closed
 
-    def end(self) -> None:
-        """Lets go of the thread and the descriptor; the thread may sleep on for a moment."""
-        self._over.set()
-        if not self._loop.is_closed():
-            self._loop.remove_reader(self._descriptor)
+    def states(self) -> dict[str, str]:
+        """What has become of every question that is kept, by its id."""
+        rows: list[dict[str, Any]] = self.control.approvals(time.time_ns() // 1_000_000 - CLOCK_LAG_MS)
+        return {row["id"]: row["state"] for row in rows}
 
-    def _look(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._descriptor)
-        for future, approval in list(self._waiting.items()):
-            if future.done():
-                continue
+    async def wait(self, approval: "Approval") -> bool:
+        """See `Approval`."""
+        answer = approval.answer(self.states())
+        if answer is not None or self._closed:
+            return bool(answer)
+        with Wakeups.here() as wakeups:
+            future: asyncio.Future[bool] = wakeups.loop.create_future()
             try:
-                answer = approval._answer()  # noqa: SLF001 - of this module
-            except Exception as error:  # noqa: BLE001 - whoever waits gets it
-                future.set_exception(error)
-                continue
-            if answer is not None:
-                future.set_result(answer)
+                with self._lock:
+                    self._waiting[future] = approval, wakeups
+                    self._start()
+                # What happened before it was among those who wait is seen here, what happens after it by the thread.
+                answer = approval.answer(self.states())
+                if answer is not None or self._closed:
+                    return bool(answer)
+                return await future
+            finally:
+                with self._lock:
+                    self._waiting.pop(future, None)
+
+    def close(self) -> None:
+        """Answers everybody with False, and has the thread end; `join` waits for that."""
+        with self._lock:
+            self._closed = True
+            waiting = list(self._waiting.items())
+        for future, (_, wakeups) in waiting:
+            _resolve(future, wakeups, answer=False)
 
     def _run(self) -> None:
         try:
-            # The main thread is over once the interpreter is ending.
-            while not self._over.is_set() and threading.main_thread().is_alive():
-                self._control.wait_approvals(self._seen, NAP_MS)
-                self._seen = self._control.approvals_count()
-                # Also when nothing happened: a question may have become void by time alone.
-                os.eventfd_write(self._descriptor, 1)
-        finally:
-            os.close(self._descriptor)
+            while True:
+                seen = self.control.approvals_count()
+                with self._lock:
+                    gone = [future for future, (_, wakeups) in self._waiting.items() if wakeups.loop.is_closed()]
+                    for future in gone:
+                        del self._waiting[future]
+                    # The main thread is over once the interpreter is ending.
+                    if not self._waiting or self._closed or not threading.main_thread().is_alive():
+                        self._running = False
+                        return
+                    waiting = list(self._waiting.items())
+                self.control.wait_approvals(seen, self._pass(waiting))
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it; a thread has nobody to raise it to
+            with self._lock:
+                self._running = False
+                waiting = list(self._waiting.items())
+            for future, (_, wakeups) in waiting:
+                _resolve(future, wakeups, answer=False, error=error)
+
+    def _pass(self, waiting: "list[tuple[asyncio.Future[bool], tuple[Approval, Wakeups]]]") -> int:
+        """Answers everybody whose question has an answer; returns for how many milliseconds the thread may sleep."""
+        states, nap = self.states(), float(NAP_MS)
+        for future, (approval, wakeups) in waiting:
+            answer = approval.answer(states)
+            if answer is None:
+                # Time alone makes a question void.
+                nap = min(nap, (approval.expires_at - time.time()) * 1000 + CLOCK_LAG_MS + 1)
+            elif _resolve(future, wakeups, answer=answer):
+                with self._lock:
+                    self._waiting.pop(future, None)
+        return max(1, int(nap))
+
+    def after_fork(self) -> None:
+        """See `Sleeper.after_fork`."""
+        super().after_fork()
+        self._waiting = {}
 
 
-_waiting: dict[tuple[int, asyncio.AbstractEventLoop], _Waiting] = {}
-_lock = threading.Lock()
+def _resolve(
+    future: asyncio.Future[bool], wakeups: Wakeups, *, answer: bool, error: BaseException | None = None
+) -> bool:
+    """Answers in the loop of the future; False if nobody waits there any more."""
 
+    def resolve() -> None:
+        if future.done():
+            return
+        if error is not None:
+            # To each their own: an exception collects the places through which it was raised.
+            future.set_exception(copy.copy(error))
+        else:
+            future.set_result(answer)
 
-async def _answered(approval: Approval) -> bool:
-    answer = approval._answer()  # noqa: SLF001 - of this module
-    if answer is not None:
-        return answer
-    loop = asyncio.get_running_loop()
-    control = approval._control  # noqa: SLF001 - of this module
-    key = (id(control), loop)
-    with _lock:
-        for gone in [key for key in _waiting if key[1].is_closed()]:
-            _waiting.pop(gone).end()
-        waiting = _waiting.get(key)
-        if waiting is None:
-            waiting = _waiting[key] = _Waiting(control, loop)
-        future = waiting.join(approval)
-    try:
-        return await future
-    finally:
-        with _lock:
-            if waiting.leave(future) and _waiting.get(key) is waiting:
-                del _waiting[key]
+    return wakeups.call(resolve)

@@ -113,11 +113,14 @@ class Ledger(_native.Ledger):
         """
         from tollkeeper import aio  # noqa: PLC0415 - loads asyncio
 
-        line = self._lines.setdefault(os.getpid(), aio.Line(self))
+        line = self._lines.get(os.getpid()) or self._lines.setdefault(os.getpid(), aio.Line(self))
         return await line.available(path, cost, timeout)
 
     def close(self) -> None:
         """Closes this handle; what waits for room in it gets the answer False. Holds of this process are ended."""
-        super().close()
-        for line in self._lines.values():
+        lines = list(self._lines.values())
+        for line in lines:
             line.close()
+        super().close()
+        for line in lines:
+            line.join()

@@ -28,15 +28,19 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, ParamSpec, Self, TypeVar, overload
 
-    from tollkeeper.approvals import Approval
+    from tollkeeper.approvals import Answers, Approval
     from tollkeeper.audit import AuditLog
     from tollkeeper.budget import Ledger
     from tollkeeper.budgets import Spec
     from tollkeeper.config import Config
+    from tollkeeper.otel import Spans
     from tollkeeper.watch import Watch
 
     P = ParamSpec("P")
     R = TypeVar("R")
+    # Told the decision, where there is a span; then what a guarded call starts with.
+    Told = Callable[[Decision], None] | None
+    Admitted = Callable[[tuple[Any, ...], dict[str, Any], Told], tuple[inspect.BoundArguments, Decision, float]]
 
 __all__ = ["Decision", "Delegation", "Gate", "ModelCall", "Principal", "Run", "Scope"]
 
@@ -216,8 +220,8 @@ class ModelCall(_native.ModelCall):
         if durability not in (None, "group"):
             import asyncio  # noqa: PLC0415 - see the top
 
-            async with _released_unless_recorded(self.decision, RECORD_SECONDS):
-                await asyncio.wait_for(self.decision.durable(durability), RECORD_SECONDS)
+            async with _released_unless_recorded(self.decision, RECORD_SECONDS), asyncio.timeout(RECORD_SECONDS):
+                await self.decision.durable(durability)
         return self
 
     async def __aexit__(
@@ -255,7 +259,11 @@ class Gate(_native.Gate):
     _state_dir: Path | None
     _table: _native.Control
     """What the gates of the host share: one handle for all who wait for it."""
+    _answers: dict[int, Answers]
+    """Who waits for approvals, by process, as in a ledger."""
     _watch: Watch | None
+    _spans: Spans | None = None
+    """What makes spans of guarded calls and model calls, where `tollkeeper.otel` has instrumented this gate."""
 
     def __new__(cls, *native: Any) -> Self:  # noqa: ANN401 - what the native half takes, of `open` alone
         """Without arguments, opens what is there, or a gate that denies everything and says what to write.
@@ -323,6 +331,7 @@ class Gate(_native.Gate):
         gate._path, gate._budgets, gate._ledger, gate._given = settings.file, budgets, used, ledger is not None
         gate._log, gate._audit, gate._log_given = recorder, _audit(settings), log is not None
         gate._state_dir, gate._table, gate._watch = settings.state_dir, gate._control, None
+        gate._answers = {}
         if settings.gate.watch:
             from tollkeeper.watch import Watch  # noqa: PLC0415 - needs an extra
 
@@ -390,6 +399,9 @@ class Gate(_native.Gate):
         if self._watch is not None:
             self._watch.close()
         super().close()
+        for answers in list(self._answers.values()):
+            answers.close()
+            answers.join()
         if self._ledger is not None and not self._given:
             self._ledger.close()
         if self._log is not None and not self._log_given:
@@ -534,9 +546,10 @@ class Gate(_native.Gate):
             StateError: The gate has no state directory, or too many questions are open.
             ValueError: The decision asks for no approval.
         """
-        from tollkeeper.approvals import ask  # noqa: PLC0415 - a gate without approvals needs none
+        from tollkeeper.approvals import Answers, ask  # noqa: PLC0415 - a gate without approvals needs none
 
-        return ask(self._table, self._state_dir, decision, timeout)
+        answers = self._answers.get(os.getpid()) or self._answers.setdefault(os.getpid(), Answers(self._table))
+        return ask(answers, self._state_dir, decision, timeout)
 
     def model_call(
         self, *, model: str, prompt_tokens: int, max_tokens: int, n: int = 1, parent: str | None = None
@@ -573,7 +586,8 @@ class Gate(_native.Gate):
             >>> gate.ledger.usage("acme")["tokens", "1d"].used
             1511
         """
-        return ModelCall(self, model, prompt_tokens, max_tokens, n, parent)
+        made = ModelCall if self._spans is None else self._spans.model_call
+        return made(self, model, prompt_tokens, max_tokens, n, parent)
 
     async def acheck(  # noqa: PLR0913 - as many as a check that waits has
         self,
@@ -605,7 +619,10 @@ class Gate(_native.Gate):
         decision = await self._acheck(tool, arguments, scope, parent, timeout)
         if approval_timeout is None or decision.code not in {"approval.required", "approval.expired"}:
             return decision
-        await self.approval(decision, timeout=approval_timeout)
+        from tollkeeper import aio  # noqa: PLC0415 - loads asyncio
+
+        # In a thread, for the question is written to the disk.
+        await (await aio.in_thread(lambda: self.approval(decision, timeout=approval_timeout)))
         # Whatever was answered: the check says what came of it.
         return await self._acheck(tool, arguments, scope, decision.id, timeout)
 
@@ -623,7 +640,8 @@ class Gate(_native.Gate):
         while True:
             while self._log is not None and (seq := self._room_after()) is not None and _now() < end:
                 try:
-                    await asyncio.wait_for(self._log.durable(seq), end - _now())
+                    async with asyncio.timeout(end - _now()):
+                        await self._log.durable(seq)
                 except (TollkeeperError, TimeoutError):
                     # The check says why there is no room.
                     hopeless = True
@@ -632,8 +650,8 @@ class Gate(_native.Gate):
             if decision.code != "audit.unavailable" or hopeless or _now() >= end or self._room_after() is None:
                 break
         if decision.allowed and decision.durability not in (None, "group"):
-            async with _released_unless_recorded(decision, timeout):
-                await asyncio.wait_for(decision.durable(decision.durability), max(end - _now(), 0.001))
+            async with _released_unless_recorded(decision, timeout), asyncio.timeout(max(end - _now(), 0.001)):
+                await decision.durable(decision.durability)
         return decision
 
     def check_blocking(
@@ -740,37 +758,49 @@ class Gate(_native.Gate):
         name = tool if tool is not None else getattr(function, "__name__", "")
         _refuse_positional(signature, name)
 
-        def admitted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[inspect.BoundArguments, Decision, float]:
+        def admitted(
+            args: tuple[Any, ...], kwargs: dict[str, Any], told: Told
+        ) -> tuple[inspect.BoundArguments, Decision, float]:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             bound.arguments = _copied(dict(bound.arguments), {})
             decision = self.check(name, _by_name(signature, bound.arguments))
+            if told is not None:
+                told(decision)
             decision.require()
             return bound, decision, _now()
 
-        if inspect.iscoroutinefunction(function):
+        made = self._guarded_async if inspect.iscoroutinefunction(function) else self._guarded_sync
+        return made(function, name, admitted)
 
-            @functools.wraps(function)
-            async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> object:
-                import asyncio  # noqa: PLC0415 - see the top
+    def _guarded_async(self, function: Callable[P, Any], name: str, admitted: Admitted) -> Callable[P, Any]:
+        async def called(args: tuple[Any, ...], kwargs: dict[str, Any], told: Told = None) -> object:
+            import asyncio  # noqa: PLC0415 - see the top
 
-                bound, decision, begun = admitted(args, kwargs)
-                if decision.durability not in (None, "group"):
-                    async with _released_unless_recorded(decision, RECORD_SECONDS):
-                        await asyncio.wait_for(decision.durable(decision.durability), RECORD_SECONDS)
-                try:
-                    result = await function(*bound.args, **bound.kwargs)
-                except BaseException as raised:
-                    _ended(decision, begun, raised)
-                    raise
-                _ended(decision, begun)
-                return result
-
-            return guarded_async
+            bound, decision, begun = admitted(args, kwargs, told)
+            if decision.durability not in (None, "group"):
+                async with _released_unless_recorded(decision, RECORD_SECONDS), asyncio.timeout(RECORD_SECONDS):
+                    await decision.durable(decision.durability)
+            try:
+                result = await function(*bound.args, **bound.kwargs)
+            except BaseException as raised:
+                _ended(decision, begun, raised)
+                raise
+            _ended(decision, begun)
+            return result
 
         @functools.wraps(function)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound, decision, begun = admitted(args, kwargs)
+        async def guarded(*args: P.args, **kwargs: P.kwargs) -> object:
+            if self._spans is None:
+                return await called(args, kwargs)
+            with self._spans.tool(name) as told:
+                return await called(args, kwargs, told)
+
+        return guarded
+
+    def _guarded_sync(self, function: Callable[P, R], name: str, admitted: Admitted) -> Callable[P, R]:
+        def called(args: tuple[Any, ...], kwargs: dict[str, Any], told: Told = None) -> R:
+            bound, decision, begun = admitted(args, kwargs, told)
             _await_record(decision, RECORD_SECONDS)
             try:
                 result = function(*bound.args, **bound.kwargs)
@@ -779,6 +809,13 @@ class Gate(_native.Gate):
                 raise
             _ended(decision, begun)
             return result
+
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            if self._spans is None:
+                return called(args, kwargs)
+            with self._spans.tool(name) as told:
+                return called(args, kwargs, told)
 
         return guarded
 
@@ -797,14 +834,9 @@ class Gate(_native.Gate):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes in a thread, since the disk is waited for; a cancellation waits for that too."""
-        import asyncio  # noqa: PLC0415 - see the top
+        from tollkeeper import aio  # noqa: PLC0415 - loads asyncio
 
-        closing = asyncio.ensure_future(asyncio.to_thread(self.close))
-        try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await asyncio.wait([closing])
-            raise
+        await aio.in_thread(self.close)
 
 
 def _await_record(decision: Decision, timeout: float) -> None:

@@ -155,7 +155,7 @@ def test_a_thousand_wait_at_once(loops: Loops, log: AuditLog, durability: str) -
     async def main() -> None:
         own = descriptors()
         await asyncio.gather(*(one(number) for number in range(1_000)))
-        assert most <= own + 1, "one counter for all of them"
+        assert most <= own + 2, "one counter for all of them, of which the log has another descriptor"
         await until_open(own)
 
     run(loops, main())
