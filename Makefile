@@ -24,7 +24,7 @@ STUB := python/tollkeeper/_native.pyi
 # Passed to pytest; with it only the Python tests run: make test ARGS="tests/policy -k uid"
 ARGS ?=
 
-.PHONY: run test test-rust test-python test-verifiers build wheel lint fmt fmt-check types stubs stubs-check bench bench-audit bench-budget bench-gate instr fuzz loom clean
+.PHONY: run test test-rust test-python test-verifiers build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate instr fuzz loom clean
 
 build: $(NATIVE)
 
@@ -135,6 +135,10 @@ stubs: $(VENV)/.lint
 stubs-check: $(VENV)/.lint
 	$(write-stub)
 	diff -u $(STUB) $(FRESH)
+
+# The reference, out of docstrings and parsers. A test fails while a page is out of date.
+docs: build
+	$(BIN)/python docs/reference.py
 
 $(VENV)/.bench: $(VENV)/.test requirements/bench.txt
 	$(PIP) -r requirements/bench.txt

@@ -828,6 +828,9 @@ class Entities:
     def ancestors(self, /, uid: EntityUid | str) -> list[str]:
         """
         The closed ancestors of an entity, sorted; empty if it is not in the store.
+
+        Args:
+            uid: Its uid.
         """
     @staticmethod
     def from_json(text: str | os.PathLike[str], schema: str | os.PathLike[str] | None = None) -> Entities:
@@ -860,12 +863,19 @@ class Entities:
         """
         A store with some entities added or replaced and others removed; the original is unchanged and shared.
 
+        Args:
+            entities: Those to add or replace.
+            remove: Uids of those to remove.
+
         Raises:
             EntityError: The change would make a parent cycle.
         """
     def with_additional(self, /, entities: collections.abc.Iterable[Entity]) -> Entities:
         """
         A store with a request's own entities in front; nothing of the original is copied.
+
+        Args:
+            entities: The request's own.
 
         Raises:
             EntityError: An entity is already there and differs.
@@ -932,6 +942,9 @@ class EntityUid:
     def parse(text: str, /) -> EntityUid:
         """
         Reads the text form, `Type::"id"`, exactly as Cedar prints it.
+
+        Args:
+            text: Such as `User::"alice"`, with Cedar's escapes.
 
         Raises:
             EntityError: The text is not a uid in its printed form.
@@ -1243,6 +1256,17 @@ class Hold:
         """
         Says that the work has begun, and charges what that costs for certain, such as the prompt. Answers as `charge`
         does.
+
+        Args:
+            tokens: Tokens of language models.
+            nano_usd: Billionths of a US dollar.
+            requests: Requests.
+            in_flight: Calls in flight.
+            kv_blocks: Blocks of a KV cache.
+
+        Raises:
+            TypeError: An amount is not an `int`.
+            BudgetError: An amount is negative or above 2**53.
         """
     @property
     def granted(self, /) -> bool:
@@ -1295,6 +1319,13 @@ class Hold:
         Of what is not mentioned, levels come back, requests stay spent, and the rest counts as charged, or in full if
         it never was.
 
+        Args:
+            tokens: Tokens of language models.
+            nano_usd: Billionths of a US dollar.
+            requests: Requests.
+            in_flight: Calls in flight.
+            kv_blocks: Blocks of a KV cache.
+
         Returns:
             Whether this call ended it; False if it had ended before, and then nothing changes.
 
@@ -1313,6 +1344,13 @@ class Hold:
     ) -> Hold | Denial:
         """
         Holds more, in the same windows, or changes nothing.
+
+        Args:
+            tokens: Tokens of language models.
+            nano_usd: Billionths of a US dollar.
+            requests: Only 0: requests are spent when granted.
+            in_flight: Calls in flight.
+            kv_blocks: Blocks of a KV cache.
 
         Returns:
             This hold, or a `Denial`. Requests are spent when granted and cannot be added.
@@ -1586,6 +1624,9 @@ class Meter:
         """
         The place of a budget, for `reserve_many` and `snapshot`; made from its template if this is the first time.
 
+        Args:
+            path: The budget, such as `acme/research`.
+
         Raises:
             BudgetError: There is no such budget.
         """
@@ -1733,6 +1774,9 @@ class PolicySet:
         """
         The annotations of a policy.
 
+        Args:
+            id: Its id, as in `ids`.
+
         Raises:
             KeyError: No policy has this id.
         """
@@ -1808,6 +1852,9 @@ class PolicySet:
         """
         Says in words what a policy does, or every policy and template.
 
+        Args:
+            id: Its id, as in `ids`; `None` for all.
+
         Raises:
             KeyError: No policy has this id.
         """
@@ -1823,6 +1870,17 @@ class PolicySet:
         """
         Says in words how a request is decided: the verdict, every policy whose scope matches with the condition that
         was or was not met, and for a denial the nearest permit and what it lacked. Values of the request are shown.
+
+        Args:
+            principal: Uid, handle or text.
+            action: The same.
+            resource: The same.
+            context: A prepared `Context`, or a mapping of plain data; `None` is empty.
+            entities: The entity store; `None` is empty.
+
+        Raises:
+            EntityError: A uid cannot be read.
+            ArgumentsError: The mapping is not plain data, or too large.
         """
     @staticmethod
     def from_cedar(
@@ -1873,6 +1931,9 @@ class PolicySet:
     def matrix(self, /, entities: Entities | None = None) -> str:
         """
         Principals' types and groups by actions: each cell allow, never, or when, with the conditions below.
+
+        Args:
+            entities: The entity store, whose groups are rows; `None` is empty.
         """
     @property
     def memory_bytes(self, /) -> int:
@@ -1890,10 +1951,24 @@ class PolicySet:
     ) -> dict[str, str]:
         """
         How each policy whose scope matches a request ends: `"satisfied"`, `"unsatisfied"` or `"error"`, by id.
+
+        Args:
+            principal: Uid, handle or text.
+            action: The same.
+            resource: The same.
+            context: A prepared `Context`, or a mapping of plain data; `None` is empty.
+            entities: The entity store; `None` is empty.
+
+        Raises:
+            EntityError: A uid cannot be read.
+            ArgumentsError: The mapping is not plain data, or too large.
         """
     def place(self, /, id: str) -> tuple[str | None, int, int]:
         """
         Where a policy stands: file (or `None`), line and column, from 1.
+
+        Args:
+            id: Its id, as in `ids`.
 
         Raises:
             KeyError: No policy has this id.
