@@ -63,7 +63,7 @@ def write_files(folder: Path, epoch_seconds: float) -> None:
     """A gate with everything: policies, labels, approvals, budgets of four levels, a log, a state directory."""
     fillers = "\n".join(
         f'@id("filler-{n}") permit(principal == Agent::"nobody-{n}", action == Action::"search", resource)'
-        f" when {{ context.input has q && context.input.q == \"{n}\" }};"
+        f' when {{ context.input has q && context.input.q == "{n}" }};'
         for n in range(POLICIES - 6)
     )
     (folder / "p.cedar").write_text(
@@ -320,7 +320,15 @@ class Worker:
             self.gate.log.rotate(120)
         stats = self.gate.stats()
         self.gate.close()
-        tell({**self.sample(), "last": True, "stats": stats["codes"], "p50_ns": stats["p50_ns"], "p99_ns": stats["p99_ns"]})
+        tell(
+            {
+                **self.sample(),
+                "last": True,
+                "stats": stats["codes"],
+                "p50_ns": stats["p50_ns"],
+                "p99_ns": stats["p99_ns"],
+            }
+        )
 
 
 def resident_kib() -> int:
@@ -606,11 +614,15 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="tollkeeper-soak-") as made:
         verdict = soak(arguments.folder or Path(made), arguments.seconds, say=lambda line: print(line, flush=True))
-    print(f"{verdict.decisions:,} decisions in {verdict.seconds:.0f} s, {verdict.decisions / verdict.seconds:,.0f} a second")
+    print(
+        f"{verdict.decisions:,} decisions in {verdict.seconds:.0f} s, {verdict.decisions / verdict.seconds:,.0f} a second"
+    )
     print(f"{verdict.entries:,} entries in {verdict.epochs} epochs verified, {verdict.logged:,} of them decisions")
     print(f"{verdict.revocations} revocations, {verdict.approvals} approvals, codes: {dict(verdict.codes)}")
     for number, (first, last, growth) in enumerate(verdict.memory_kib):
-        print(f"process {number}: {first} KiB after the warm-up, {last} at the end, slope {growth / 1024:+.2f} MiB over the run")
+        print(
+            f"process {number}: {first} KiB after the warm-up, {last} at the end, slope {growth / 1024:+.2f} MiB over the run"
+        )
     for fault in verdict.faults:
         print(f"WRONG: {fault}")
     print("nothing is wrong" if not verdict.faults else f"{len(verdict.faults)} faults")
