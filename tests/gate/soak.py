@@ -469,7 +469,7 @@ class Approver:
 def workers(folder: Path) -> Iterator[tuple[list["subprocess.Popen[str]"], "queue.Queue[tuple[int, str]]"]]:
     """The processes, and their lines; whatever happens they are gone afterwards."""
     lines: queue.Queue[tuple[int, str]] = queue.Queue()
-    started = []
+    started, collectors = [], []
 
     def collect(number: int, process: "subprocess.Popen[str]") -> None:
         for line in process.stdout or ():
@@ -480,13 +480,19 @@ def workers(folder: Path) -> Iterator[tuple[list["subprocess.Popen[str]"], "queu
             command = [sys.executable, __file__, "--worker", str(number), "--folder", str(folder)]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
             started.append(process)
-            threading.Thread(target=collect, args=(number, process), daemon=True).start()
+            collectors.append(threading.Thread(target=collect, args=(number, process), daemon=True))
+            collectors[-1].start()
         yield started, lines
     finally:
         for process in started:
             if process.poll() is None:
                 process.kill()
             process.wait()
+        for process, collector in zip(started, collectors, strict=True):
+            collector.join(10)
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
 
 
 def soak(folder: Path, seconds: float, *, epoch_seconds: float = 20.0, say: Callable[[str], None] = print) -> Verdict:
