@@ -24,7 +24,7 @@ STUB := python/tollkeeper/_native.pyi
 # Passed to pytest; with it only the Python tests run: make test ARGS="tests/policy -k uid"
 ARGS ?=
 
-.PHONY: run test test-rust test-python test-verifiers build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate instr fuzz loom clean
+.PHONY: run test test-rust test-python test-verifiers build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate instr fuzz loom clean soak
 
 build: $(NATIVE)
 
@@ -96,6 +96,12 @@ test-verifiers: build .venv-verifiers/.created
 loom:
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom LOOM_MAX_PREEMPTIONS=3 LOOM_MAX_BRANCHES=100000 \
 	cargo test --locked --quiet --package tollkeeper-core --lib loom_models
+
+# Everything a gate does at once, from two processes, for ten minutes or as long as one likes; exit status 1 if memory grows,
+# anything is refused that should not be, or the logs and the ledger do not hold what was done. Keeps some GB of disk busy.
+SOAK_SECONDS ?= 600
+soak: build
+	$(BIN)/python tests/gate/soak.py --seconds $(SOAK_SECONDS)
 
 # --- checks -----------------------------------------------------------------------------------------------------
 

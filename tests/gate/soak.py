@@ -1,9 +1,9 @@
 """A soak: every feature of the gate at full rate, for as long as one likes, from several threads of two processes.
 
 Both processes share one state directory and one ledger, each has a log of its own. They check, call models and stream,
-delegate, read and mail, ask for approvals and use them, reload, and begin a new epoch of the log every so often; meanwhile this
-one revokes and restores an agent, answers approvals, and verifies every epoch that is over before it deletes it, since at
-full rate no disk would hold them all. At the end the ledger must have counted what the callers did, the logs must hold
+delegate, read and mail, ask for approvals and use them, reload, and begin a new epoch of the log every so often;
+meanwhile this one revokes and restores an agent, answers approvals, and verifies every epoch that is over before it
+deletes it, since at full rate no disk would hold them all. At the end the ledger must have counted what the callers did, the logs must hold
 as many decisions as were answered, and neither memory, descriptors nor threads may have grown.
 
 Refuses nothing by itself: what it finds stands in the verdict, and the exit status is 1 if anything is wrong.
@@ -44,8 +44,8 @@ EPOCHS_WAITING_MAX: Final = 6
 SETTLED_SECONDS: Final = 1.0
 # The first part of the samples, in which buffers and caches fill.
 WARM_UP: Final = 0.3
-# What memory may grow by over the whole run, by the slope of the samples after the warm-up: an allocator's noise, and far
-# less than any leak of one object for each check.
+# What memory may grow by over the whole run, by the slope of the samples after the warm-up: an allocator's noise, and
+# far less than any leak of one object for each check.
 GROWTH_KIB_MAX: Final = 8 * 1024
 ALLOWED_CODES: Final = {
     "search": {"allow"},
@@ -78,7 +78,8 @@ when { context.session.labels.contains("untrusted") };
 """
         + fillers
     )
-    limits = '[{ unit = "requests", window = "total", limit = 1000000000000 }, { unit = "tokens", window = "total", limit = 1000000000000 }]'
+    cells = (f'{{ unit = "{unit}", window = "total", limit = 1000000000000 }}' for unit in ("requests", "tokens"))
+    limits = f"[{', '.join(cells)}]"
     paths = ["acme", "acme/team", "acme/team/soak"]
     paths += [f"acme/team/soak/w{worker}" for worker in range(WORKERS)]
     (folder / "budgets.toml").write_text("".join(f'[budget."{path}"]\nlimits = {limits}\n' for path in paths))
@@ -298,8 +299,8 @@ class Worker:
             codes.update(dict(counts.codes))
         return {
             "rss_kib": resident_kib(),
-            "descriptors": len(os.listdir("/proc/self/fd")),
-            "threads": len(os.listdir("/proc/self/task")),
+            "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+            "threads": len(list(Path("/proc/self/task").iterdir())),
             "decisions": sum(counts.decisions for counts in self.counts),
             "requests": sum(counts.requests for counts in self.counts),
             "tokens": sum(counts.tokens for counts in self.counts),
@@ -468,7 +469,7 @@ class Approver:
 def workers(folder: Path) -> Iterator[tuple[list["subprocess.Popen[str]"], "queue.Queue[tuple[int, str]]"]]:
     """The processes, and their lines; whatever happens they are gone afterwards."""
     lines: queue.Queue[tuple[int, str]] = queue.Queue()
-    started = []
+    started, collectors = [], []
 
     def collect(number: int, process: "subprocess.Popen[str]") -> None:
         for line in process.stdout or ():
@@ -479,13 +480,19 @@ def workers(folder: Path) -> Iterator[tuple[list["subprocess.Popen[str]"], "queu
             command = [sys.executable, __file__, "--worker", str(number), "--folder", str(folder)]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
             started.append(process)
-            threading.Thread(target=collect, args=(number, process), daemon=True).start()
+            collectors.append(threading.Thread(target=collect, args=(number, process), daemon=True))
+            collectors[-1].start()
         yield started, lines
     finally:
         for process in started:
             if process.poll() is None:
                 process.kill()
             process.wait()
+        for process, collector in zip(started, collectors, strict=True):
+            collector.join(10)
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
 
 
 def soak(folder: Path, seconds: float, *, epoch_seconds: float = 20.0, say: Callable[[str], None] = print) -> Verdict:

@@ -1,14 +1,13 @@
 """The soak, for some seconds: that it runs, and that nothing it looks for is wrong. `make soak` runs it for long."""
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SECONDS = float(os.environ.get("SOAK_SECONDS", "8"))
+SECONDS = 8.0
 
 
 @pytest.fixture
