@@ -306,7 +306,8 @@ class Gate(_native.Gate):
 
         from tollkeeper import config  # noqa: PLC0415 - see the top
 
-        return cls._made(config.load(Path(path)), ledger, log)
+        # Absolute: the process may go to another folder, and log, approvals and reload must not go with it.
+        return cls._made(config.load(Path(path).absolute()), ledger, log)
 
     @classmethod
     def _made(
