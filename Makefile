@@ -186,7 +186,8 @@ instr: build
 
 # make fuzz TARGET=name FUZZ_SECONDS=600; without TARGET each in turn. On stable: sanitizers would need nightly.
 FUZZ_SECONDS ?= 60
-TARGET ?= policy_text entities_json compiled_vs_reference ledger_ops ledger_file audit_verify audit_recovery audit_entry control_file
+TARGET ?= policy_text entities_json compiled_vs_reference ledger_ops ledger_file audit_verify audit_recovery audit_entry control_file \
+	run_forbids
 CARGO_FUZZ := $(or $(shell command -v cargo-fuzz),$(abspath target/tools/bin/cargo-fuzz))
 $(abspath target/tools/bin/cargo-fuzz):
 	cargo install --locked --quiet --root target/tools cargo-fuzz

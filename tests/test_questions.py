@@ -31,8 +31,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     """The example, with some decisions in its log."""
     monkeypatch.chdir(tmp_path)
     assert main(["init"]) == 0
-    with Gate.open("tollkeeper.toml") as gate, gate.run(
-        principal=RESEARCHER, session="s-1", budget="acme/research", on_behalf_of='User::"eve"', request="what is new?"
+    with (
+        Gate.open("tollkeeper.toml") as gate,
+        gate.run(
+            principal=RESEARCHER,
+            session="s-1",
+            budget="acme/research",
+            on_behalf_of='User::"eve"',
+            request="what is new?",
+        ),
     ):
         with gate.model_call(model="gpt-5", prompt_tokens=10, max_tokens=20) as call:
             call.settle(completion=5)
@@ -196,4 +203,3 @@ def test_7_denials(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
         Path("policies/limits.cedar").write_text(weak)
         assert main(["policy", "test"]) == 1
         assert "failed" in capsys.readouterr().out
-

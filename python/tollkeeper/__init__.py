@@ -35,6 +35,10 @@ from tollkeeper.errors import (
 )
 from tollkeeper.gate import Gate, ModelCall, Principal, Run, Scope
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tollkeeper.admin import GateAdmin
+
 # What is kept in the native module is of one interpreter of the process: another one is refused here.
 _native._claim_interpreter()  # noqa: SLF001 - the other half of this package
 
@@ -60,6 +64,7 @@ __all__ = [
     "ErrorDetail",
     "EvaluationError",
     "Gate",
+    "GateAdmin",
     "HandleError",
     "Hold",
     "InternalError",
@@ -77,3 +82,13 @@ __all__ = [
     "build_info",
     "decision_codes",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """`GateAdmin` is loaded when it is asked for: agents' programs do not."""
+    if name == "GateAdmin":
+        from tollkeeper.admin import GateAdmin  # noqa: PLC0415 - see above
+
+        return GateAdmin
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)

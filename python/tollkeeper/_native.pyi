@@ -41,6 +41,7 @@ __all__ = [
     "_claim_interpreter",
     "_echo_arguments",
     "_echo_uid",
+    "_end_tracing",
     "_fork_generation",
     "_measure_arguments",
     "_panic_in_check",
@@ -82,6 +83,36 @@ class Action:
     def name(self, /) -> str:
         """
         The tool's name.
+        """
+
+@final
+class AdminKey:
+    """
+    The private key of somebody who administers. It is never shown, and only its file holds it.
+    """
+    def __repr__(self, /) -> str: ...
+    @staticmethod
+    def load(file: str | os.PathLike[str]) -> AdminKey:
+        """
+        Reads a key, Ed25519 in PKCS#8 PEM, as `tollkeeper audit keygen` writes it.
+
+        Args:
+            file: Its path.
+
+        Raises:
+            AuditError: The file cannot be read, others may read it, or it holds no such key.
+        """
+    @property
+    def public(self, /) -> bytes:
+        """
+        The public half, 32 bytes.
+        """
+    def sign(self, /, message: bytes) -> bytes:
+        """
+        Signs a message.
+
+        Returns:
+            64 bytes.
         """
 
 @final
@@ -490,8 +521,9 @@ class Control:
         """
     def gates(self, /) -> list[dict[str, typing.Any]]:
         """
-        Every gate of the host, and all that are gone as one: `pid`, `alive`, `started_ms`, `bundle`, `shadow`,
-        `generation`, `codes`, `timed`, `p50_ns`, `p99_ns`, `p999_ns`, `max_ns`, `histogram`.
+        Every gate of the host: `pid`, `alive`, `started_ms`, `bundle`, `shadow`,
+        `generation`, `codes`, `timed`, `p50_ns`, `p99_ns`, `p999_ns`, `max_ns`. One that died is among them until
+        another takes its place.
         """
     @property
     def generation(self, /) -> int:
@@ -526,6 +558,10 @@ class Control:
     def restore(self, /, kind: str, name: str) -> tuple[int, bool]:
         """
         Takes a revocation back.
+        """
+    def retired(self, /) -> dict[str, typing.Any]:
+        """
+        What all gates that are gone have counted, as one of [`Control.gates`].
         """
     def revocations(self, /) -> list[dict[str, typing.Any]]:
         """
@@ -985,7 +1021,10 @@ class Gate:
         current: collections.abc.Callable[[], Scope | None],
         ledger: Ledger | None = None,
         log: AuditLog | None = None,
-        trace: collections.abc.Callable[[], tuple[int, int] | None] | None = None,
+        trace: tuple[
+            collections.abc.Callable[[], typing.Any], collections.abc.Callable[[typing.Any], tuple[int, int] | None]
+        ]
+        | None = None,
         control: Control | None = None,
     ) -> typing.Self:
         """
@@ -996,7 +1035,8 @@ class Gate:
             current: Callable that returns the current scope or `None`.
             ledger: What pays for actions.
             log: What records decisions.
-            trace: Callable that returns the ids of the current trace and span, or `None`.
+            trace: Two callables: one returns a mapping that is empty where nothing is traced; the other takes it and
+                returns the ids of the trace and the span, or `None`.
             control: What the gates of a host share; without it nothing is shared.
         """
     def _check_large(
@@ -1039,6 +1079,13 @@ class Gate:
         """
         Decides on a delegation: whether `outer`'s principals may have the principal of `inner` act for them. Allowed, the
         inner scope counts from now on.
+        """
+    def _load_failed(self, /, reason: str) -> None:
+        """
+        Says in the log that a configuration was to be loaded and could not be, so that the one before goes on.
+
+        Raises:
+            AuditError: The log cannot take it.
         """
     def _register(
         self, /, tools: list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]]
@@ -1120,7 +1167,7 @@ class Gate:
         """
         `"enforce"` or `"shadow"`.
         """
-    def stats(self, /) -> dict:
+    def stats(self, /) -> dict[str, typing.Any]:
         """
         What this gate has counted: decisions by code, and how long checks take in the core, in nanoseconds; one check of
         sixteen is timed.
@@ -1987,6 +2034,31 @@ class Scope:
         """
         The gate the run goes through.
         """
+    @staticmethod
+    def _recorded(
+        gate: Gate,
+        chain: list[EntityUid | Entity | str],
+        session: str,
+        labels: SupportsGetItem[int, str],
+        *,
+        on_behalf_of: EntityUid | str | None = None,
+        tools: list[str] | None = None,
+        forbids: list[list[str]] = ...,
+        expires_ms: SupportsIndex | None = None,
+    ) -> Scope:
+        """
+        The scope of a decision that is made again, out of what a log says; nothing of it is recorded.
+
+        Args:
+            gate: The gate that decides.
+            chain: Everybody who had to be allowed, outermost first: uids, or entities as the runs described them.
+            session: Id of the session.
+            labels: What it had seen.
+            on_behalf_of: For whom the last of the chain acted.
+            tools: The only tools the run might call.
+            forbids: For each run that came with forbids their texts.
+            expires_ms: When the run's time was over.
+        """
     def allows(self, /, tool: str) -> bool:
         """
         Whether the run may call this tool at all, before any policy is asked.
@@ -2066,20 +2138,28 @@ class Usage:
         When the window ends, in milliseconds since 1970; `None` for `total`.
         """
 
-def _echo_arguments(arguments: object, /) -> object:
-    """
-    Takes the snapshot of `arguments` and gives it back as Python data; an integer beyond 64 bits becomes `...`.
-    """
-
 def _claim_interpreter() -> None:
     """
     Refuses every interpreter of the process but the one that called it first: classes and objects that are kept here would
     cross from one to the other.
     """
 
+def _echo_arguments(arguments: object, /) -> object:
+    """
+    Takes the snapshot of `arguments` and gives it back as Python data; an integer beyond 64 bits becomes `...`.
+    """
+
 def _echo_uid(uid: EntityUid | str, /) -> str:
     """
     Reads a uid argument, a handle or its text, and returns the text.
+    """
+
+def _end_tracing() -> None:
+    """
+    Asks no tracer from now on, and waits for those that are being asked.
+
+    A tracer is the only Python that runs inside a check. Before version 3.14 an interpreter that ends unwinds the daemon
+    threads that come back to it, and through this code that would abort the process.
     """
 
 def _fork_generation() -> int:

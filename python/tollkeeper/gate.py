@@ -7,6 +7,7 @@ decides nothing.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
 import os
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from tollkeeper.budgets import Spec
     from tollkeeper.config import Config
     from tollkeeper.otel import Spans
-    from tollkeeper.watch import Watch
+    from tollkeeper.watch import Print, Watch
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -262,6 +263,11 @@ class Gate(_native.Gate):
     _answers: dict[int, Answers]
     """Who waits for approvals, by process, as in a ledger."""
     _watch: Watch | None
+    _swapping: _thread.LockType
+    _opener: int
+    """The process that opened it."""
+    reload_error: str | None
+    """Why the newest files are not in force; `None` if they are. A watcher has nobody else to tell."""
     _spans: Spans | None = None
     """What makes spans of guarded calls and model calls, where `tollkeeper.otel` has instrumented this gate."""
 
@@ -317,11 +323,20 @@ class Gate(_native.Gate):
         log: AuditLog | None = None,
         notice: str | None = None,
     ) -> Self:
+        seen: Print | None = None
+        if settings.gate.watch:
+            from tollkeeper import config  # noqa: PLC0415 - see the top
+            from tollkeeper.watch import fingerprint  # noqa: PLC0415 - a gate without a watcher needs none
+
+            # First of all: what changes while it is read is seen as a change. Absolute: the watcher has to find the
+            # files also when the process goes to another folder.
+            path = settings.file.absolute()
+            seen, settings = fingerprint(path), config.load(path)
         budgets, instance = _budgets(settings), int.from_bytes(os.urandom(8)) or 1
         sources = gate_sources(settings, notice)
         shared = control(settings)
         used = ledger if ledger is not None else _opened(budgets)
-        recorder = log if log is not None else _opened_log(settings, instance)
+        recorder = log if log is not None else opened_log(settings, instance)
         tracer = None if recorder is None else _tracer()
         try:
             gate = cls(sources, instance, _CURRENT.get, used, recorder, tracer, shared)
@@ -333,10 +348,15 @@ class Gate(_native.Gate):
         gate._log, gate._audit, gate._log_given = recorder, _audit(settings), log is not None
         gate._state_dir, gate._table, gate._watch = settings.state_dir, gate._control, None
         gate._answers = {}
-        if settings.gate.watch:
-            from tollkeeper.watch import Watch  # noqa: PLC0415 - needs an extra
+        gate._swapping, gate._opener, gate.reload_error = _thread.allocate_lock(), os.getpid(), None
+        if seen is not None:
+            from tollkeeper.watch import Watch  # noqa: PLC0415 - as above
 
-            gate._watch = Watch(gate, settings)
+            try:
+                gate._watch = Watch(gate, settings, seen)
+            except BaseException:
+                gate.close()
+                raise
         return gate
 
     @property
@@ -352,7 +372,8 @@ class Gate(_native.Gate):
     def reload(self) -> None:
         """Reads the configuration and everything it names again, and swaps it in as a whole.
 
-        Checks go on meanwhile. If anything is wrong, the error says what and the gate goes on as before.
+        Checks go on meanwhile. The case files that the configuration names are run first, on exactly the files that are
+        then swapped in. If anything is wrong, the error says what, the audit log too, and the gate goes on as before.
 
         Budgets that have not changed go on with their ledger. Changed ones are taken up if they have a state file,
         which is opened anew with the new limits: what is used and held stays. A ledger in memory cannot take them,
@@ -362,19 +383,33 @@ class Gate(_native.Gate):
             HandleError: The gate was closed.
             The same as `Gate.open`.
         """
-        from tollkeeper import config  # noqa: PLC0415 - see the top
-
         if self.closed:
             message = "the gate was closed, and decides nothing that new policies could change; open it again"
             raise HandleError(message, "gate.closed")
-        settings = config.load(self._path)
+        try:
+            # A watcher may reload at the same time. In a child of a fork nobody would ever let go of the lock.
+            own = self._opener == os.getpid()
+            with self._swapping if own else contextlib.nullcontext():
+                self._swap()
+        except Exception as error:
+            self.reload_error = str(error)
+            # A log that is closed or full: whoever asked is told why all the same.
+            with contextlib.suppress(TollkeeperError):
+                self._load_failed(str(error))
+            raise
+        self.reload_error = None
+
+    def _swap(self) -> None:
+        from tollkeeper import reloading  # noqa: PLC0415 - see the top
+
+        settings, sources = reloading.read(self._path)
         if _audit(settings) != self._audit:
             message = f"{settings.file}: [audit] has changed, and a log stays as it was opened; open a new gate"
             raise ConfigError(message, "audit.reload")
         if settings.state_dir != self._state_dir:
             message = f"{settings.file}: [state] has changed, and what it holds stays in force; open a new gate"
             raise ConfigError(message, "state.reload")
-        sources, budgets = gate_sources(settings), _budgets(settings)
+        budgets = _budgets(settings)
         if self._given or budgets == self._budgets:
             self._reload(sources, self._ledger)
             return
@@ -445,7 +480,7 @@ class Gate(_native.Gate):
             expires_at: Seconds since 1970 after which everything is denied with `principal.expired`.
 
         Raises:
-            EntityError: The principal cannot be used.
+            EntityError: The principal, the session's id or its labels cannot be used.
             PolicyError: A text of `forbid` cannot be used, with line and column.
             BudgetError: There is no such budget, or the gate has no ledger, or a run inside another one names a budget
                 that is not below the outer one's.
@@ -978,7 +1013,8 @@ def _audit(settings: Config) -> tuple[Any, ...]:
     return settings.audit, settings.audit_dir, settings.audit_origin
 
 
-def _opened_log(settings: Config, instance: int) -> AuditLog | None:
+def opened_log(settings: Config, instance: int) -> AuditLog | None:
+    """A log of this process's own among those of the configuration; `None` if it names none."""
     audit, folder, origin = settings.audit, settings.audit_dir, settings.audit_origin
     if audit is None or folder is None or origin is None:
         return None
@@ -1083,4 +1119,5 @@ def gate_sources(settings: Config, notice: str | None = None) -> dict[str, Any]:
         "durability": "group" if settings.audit is None else settings.audit.durability,
         "approvers": list(settings.admin_keys),
         "notice": notice,
+        "folder": str(settings.file.parent),
     }

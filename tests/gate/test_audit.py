@@ -267,9 +267,10 @@ def test_what_cannot_change_is_refused(folder: Path, gate: Gate) -> None:
     gate.reload()
     assert gate.log is not None
     gate.log.flush()
-    loads = entries(folder, "policy_load")
-    assert len(loads) == 2
-    assert loads[0]["bundle"] != loads[1]["bundle"]
+    first, refused, second = entries(folder, "policy_load")
+    assert (refused["failed"], refused["bundle"]) == (True, first["bundle"])
+    assert "[audit] has changed" in refused["reason"]
+    assert first["bundle"] != second["bundle"]
     assert len(list((folder / "audit" / "bundle").iterdir())) == 2
 
 

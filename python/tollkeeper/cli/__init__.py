@@ -2,7 +2,8 @@
 
 A verb's module has ``configure(parser)``, which declares its arguments, and ``run(arguments) -> int``. Results go to
 standard output, everything else to standard error. Exit codes: 0 done or allowed, 1 the answer is no, 2 the input
-cannot be used, 70 a defect of this package. The command line decides nothing itself and changes no rules.
+cannot be used, 70 a defect of this package. The command line decides nothing itself; what changes what gates do goes
+through `GateAdmin`.
 """
 
 import argparse
@@ -22,6 +23,11 @@ __all__ = ["main"]
 VERBS = {
     "init": ("init", "write a working example of every file"),
     "check": ("check", "ask whether one action is allowed"),
+    "status": ("status", "say how the gates are doing, while they run"),
+    "revoke": ("revoke", "stop a principal, a tool, a session or everything"),
+    "restore": ("restore", "take a revocation back"),
+    "approvals": ("approvals", "list, show, grant and refuse what gates ask people for"),
+    "reload": ("reload", "have running gates read their configuration again, once it is proved"),
     "decide": ("decide", "run a file of actions through a gate"),
     "config": (None, "check the configuration, and show what it comes to"),
     "policy": (None, "ask, test, explain and validate policies"),

@@ -5,16 +5,15 @@ counts, in a ledger with a state file too.
 """
 
 import argparse
-import contextlib
-import tempfile
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import tollkeeper
-from tollkeeper import _native, config
+from tollkeeper import config
 from tollkeeper.cli.terminal import InputError
-from tollkeeper.gate import gate_sources
+from tollkeeper.reloading import rehearsed
+
+__all__ = ["add_file", "as_json", "errors", "opened", "refusal", "rehearsed", "release"]
 
 
 def opened(path: Path) -> Any:  # noqa: ANN401 - the gate's class, if this build has one
@@ -38,41 +37,6 @@ def add_file(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help=f"default: what the variable {config.ENVIRONMENT_NAME} names, else {config.FILE_NAME} of this folder",
     )
-
-
-@contextlib.contextmanager
-def rehearsed(settings: config.Config, ledger: tollkeeper.Ledger | None) -> Generator[_native.Gate]:
-    """A gate as the configuration has it, for finding what is wrong: it makes and opens nothing that others use.
-
-    Args:
-        settings: The configuration.
-        ledger: Used as the gate's.
-
-    Raises:
-        The same as `Gate.open`, but for what concerns state and log.
-    """
-    sources = gate_sources(settings)
-    with _scratch_log(settings) as log:
-        gate = _native.Gate(sources, 1, lambda: None, ledger, log)
-        try:
-            yield gate
-        finally:
-            gate.close()
-
-
-@contextlib.contextmanager
-def _scratch_log(settings: config.Config) -> Generator[tollkeeper.AuditLog | None]:
-    """Policies that speak of records are refused where there is no log, so there is one, in a folder of its own."""
-    if settings.audit is None:
-        yield None
-        return
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        tollkeeper.AuditLog.open(
-            folder, origin=settings.audit_origin or "localhost", ring_bytes=512 << 10, segment_bytes=16 << 20
-        ) as log,
-    ):
-        yield log
 
 
 def release(decision: Any) -> None:  # noqa: ANN401 - a Decision

@@ -2,12 +2,13 @@
 //!
 //! Converts and calls; who may do any of this is not decided here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
+use tollkeeper_core::audit::note::{Ed25519Signer, Signer as _};
 use tollkeeper_core::gate::approve;
 use tollkeeper_core::gate::code::Code;
 use tollkeeper_core::gate::control::{ApprovalId, ApprovalRow, Control, CountersRow, Revoked, Target, TargetKind};
@@ -193,11 +194,18 @@ impl PyControl {
         py.detach(|| self.inner.wait_approvals(seen, timeout_ms));
     }
 
-    /// Every gate of the host, and all that are gone as one: `pid`, `alive`, `started_ms`, `bundle`, `shadow`,
-    /// `generation`, `codes`, `timed`, `p50_ns`, `p99_ns`, `p999_ns`, `max_ns`, `histogram`.
+    /// Every gate of the host: `pid`, `alive`, `started_ms`, `bundle`, `shadow`,
+    /// `generation`, `codes`, `timed`, `p50_ns`, `p99_ns`, `p999_ns`, `max_ns`. One that died is among them until
+    /// another takes its place.
     #[pyo3(signature = () -> "list[dict[str, typing.Any]]")]
     fn gates<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         self.inner.gates().iter().map(|gate| row(py, gate)).collect()
+    }
+
+    /// What all gates that are gone have counted, as one of [`Control.gates`].
+    #[pyo3(signature = () -> "dict[str, typing.Any]")]
+    fn retired<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        row(py, &self.inner.retired())
     }
 
     /// Labels that any session has been given.
@@ -241,6 +249,50 @@ fn approval_dict<'py>(py: Python<'py>, row: &ApprovalRow) -> PyResult<Bound<'py,
     dict.set_item("answered_ms", row.answered_ms)?;
     dict.set_item("grant_expires_ms", row.grant_expires_ms)?;
     Ok(dict)
+}
+
+/// The private key of somebody who administers. It is never shown, and only its file holds it.
+#[pyclass(frozen, name = "AdminKey", module = "tollkeeper._native")]
+pub(crate) struct PyAdminKey {
+    signer: Ed25519Signer,
+}
+
+#[pymethods]
+impl PyAdminKey {
+    /// Reads a key, Ed25519 in PKCS#8 PEM, as `tollkeeper audit keygen` writes it.
+    ///
+    /// Args:
+    ///     file: Its path.
+    ///
+    /// Raises:
+    ///     AuditError: The file cannot be read, others may read it, or it holds no such key.
+    #[staticmethod]
+    #[pyo3(signature = (file: "str | os.PathLike[str]"))]
+    fn load(py: Python<'_>, file: PathBuf) -> PyResult<Self> {
+        guard(|| {
+            let signer = py.detach(|| Ed25519Signer::load(Path::new(&file)))?;
+            Ok::<_, Error>(Self { signer })
+        })
+    }
+
+    /// The public half, 32 bytes.
+    #[getter]
+    fn public<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.signer.public_key().1)
+    }
+
+    /// Signs a message.
+    ///
+    /// Returns:
+    ///     64 bytes.
+    fn sign<'py>(&self, py: Python<'py>, message: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+        guard(|| Ok::<_, Error>(PyBytes::new(py, &self.signer.sign(message)?)))
+    }
+
+    #[expect(clippy::unused_self, reason = "nothing of the key is shown")]
+    const fn __repr__(&self) -> &'static str {
+        "<AdminKey>"
+    }
 }
 
 /// What one gate has counted.

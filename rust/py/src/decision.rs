@@ -150,10 +150,9 @@ impl PyDecision {
             let hold = self.hold.get_or_try_init(py, || {
                 let shared = Arc::new(Shared::of(handle.ledger()));
                 let path = PyString::new(py, handle.path()).unbind();
-                let hold = Py::new(
-                    py,
-                    PyHold::new(shared, path, handle.id(), Born::now(), Some(Arc::clone(handle.standing()))),
-                )?;
+                let tool = self.inner.tool().map(|tool| tool.name().into());
+                let run = Some((Arc::clone(handle.standing()), tool));
+                let hold = Py::new(py, PyHold::new(shared, path, handle.id(), Born::now(), run))?;
                 self.inner.hand_over();
                 Ok::<_, PyErr>(hold)
             })?;

@@ -67,6 +67,7 @@ struct Sources {
     control: Option<Arc<Control>>,
     approvers: Vec<Approver>,
     notice: Option<String>,
+    folder: Option<String>,
 }
 
 #[derive(FromPyObject)]
@@ -83,6 +84,8 @@ struct SourcesArg {
     durability: String,
     approvers: Vec<String>,
     notice: Option<String>,
+    #[pyo3(default)]
+    folder: Option<String>,
 }
 
 impl SourcesArg {
@@ -118,6 +121,7 @@ impl SourcesArg {
             control: control.map(|control| Arc::clone(control.get().inner())),
             approvers: self.approvers.iter().map(|key| approver(key)).collect::<PyResult<_>>()?,
             notice: self.notice,
+            folder: self.folder,
         })
     }
 }
@@ -158,6 +162,7 @@ impl Sources {
             control: self.control.clone(),
             approvers: self.approvers.clone(),
             notice: self.notice.clone(),
+            folder: self.folder.as_deref(),
         }
     }
 }
@@ -299,6 +304,18 @@ impl PyGate {
         })
     }
 
+    /// Says in the log that a configuration was to be loaded and could not be, so that the one before goes on.
+    ///
+    /// Raises:
+    ///     AuditError: The log cannot take it.
+    #[pyo3(name = "_load_failed")]
+    fn load_failed(&self, py: Python<'_>, reason: &str) -> PyResult<()> {
+        guard(|| {
+            self.born.check()?;
+            py.detach(|| self.inner.record_failed_load(reason)).map_err(Error::from)
+        })
+    }
+
     /// Registers tools that a runtime describes: all of them or, if one is wrong, none.
     #[pyo3(name = "_register", signature = (tools: "list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]]"))]
     fn register(&self, tools: Vec<ToolArg>) -> PyResult<()> {
@@ -413,6 +430,7 @@ impl PyGate {
 
     /// What this gate has counted: decisions by code, and how long checks take in the core, in nanoseconds; one check of
     /// sixteen is timed.
+    #[pyo3(signature = () -> "dict[str, typing.Any]")]
     #[pyo3(signature = () -> "dict[str, typing.Any]")]
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         crate::control::row(py, &self.inner.counters().read())

@@ -122,8 +122,8 @@ pub(crate) struct PyHold {
     path: Py<PyString>,
     id: HoldId,
     born: Born,
-    /// Of a gate's decision: whether the run that it was made in may go on
-    standing: Option<Arc<Standing>>,
+    /// Of a gate's decision: whether the run that it was made in may go on, and with which tool
+    run: Option<(Arc<Standing>, Option<Box<str>>)>,
 }
 
 impl PyHold {
@@ -133,14 +133,14 @@ impl PyHold {
         path: Py<PyString>,
         id: HoldId,
         born: Born,
-        standing: Option<Arc<Standing>>,
+        run: Option<(Arc<Standing>, Option<Box<str>>)>,
     ) -> Self {
-        Self { shared, path, id, born, standing }
+        Self { shared, path, id, born, run }
     }
 
-    /// Whether those who made it were revoked meanwhile.
+    /// Whether those who made it, or its tool, were revoked meanwhile.
     fn is_stopped(&self) -> bool {
-        self.standing.as_ref().is_some_and(|standing| standing.stops())
+        self.run.as_ref().is_some_and(|(standing, tool)| standing.stops(tool.as_deref()))
     }
 
     fn state(&self) -> PyResult<Option<HoldState>> {

@@ -69,7 +69,7 @@ mod _native {
     use super::scope::PyScope;
 
     #[pymodule_export]
-    use super::control::PyControl;
+    use super::control::{PyAdminKey, PyControl};
 
     #[pymodule_export]
     use super::model_call::PyModelCall;

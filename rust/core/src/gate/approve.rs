@@ -46,8 +46,7 @@ impl Approver {
             return Err("only Ed25519 keys can sign approvals".to_owned());
         };
         let public: &[u8; 32] = public.try_into().map_err(|_| format!("the key has {} bytes, not 32", public.len()))?;
-        let hash = Sha256::new().chain_update(name).chain_update(b"\n").chain_update(&bytes).finalize();
-        let known = hash.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+        let known = key_id(name, &bytes);
         if name.is_empty() || id.len() != 8 || u32::from_str_radix(id, 16) != Ok(known) {
             return Err(format!("the key id is {known:08x}, not the one that is written"));
         }
@@ -60,9 +59,22 @@ impl Approver {
         &self.name
     }
 
+    /// The key as [`Self::parse`] reads it.
+    pub fn text(&self) -> String {
+        let mut bytes = vec![ED25519];
+        bytes.extend_from_slice(self.key.as_bytes());
+        format!("{}+{:08x}+{}", self.name, key_id(&self.name, &bytes), STANDARD.encode(bytes))
+    }
+
     fn signed(&self, message: &[u8], signature: &[u8; 64]) -> bool {
         self.key.verify_strict(message, &Signature::from_bytes(signature)).is_ok()
     }
+}
+
+/// The id of a key under a name, as C2SP has it.
+fn key_id(name: &str, bytes: &[u8]) -> u32 {
+    let hash = Sha256::new().chain_update(name).chain_update(b"\n").chain_update(bytes).finalize();
+    hash.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
 
 /// What whoever grants signs.
@@ -200,6 +212,7 @@ mod tests {
     fn keys_that_are_none_are_refused() {
         let (_, text) = key(7, "admin");
         assert_eq!(Approver::parse(&text).unwrap().name(), "admin");
+        assert_eq!(Approver::parse(&text).unwrap().text(), text);
         let renamed = text.replacen("admin", "other", 1);
         let short = text.get(..text.len() - 4).unwrap();
         for bad in ["", "admin", "admin+00000000", "admin+00000000+AAAA", &renamed, short] {

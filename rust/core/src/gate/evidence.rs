@@ -13,6 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
+use super::approve::Approver;
 use super::code::Code;
 use super::control::Revoked;
 use super::decision::{Decision, DecisionId, Detail, RunForbid};
@@ -37,6 +38,8 @@ const NAMED_MAX: usize = 64;
 const NAME_BYTES_MAX: usize = 256;
 /// Bytes of an obligation in an entry.
 const OBLIGATION_BYTES_MAX: usize = 1_000;
+/// Bytes of why something could not be loaded: the first finding with its place.
+const FAILURE_BYTES_MAX: usize = 2_000;
 /// Bytes that the verdict may take beside what is counted: fixed names, numbers, two budget paths.
 const VERDICT_BYTES: usize = 2_048;
 
@@ -112,7 +115,13 @@ pub(super) struct Fragments {
 
 /// The document that a bundle digest is of: everything that decides but for what a runtime registers.
 fn bundle(sources: &GateSources<'_>) -> Vec<u8> {
-    let named = |source: &crate::policy::parse::Source<'_>| json!([source.name, source.text]);
+    let named = |source: &crate::policy::parse::Source<'_>| {
+        let name = source.name.map(|name| {
+            let inside = sources.folder.and_then(|folder| name.strip_prefix(folder)?.strip_prefix('/'));
+            inside.unwrap_or(name)
+        });
+        json!([name, source.text])
+    };
     let document = json!({
         "policies": sources.policies.iter().map(named).collect::<Vec<_>>(),
         "schema": sources.schema.as_ref().map(named),
@@ -124,6 +133,7 @@ fn bundle(sources: &GateSources<'_>) -> Vec<u8> {
             super::state::UnguardedForbid::Refuse => "refuse",
             super::state::UnguardedForbid::Warn => "warn",
         },
+        "approvers": sources.approvers.iter().map(Approver::text).collect::<Vec<_>>(),
         "engine": env!("CARGO_PKG_VERSION"),
     });
     document.to_string().into_bytes()
@@ -357,8 +367,18 @@ pub(super) enum Call<'a> {
     Tool { name: &'a str, index: Option<u32>, arguments: Option<&'a Arguments> },
     /// A model
     Model(&'a ModelRequest<'a>),
-    /// Another principal, to act for this one
-    Delegate(&'a crate::uid::EntityUid),
+    /// Another principal, to act for this one, and what is handed over
+    Delegate { to: &'a crate::uid::EntityUid, arguments: Option<&'a Arguments> },
+}
+
+impl<'a> Call<'a> {
+    /// What policies read under `context.input`, if it is a snapshot.
+    const fn arguments(&self) -> Option<&'a Arguments> {
+        match self {
+            Self::Tool { arguments, .. } | Self::Delegate { arguments, .. } => *arguments,
+            Self::Model(_) => None,
+        }
+    }
 }
 
 /// A check's place in the log.
@@ -392,21 +412,21 @@ impl GateState {
             push_text(head, "parent", shortened(parent, NAME_BYTES_MAX));
         }
         match call {
-            Call::Tool { name, index, arguments } => {
+            Call::Tool { name, index, .. } => {
                 match index.and_then(|index| self.fragments().tools.get(index as usize)) {
                     Some(fragment) => head.extend_from_slice(fragment),
                     None => push_text(head, "tool", shortened(name, NAME_BYTES_MAX)),
                 }
-                if let Some(arguments) = arguments {
-                    arguments.write_structure(&mut buffers.structure);
-                    more = more.saturating_add(arguments.text().len()).saturating_add(buffers.structure.len());
-                }
             }
             Call::Model(request) => push_model(head, self, request),
-            Call::Delegate(to) => {
+            Call::Delegate { to, .. } => {
                 push_text(head, "action", &self.delegate().to_string());
                 push_text(head, "resource", &to.to_string());
             }
+        }
+        if let Some(arguments) = call.arguments() {
+            arguments.write_structure(&mut buffers.structure);
+            more = more.saturating_add(arguments.text().len()).saturating_add(buffers.structure.len());
         }
         // Whoever it is denied for stands in the head already, in its chain.
         let bytes = more
@@ -480,12 +500,11 @@ impl GateState {
             push_engine(tail);
         }
         let more: &[u8] = scope.map_or(&[], |scope| &scope.fragments().payload);
-        let private = match call {
-            Call::Tool { arguments: Some(arguments), .. } => {
-                Private::Arguments { structure, text: arguments.text(), more }
-            }
-            _ => Private::None,
-        };
+        let private = call.arguments().map_or(Private::None, |arguments| Private::Arguments {
+            structure,
+            text: arguments.text(),
+            more,
+        });
         let seq = opened.claim.seq();
         let record = Record { kind: Kind::Decision, time_ms: now_ms, head, tail, private };
         let published = opened.claim.publish(&record);
@@ -814,6 +833,20 @@ pub(super) fn announce(
     push_number(&mut members, "tools", i64::try_from(state.registry().tools().len()).unwrap_or(i64::MAX));
     push_text(&mut members, "mode", mode(state.mode()));
     push_text(&mut members, "on_full", if audit.on_full == OnFull::Deny { "deny" } else { "allow" });
+    let record = Record { kind: Kind::PolicyLoad, time_ms: now_ms, head: &members, tail: &[], private: Private::None };
+    audit.log.append(&record, 1_000).map(drop)
+}
+
+/// Says in the log that something else was to decide from now on and cannot, so that this goes on to decide.
+pub(super) fn record_failed_load(audit: &Audit, state: &GateState, reason: &str, now_ms: i64) -> Result<(), AuditError> {
+    let mut members = Vec::new();
+    push_name(&mut members, "bundle");
+    push_quoted_hash(&mut members, state.bundle());
+    push_name(&mut members, "entities");
+    push_quoted_hash(&mut members, &state.fragments().entities);
+    push_name(&mut members, "failed");
+    members.extend_from_slice(b"true");
+    push_text(&mut members, "reason", shortened(reason, FAILURE_BYTES_MAX));
     let record = Record { kind: Kind::PolicyLoad, time_ms: now_ms, head: &members, tail: &[], private: Private::None };
     audit.log.append(&record, 1_000).map(drop)
 }

@@ -143,6 +143,16 @@ impl Gate {
         Ok(state)
     }
 
+    /// Says in the log that something was to be loaded and could not be. Nothing without a log.
+    ///
+    /// # Errors
+    /// The log cannot take it.
+    pub fn record_failed_load(&self, reason: &str) -> Result<(), AuditError> {
+        let state = self.state.load();
+        let Some(audit) = state.audit() else { return Ok(()) };
+        evidence::record_failed_load(audit, &state, reason, self.now_ms())
+    }
+
     /// Registers tools that a runtime describes. All or none.
     pub fn register(&self, tools: &[ToolSpec]) -> Result<(), PolicyErrors> {
         let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);

@@ -233,7 +233,7 @@ impl ModelCall {
     /// Whoever was revoked meanwhile is told to stop, whatever the budget says.
     pub fn charge(&self, tokens: i64) -> bool {
         let covered = self.note(tokens);
-        covered && !self.standing.as_ref().is_some_and(|standing| standing.stops())
+        covered && !self.standing.as_ref().is_some_and(|standing| standing.stops(None))
     }
 
     fn note(&self, tokens: i64) -> bool {

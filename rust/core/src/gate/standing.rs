@@ -30,10 +30,10 @@ impl Standing {
         if self.control.word() & 1 == 0 { None } else { self.look(tool) }
     }
 
-    /// Whether whatever the run has begun has to stop.
+    /// Whether what the run has begun, with a tool or without one, has to stop.
     #[inline]
-    pub fn stops(&self) -> bool {
-        self.revoked(None).is_some()
+    pub fn stops(&self, tool: Option<&str>) -> bool {
+        self.revoked(tool).is_some()
     }
 
     fn look(&self, tool: Option<&str>) -> Option<Revoked> {

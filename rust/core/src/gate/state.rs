@@ -81,6 +81,9 @@ pub struct GateSources<'a> {
     pub approvers: Vec<Approver>,
     /// What a denial says beside its reason where nothing was configured
     pub notice: Option<String>,
+    /// Where the files lie: what they are called in the bundle begins behind it, so that the same files are the same
+    /// bundle wherever they lie
+    pub folder: Option<&'a str>,
 }
 
 /// What the gate reads off a policy's annotations.
