@@ -312,8 +312,7 @@ class Gate(_native.Gate):
 
         from tollkeeper import config  # noqa: PLC0415 - see the top
 
-        # Absolute: the process may go to another folder, and log, approvals and reload must not go with it.
-        return cls._made(config.load(Path(path).absolute()), ledger, log)
+        return cls._made(_anchored(config.load(Path(path))), ledger, log)
 
     @classmethod
     def _made(
@@ -1006,6 +1005,18 @@ def _budgets(settings: Config) -> tuple[Path | None, Spec | None]:
     from tollkeeper import budgets  # noqa: PLC0415 - see the top
 
     return settings.budget_state, budgets.spec(settings.budget_file)
+
+
+def _anchored(settings: Config) -> Config:
+    """The same, with what is looked for later by absolute paths: the process may go to another folder meanwhile."""
+    from msgspec.structs import replace  # noqa: PLC0415 - see the top
+
+    places = {
+        name: path.absolute()
+        for name in ("file", "budget_state", "audit_dir", "state_dir")
+        if (path := getattr(settings, name)) is not None
+    }
+    return replace(settings, **places)
 
 
 def _audit(settings: Config) -> tuple[Any, ...]:
