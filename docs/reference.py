@@ -39,7 +39,12 @@ PAGES = {
     "admin": (
         "Administration",
         "What changes the rules, apart from the gate: [operations.md](../operations.md).",
-        ["GateAdmin"],
+        ["GateAdmin", "Receipt", "Target", "Holds", "Calls", "Question", "Reloaded"],
+    ),
+    "otel": (
+        "OpenTelemetry",
+        "In `tollkeeper.otel`, with the extra `otel`: [operations.md](../operations.md#looking-at-it).",
+        ["instrument", "Instrumentation"],
     ),
     "policy": (
         "Policies",
@@ -73,7 +78,7 @@ PAGES = {
     ),
 }
 # Python files in which a name is looked for before the stub of the native half.
-MODULES = ("gate", "approvals", "admin", "audit", "budget", "errors")
+MODULES = ("gate", "approvals", "admin", "unfinished", "otel", "audit", "budget", "errors")
 # Sections of tollkeeper.toml, with the class that reads each, and of budgets.toml.
 SECTIONS = (
     ("[gate]", "GateSection"),

@@ -334,7 +334,7 @@ def test_commands_in_the_text_exist(name: str) -> None:
 
 
 def test_the_reference_is_up_to_date() -> None:
-    done = subprocess.run(  # noqa: S603 - a script of this repository
+    done = subprocess.run(
         [sys.executable, "docs/reference.py", "--check"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(Path(tollkeeper.__file__).parent.parent)},

@@ -65,7 +65,8 @@ class AuditLog(_native.AuditLog):
         """See `open`; with `slot` the first log below the folder that no process has."""
         log = super().__new__(
             cls,
-            directory,
+            # Absolute: the writer goes on making files there when the process has gone to another folder.
+            os.path.abspath(directory),  # noqa: PTH100 - pathlib is not loaded for this
             origin=origin,
             instance=int.from_bytes(os.urandom(8)) if instance is None else instance,
             key=key,

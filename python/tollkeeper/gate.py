@@ -274,7 +274,7 @@ class Gate(_native.Gate):
     def __new__(cls, *native: Any) -> Self:  # noqa: ANN401 - what the native half takes, of `open` alone
         """Without arguments, opens what is there, or a gate that denies everything and says what to write.
 
-        Looked for are the file that ``TOLLKEEPER_CONFIG`` names, and ``tollkeeper.toml`` in the current folder.
+        Looked for are what `tollkeeper.config.find` finds: a file that the environment names, or ``tollkeeper.toml`` here.
 
         Example:
             >>> import os, tempfile
@@ -312,7 +312,7 @@ class Gate(_native.Gate):
 
         from tollkeeper import config  # noqa: PLC0415 - see the top
 
-        return cls._made(config.load(Path(path)), ledger, log)
+        return cls._made(_anchored(config.load(Path(path))), ledger, log)
 
     @classmethod
     def _made(
@@ -1005,6 +1005,18 @@ def _budgets(settings: Config) -> tuple[Path | None, Spec | None]:
     from tollkeeper import budgets  # noqa: PLC0415 - see the top
 
     return settings.budget_state, budgets.spec(settings.budget_file)
+
+
+def _anchored(settings: Config) -> Config:
+    """The same, with what is looked for later by absolute paths: the process may go to another folder meanwhile."""
+    from msgspec.structs import replace  # noqa: PLC0415 - see the top
+
+    places = {
+        name: path.absolute()
+        for name in ("file", "budget_state", "audit_dir", "state_dir")
+        if (path := getattr(settings, name)) is not None
+    }
+    return replace(settings, **places)
 
 
 def _audit(settings: Config) -> tuple[Any, ...]:

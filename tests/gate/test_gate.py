@@ -475,3 +475,24 @@ def test_guard_hides_nothing_from_policies(tmp_path: Path) -> None:
         assert gate.check("x\ud800", {}).code == "input.unknown_tool"
     with pytest.raises(TypeError, match="partial"):
         gate.guard(functools.partial(transfer, 1))
+
+
+def test_a_gate_stays_with_its_files_when_the_process_goes_elsewhere(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened by a relative path: log, state and reload are not looked for in the new folder."""
+    with (folder / "tollkeeper.toml").open("a") as file:
+        file.write("\n[audit]\nring_kib = 512\n[state]\n")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(folder)
+    with Gate.open("tollkeeper.toml") as gate:
+        monkeypatch.chdir(elsewhere)
+        assert code(gate, "search") == "allow"
+        with gate.run(principal='Agent::"a"'):
+            gate.approval(gate.check("wire", {"amount": 5}))
+        gate.reload()
+        assert code(gate, "search") == "allow"
+    assert list(elsewhere.iterdir()) == []
+    assert len(list((folder / "state/approvals").iterdir())) == 1
+    size = int((folder / "audit/0/checkpoint").read_text().splitlines()[1])
+    assert size == (folder / "audit/0/wal/00000000000000000000.seg").read_bytes().count(b'{"v":1,')
