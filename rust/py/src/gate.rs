@@ -431,7 +431,6 @@ impl PyGate {
     /// What this gate has counted: decisions by code, and how long checks take in the core, in nanoseconds; one check of
     /// sixteen is timed.
     #[pyo3(signature = () -> "dict[str, typing.Any]")]
-    #[pyo3(signature = () -> "dict[str, typing.Any]")]
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         crate::control::row(py, &self.inner.counters().read())
     }
