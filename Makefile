@@ -24,7 +24,7 @@ STUB := python/tollkeeper/_native.pyi
 # Passed to pytest; with it only the Python tests run: make test ARGS="tests/policy -k uid"
 ARGS ?=
 
-.PHONY: run test test-rust test-python test-verifiers build wheel lint fmt fmt-check types stubs stubs-check bench bench-audit bench-budget bench-gate instr fuzz loom clean
+.PHONY: run test test-rust test-python test-verifiers build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate instr fuzz loom clean
 
 build: $(NATIVE)
 
@@ -136,6 +136,10 @@ stubs-check: $(VENV)/.lint
 	$(write-stub)
 	diff -u $(STUB) $(FRESH)
 
+# The reference, out of docstrings and parsers. A test fails while a page is out of date.
+docs: build
+	$(BIN)/python docs/reference.py
+
 $(VENV)/.bench: $(VENV)/.test requirements/bench.txt
 	$(PIP) -r requirements/bench.txt
 	@touch $@
@@ -182,7 +186,8 @@ instr: build
 
 # make fuzz TARGET=name FUZZ_SECONDS=600; without TARGET each in turn. On stable: sanitizers would need nightly.
 FUZZ_SECONDS ?= 60
-TARGET ?= policy_text entities_json compiled_vs_reference ledger_ops ledger_file audit_verify audit_recovery audit_entry control_file
+TARGET ?= policy_text entities_json compiled_vs_reference ledger_ops ledger_file audit_verify audit_recovery audit_entry control_file \
+	run_forbids
 CARGO_FUZZ := $(or $(shell command -v cargo-fuzz),$(abspath target/tools/bin/cargo-fuzz))
 $(abspath target/tools/bin/cargo-fuzz):
 	cargo install --locked --quiet --root target/tools cargo-fuzz

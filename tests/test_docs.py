@@ -171,7 +171,7 @@ def check_recipe(line: str, where: str) -> None:
     """What a line builds with is there, though it is not run."""
     for target in re.findall(r"\bmake ([a-z][\w-]*)", line):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"{where}: make {target}"
-    for name in re.findall(r"tests/[\w./]+", line):
+    for name in re.findall(r"(?<![\w/])tests/[\w./]+", line):
         assert (ROOT / name).exists(), f"{where}: {name}"
     for kind, name in re.findall(r"--(test|bench) (\w+)", line):
         place = {"test": "rust/core/tests", "bench": "benches/rust"}[kind]
@@ -331,6 +331,18 @@ def test_commands_in_the_text_exist(name: str) -> None:
             assert (ROOT / place).exists(), code
             assert f"def {test}(" in (ROOT / place).read_text() or not test, code
         check_recipe(code, name)
+
+
+def test_the_reference_is_up_to_date() -> None:
+    done = subprocess.run(  # noqa: S603 - a script of this repository
+        [sys.executable, "docs/reference.py", "--check"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(Path(tollkeeper.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def followed(text: str, folder: Path) -> int:

@@ -41,6 +41,7 @@ __all__ = [
     "_claim_interpreter",
     "_echo_arguments",
     "_echo_uid",
+    "_end_tracing",
     "_fork_generation",
     "_measure_arguments",
     "_panic_in_check",
@@ -827,6 +828,9 @@ class Entities:
     def ancestors(self, /, uid: EntityUid | str) -> list[str]:
         """
         The closed ancestors of an entity, sorted; empty if it is not in the store.
+
+        Args:
+            uid: Its uid.
         """
     @staticmethod
     def from_json(text: str | os.PathLike[str], schema: str | os.PathLike[str] | None = None) -> Entities:
@@ -859,12 +863,19 @@ class Entities:
         """
         A store with some entities added or replaced and others removed; the original is unchanged and shared.
 
+        Args:
+            entities: Those to add or replace.
+            remove: Uids of those to remove.
+
         Raises:
             EntityError: The change would make a parent cycle.
         """
     def with_additional(self, /, entities: collections.abc.Iterable[Entity]) -> Entities:
         """
         A store with a request's own entities in front; nothing of the original is copied.
+
+        Args:
+            entities: The request's own.
 
         Raises:
             EntityError: An entity is already there and differs.
@@ -931,6 +942,9 @@ class EntityUid:
     def parse(text: str, /) -> EntityUid:
         """
         Reads the text form, `Type::"id"`, exactly as Cedar prints it.
+
+        Args:
+            text: Such as `User::"alice"`, with Cedar's escapes.
 
         Raises:
             EntityError: The text is not a uid in its printed form.
@@ -1007,7 +1021,10 @@ class Gate:
         current: collections.abc.Callable[[], Scope | None],
         ledger: Ledger | None = None,
         log: AuditLog | None = None,
-        trace: collections.abc.Callable[[], tuple[int, int] | None] | None = None,
+        trace: tuple[
+            collections.abc.Callable[[], typing.Any], collections.abc.Callable[[typing.Any], tuple[int, int] | None]
+        ]
+        | None = None,
         control: Control | None = None,
     ) -> typing.Self:
         """
@@ -1018,7 +1035,8 @@ class Gate:
             current: Callable that returns the current scope or `None`.
             ledger: What pays for actions.
             log: What records decisions.
-            trace: Callable that returns the ids of the current trace and span, or `None`.
+            trace: Two callables: one returns a mapping that is empty where nothing is traced; the other takes it and
+                returns the ids of the trace and the span, or `None`.
             control: What the gates of a host share; without it nothing is shared.
         """
     def _check_large(
@@ -1238,6 +1256,17 @@ class Hold:
         """
         Says that the work has begun, and charges what that costs for certain, such as the prompt. Answers as `charge`
         does.
+
+        Args:
+            tokens: Tokens of language models.
+            nano_usd: Billionths of a US dollar.
+            requests: Requests.
+            in_flight: Calls in flight.
+            kv_blocks: Blocks of a KV cache.
+
+        Raises:
+            TypeError: An amount is not an `int`.
+            BudgetError: An amount is negative or above 2**53.
         """
     @property
     def granted(self, /) -> bool:
@@ -1290,6 +1319,13 @@ class Hold:
         Of what is not mentioned, levels come back, requests stay spent, and the rest counts as charged, or in full if
         it never was.
 
+        Args:
+            tokens: Tokens of language models.
+            nano_usd: Billionths of a US dollar.
+            requests: Requests.
+            in_flight: Calls in flight.
+            kv_blocks: Blocks of a KV cache.
+
         Returns:
             Whether this call ended it; False if it had ended before, and then nothing changes.
 
@@ -1308,6 +1344,13 @@ class Hold:
     ) -> Hold | Denial:
         """
         Holds more, in the same windows, or changes nothing.
+
+        Args:
+            tokens: Tokens of language models.
+            nano_usd: Billionths of a US dollar.
+            requests: Only 0: requests are spent when granted.
+            in_flight: Calls in flight.
+            kv_blocks: Blocks of a KV cache.
 
         Returns:
             This hold, or a `Denial`. Requests are spent when granted and cannot be added.
@@ -1581,6 +1624,9 @@ class Meter:
         """
         The place of a budget, for `reserve_many` and `snapshot`; made from its template if this is the first time.
 
+        Args:
+            path: The budget, such as `acme/research`.
+
         Raises:
             BudgetError: There is no such budget.
         """
@@ -1728,6 +1774,9 @@ class PolicySet:
         """
         The annotations of a policy.
 
+        Args:
+            id: Its id, as in `ids`.
+
         Raises:
             KeyError: No policy has this id.
         """
@@ -1803,6 +1852,9 @@ class PolicySet:
         """
         Says in words what a policy does, or every policy and template.
 
+        Args:
+            id: Its id, as in `ids`; `None` for all.
+
         Raises:
             KeyError: No policy has this id.
         """
@@ -1818,6 +1870,17 @@ class PolicySet:
         """
         Says in words how a request is decided: the verdict, every policy whose scope matches with the condition that
         was or was not met, and for a denial the nearest permit and what it lacked. Values of the request are shown.
+
+        Args:
+            principal: Uid, handle or text.
+            action: The same.
+            resource: The same.
+            context: A prepared `Context`, or a mapping of plain data; `None` is empty.
+            entities: The entity store; `None` is empty.
+
+        Raises:
+            EntityError: A uid cannot be read.
+            ArgumentsError: The mapping is not plain data, or too large.
         """
     @staticmethod
     def from_cedar(
@@ -1868,6 +1931,9 @@ class PolicySet:
     def matrix(self, /, entities: Entities | None = None) -> str:
         """
         Principals' types and groups by actions: each cell allow, never, or when, with the conditions below.
+
+        Args:
+            entities: The entity store, whose groups are rows; `None` is empty.
         """
     @property
     def memory_bytes(self, /) -> int:
@@ -1885,10 +1951,24 @@ class PolicySet:
     ) -> dict[str, str]:
         """
         How each policy whose scope matches a request ends: `"satisfied"`, `"unsatisfied"` or `"error"`, by id.
+
+        Args:
+            principal: Uid, handle or text.
+            action: The same.
+            resource: The same.
+            context: A prepared `Context`, or a mapping of plain data; `None` is empty.
+            entities: The entity store; `None` is empty.
+
+        Raises:
+            EntityError: A uid cannot be read.
+            ArgumentsError: The mapping is not plain data, or too large.
         """
     def place(self, /, id: str) -> tuple[str | None, int, int]:
         """
         Where a policy stands: file (or `None`), line and column, from 1.
+
+        Args:
+            id: Its id, as in `ids`.
 
         Raises:
             KeyError: No policy has this id.
@@ -1953,6 +2033,31 @@ class Scope:
     def _gate(self, /) -> Gate:
         """
         The gate the run goes through.
+        """
+    @staticmethod
+    def _recorded(
+        gate: Gate,
+        chain: list[EntityUid | Entity | str],
+        session: str,
+        labels: SupportsGetItem[int, str],
+        *,
+        on_behalf_of: EntityUid | str | None = None,
+        tools: list[str] | None = None,
+        forbids: list[list[str]] = ...,
+        expires_ms: SupportsIndex | None = None,
+    ) -> Scope:
+        """
+        The scope of a decision that is made again, out of what a log says; nothing of it is recorded.
+
+        Args:
+            gate: The gate that decides.
+            chain: Everybody who had to be allowed, outermost first: uids, or entities as the runs described them.
+            session: Id of the session.
+            labels: What it had seen.
+            on_behalf_of: For whom the last of the chain acted.
+            tools: The only tools the run might call.
+            forbids: For each run that came with forbids their texts.
+            expires_ms: When the run's time was over.
         """
     def allows(self, /, tool: str) -> bool:
         """
@@ -2033,20 +2138,28 @@ class Usage:
         When the window ends, in milliseconds since 1970; `None` for `total`.
         """
 
-def _echo_arguments(arguments: object, /) -> object:
-    """
-    Takes the snapshot of `arguments` and gives it back as Python data; an integer beyond 64 bits becomes `...`.
-    """
-
 def _claim_interpreter() -> None:
     """
     Refuses every interpreter of the process but the one that called it first: classes and objects that are kept here would
     cross from one to the other.
     """
 
+def _echo_arguments(arguments: object, /) -> object:
+    """
+    Takes the snapshot of `arguments` and gives it back as Python data; an integer beyond 64 bits becomes `...`.
+    """
+
 def _echo_uid(uid: EntityUid | str, /) -> str:
     """
     Reads a uid argument, a handle or its text, and returns the text.
+    """
+
+def _end_tracing() -> None:
+    """
+    Asks no tracer from now on, and waits for those that are being asked.
+
+    A tracer is the only Python that runs inside a check. Before version 3.14 an interpreter that ends unwinds the daemon
+    threads that come back to it, and through this code that would abort the process.
     """
 
 def _fork_generation() -> int:

@@ -22,7 +22,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 from weakref import WeakSet
@@ -57,7 +57,7 @@ class Wakeups:
     Whoever waits takes part with `here`; the counter is there as long as somebody does. Any thread may `call`.
     """
 
-    _loops: "ClassVar[dict[asyncio.AbstractEventLoop, Wakeups]]" = {}
+    _loops: ClassVar["dict[asyncio.AbstractEventLoop, Wakeups]"] = {}
     # Entered again where a collection of garbage ends a coroutine that waited.
     _loops_lock = threading.RLock()
 
@@ -73,7 +73,7 @@ class Wakeups:
 
     @classmethod
     @contextmanager
-    def here(cls) -> "Iterator[Wakeups]":
+    def here(cls) -> "Generator[Wakeups]":
         """Those of the running loop, for as long as the block lasts."""
         loop = asyncio.get_running_loop()
         with cls._loops_lock:

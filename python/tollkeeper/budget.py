@@ -81,7 +81,17 @@ class Ledger(_native.Ledger):
         state: str | os.PathLike[str] | None = None,
         clock: _native.FakeClock | None = None,
     ) -> Self:
-        """As `open`, from the text of a `budgets.toml`."""
+        """As `open`, from the text of a `budgets.toml`.
+
+        Args:
+            text: TOML.
+            state: As in `open`.
+            clock: As in `open`.
+
+        Raises:
+            ConfigError: The text cannot be used; the message names line and key.
+            BudgetError: The state cannot be used, or the budgets do not fit it.
+        """
         from tollkeeper import budgets  # noqa: PLC0415 - see the top
 
         return cls(budgets.spec(text), None if state is None else os.fsdecode(state), clock)

@@ -79,6 +79,12 @@ class Scope(_native.Scope):
         """A function that runs in this scope wherever it is called.
 
         Tasks and `asyncio.to_thread` inherit the scope; threads, pools and executors do not.
+
+        Args:
+            function: A plain function or a coroutine function.
+
+        Raises:
+            TypeError: It is a generator.
         """
         import inspect  # noqa: PLC0415 - see the top
         from typing import cast  # noqa: PLC0415 - see the top
@@ -473,7 +479,7 @@ class Gate(_native.Gate):
             expires_at: Seconds since 1970 after which everything is denied with `principal.expired`.
 
         Raises:
-            EntityError: The principal cannot be used.
+            EntityError: The principal, the session's id or its labels cannot be used.
             PolicyError: A text of `forbid` cannot be used, with line and column.
             BudgetError: There is no such budget, or the gate has no ledger, or a run inside another one names a budget
                 that is not below the outer one's.
@@ -692,7 +698,19 @@ class Gate(_native.Gate):
         parent: str | None = None,
         timeout: float = 1.0,
     ) -> Decision:
-        """As `acheck`, for threads."""
+        """As `acheck`, for threads: waits without the interpreter's lock.
+
+        Args:
+            tool: Name of a registered tool.
+            arguments: As in `check`; up to 4 MiB.
+            scope: As in `check`.
+            parent: As in `check`.
+            timeout: Seconds, for room in the log and the record together.
+
+        Raises:
+            AuditError: The action is allowed, and its record did not get to the disk in time: it must not begin, and
+                what was reserved is given back.
+        """
         end, hopeless = _now() + timeout, False
         while True:
             while self._log is not None and (seq := self._room_after()) is not None and _now() < end:

@@ -4,9 +4,9 @@ A log's entry says who asked for what, and what it was decided by; its payload h
 it names by digest holds policies, entities and tools; the entry of its run says to which tools that was narrowed, when
 its time was over, and which forbids came with it. So the same decision can be made anew, for everybody in the chain, by
 a gate without a ledger, with the labels that the session had then and at the recorded time. What the log does not hold
-is left out and counted, never guessed: what budgets had left, who was revoked, what a delegation would hand over, the
-state of the process, and payloads that are gone. Budgets are left out, and an approval that was given counts as one
-that is needed. Nothing is recorded and nothing is held.
+is left out and counted, never guessed: what budgets had left, who was revoked, the run that a delegation would have
+begun, the state of the process, and payloads that are gone. Budgets are left out, and an approval that was given counts
+as one that is needed. Nothing is recorded and nothing is held.
 """
 
 import base64
@@ -172,7 +172,7 @@ class Bundle:
             raise BundleError(f"{name}: not a bundle: {fault}", "bundle.format") from None
         sources = {name: getattr(document, name) for name in _Document.__struct_fields__}
         # A gate without a log and without approvers has no use for these, and asks for them.
-        recording = {"on_full": "deny", "durability": "group", "approvers": [], "notice": None}
+        recording: dict[str, Any] = {"on_full": "deny", "durability": "group", "approvers": [], "notice": None}
         return cls(digest, {**sources, **recording, "tools": tools})
 
 
@@ -328,8 +328,9 @@ class Recorded:
         """Everybody who had to be allowed, outermost first; the last one acted."""
         outer = texts(self.members.get("chain"))[:-1]
         said = _object(self.payload).get("chain") if outer and self.payload is not None else None
-        described = [entity(one) for one in said if is_object(one)] if is_list(said) else []
-        by_uid = {str(one.uid): one for one in described}
+        # `entity` first: it says of what is none that it is none.
+        described = [(entity(one), one["uid"]) for one in said if is_object(one)] if is_list(said) else []
+        by_uid = {str(_uid(uid)): one for one, uid in described}
         return [*(by_uid.get(uid) or EntityUid.parse(uid) for uid in outer), self.principal()]
 
 
@@ -485,7 +486,7 @@ def recorded_outcome(recorded: Recorded, *, approvals: bool = False, limits: Run
     members = recorded.members
     code, would = str(members.get("code")), members.get("would_deny")
     if members.get("action") == DELEGATE:
-        raise Skipped("a delegation: what it would hand over is not in its entry")
+        raise Skipped("a delegation, which takes the run that would have begun")
     if code == "principal.revoked":
         raise Skipped("somebody was revoked, and revocations are not decided again")
     if code == "principal.expired" and limits.expires_ms is None:
@@ -536,7 +537,7 @@ def _asked(gate: _native.Gate, recorded: Recorded, limits: RunLimits, narrowings
     try:
         scope = _native.Scope._recorded(  # noqa: SLF001 - made for this
             gate,
-            recorded.chain(),
+            [*recorded.chain()],
             str(members.get("session", "")),
             texts(members.get("labels")),
             on_behalf_of=members.get("on_behalf_of"),

@@ -134,7 +134,7 @@ def test_budget_holds(cli: Cli) -> None:
     done = cli("budget", "holds")
     assert (done.code, done.err) == (0, "")
     head, row, _, count = done.out.splitlines()
-    assert head.split() == ["hold", "budget", "process", "granted", "held", "charged", "state"]
+    assert head.split() == ["hold", "decision", "budget", "process", "granted", "held", "charged", "state"]
     assert "acme/research/a" in row
     assert "tokens 100,000, nano_usd $0.0075, requests 1, in_flight 1" in row
     assert count == "1 live hold"

@@ -12,6 +12,7 @@ Refuses nothing by itself: what it finds stands in the verdict, and the exit sta
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -25,7 +26,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +40,8 @@ CALLS_PER_RUN: Final = 200
 ROWS: Final = 32
 VICTIM: Final = 'Agent::"victim"'
 # Verified epochs are deleted; who makes them faster than they are verified has to wait.
-EPOCHS_WAITING_MAX: Final = 3
+EPOCHS_WAITING_MAX: Final = 6
+SETTLED_SECONDS: Final = 1.0
 # The first part of the samples, in which buffers and caches fill.
 WARM_UP: Final = 0.3
 # What memory may grow by over the whole run, by the slope of the samples after the warm-up: an allocator's noise, and far
@@ -384,19 +385,38 @@ class Verdict:
 
 
 class Epochs:
-    """Verifies the epochs that are over, and deletes them."""
+    """Verifies the epochs that are over, and deletes them, in a thread of its own."""
 
     def __init__(self, audit: Path, verdict: Verdict) -> None:
         self.audit, self.verdict = audit, verdict
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self) -> None:
+        """Until nobody makes epochs any more."""
+        try:
+            while not self.over.wait(0.2):
+                self.look()
+        except Exception as error:  # noqa: BLE001 - any error is a finding of the soak
+            self.verdict.wrong(f"verifying: {type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self.over.set()
+        self.thread.join()
 
     def look(self) -> None:
         """Verifies every epoch that no log writes to any more."""
         for epoch in sorted(self.audit.glob("*/epochs/*"), key=lambda path: int(path.name)):
-            self.verify(epoch)
-            shutil.rmtree(epoch)
+            # A rotation moves file after file.
+            if self.over.is_set() or time.time() - epoch.stat().st_mtime > SETTLED_SECONDS:
+                self.verify(epoch)
+                shutil.rmtree(epoch)
 
     def last(self) -> None:
         """The current epochs, whose writers have closed: taken by themselves, since those before are deleted."""
+        self.close()
         self.look()
         for current in sorted(path for path in self.audit.iterdir() if path.name.isdigit()):
             alone = self.audit.parent / f"last-{current.name}"
@@ -444,7 +464,7 @@ class Approver:
             self.revoked = not self.revoked
 
 
-@contextmanager
+@contextlib.contextmanager
 def workers(folder: Path) -> Iterator[tuple[list["subprocess.Popen[str]"], "queue.Queue[tuple[int, str]]"]]:
     """The processes, and their lines; whatever happens they are gone afterwards."""
     lines: queue.Queue[tuple[int, str]] = queue.Queue()
@@ -481,25 +501,23 @@ def soak(folder: Path, seconds: float, *, epoch_seconds: float = 20.0, say: Call
     verdict = Verdict()
     began = time.monotonic()
     samples: list[list[dict[str, Any]]] = [[] for _ in range(WORKERS)]
-    with workers(folder) as (processes, lines):
-        epochs, approver = Epochs(folder / "audit", verdict), Approver(folder, verdict, min(3.0, seconds / 6))
+    with workers(folder) as (processes, lines), contextlib.closing(Epochs(folder / "audit", verdict)) as epochs:
+        approver = Approver(folder, verdict, min(3.0, seconds / 6))
         told = began
         while time.monotonic() - began < seconds and all(process.poll() is None for process in processes):
             take(lines, samples, 0.1)
             approver.look()
-            epochs.look()
             if time.monotonic() - told > 10:
                 told = time.monotonic()
                 say(progress(told - began, samples))
         for process in processes:
             if process.stdin is not None:
                 process.stdin.close()
+        verdict.seconds = time.monotonic() - began
         end = time.monotonic() + 240
         while any(process.poll() is None for process in processes) and time.monotonic() < end:
             take(lines, samples, 0.1)
             approver.look()
-            epochs.look()
-        verdict.seconds = time.monotonic() - began
         time.sleep(0.2)
         while take(lines, samples, 0.0):
             pass

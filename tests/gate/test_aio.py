@@ -238,8 +238,7 @@ def test_one_counter_wakes_for_everything(loops: Loops, gate: Gate) -> None:
         answer(gate, question.id)
         log.checkpoint()
         assert await asyncio.gather(*waiting) == [None, True, True]
-        assert counters() == before
-        await until(lambda: not own_threads())
+        await until(lambda: counters() == before and not own_threads())
 
     with in_run(gate):
         run(loops, main())
@@ -325,7 +324,7 @@ def test_many_loops_in_many_threads(gate: Gate) -> None:
         worker.join()
     assert len(done) == 6
     assert not Wakeups._loops
-    assert counters() == before
+    asyncio.run(until(lambda: counters() == before))
     assert ledger.usage("acme")["tokens", "1d"].held == 0
 
 
@@ -358,8 +357,8 @@ def test_a_loop_closed_while_somebody_waits(loops: Loops, gate: Gate) -> None:
     run(loops, main())
     del closed
     gc.collect()
-    assert counters() == before
     assert not Wakeups._loops
+    asyncio.run(until(lambda: counters() == before))
 
 
 def test_a_child_of_a_fork_takes_nothing_from_those_who_wait(folder: Path, gate: Gate) -> None:
@@ -487,8 +486,9 @@ def test_whoever_is_cancelled_leaves_nothing(
             [result] = await asyncio.gather(task, return_exceptions=True)
             assert over or isinstance(result, asyncio.CancelledError)
             assert ledger.holds() == []
-            assert counters() == before
             assert not Wakeups._loops
+            # The writer may be about to count up one that nobody waits with any more.
+            await until(lambda: counters() == before)
         await until(lambda: not own_threads())
 
     with in_run(gate):
@@ -500,8 +500,16 @@ def test_timeouts_leave_nothing(loops: Loops, gate: Gate) -> None:
     ledger = gate.ledger
 
     async def main() -> None:
-        with pytest.raises(AuditError, match="not on the disk"):
-            await gate.acheck("launch", timeout=0.01)
+        # No time at all, which a fast disk may do with now and then.
+        late = 0
+        for _ in range(10):
+            try:
+                gate.outcome(await gate.acheck("launch", timeout=0))
+            except AuditError as error:
+                assert "not on the disk" in str(error)  # noqa: PT017 - not always
+                late += 1
+            assert ledger.holds() == []
+        assert late > 0
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(gate.acheck("wire", approval_timeout=60), 0.02)
         assert not await ledger.available("acme", {"tokens": 1001}, timeout=0.01)

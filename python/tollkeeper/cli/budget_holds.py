@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
             out_json(hold)
         return EXIT_OK
     if holds:
-        heads = ("hold", "budget", "process", "granted", "held", "charged", "state")
+        heads = ("hold", "decision", "budget", "process", "granted", "held", "charged", "state")
         for line in table(heads, (_row(hold) for hold in holds)):
             out(line)
         out()
@@ -41,6 +41,7 @@ def _row(hold: dict[str, Any]) -> list[str]:
         states.append(f"until {ledgers.moment(deadline)}")
     return [
         str(hold["id"]),
+        str(hold.get("decision") or "-"),
         str(hold["path"]),
         str(hold.get("owner_pid", "")),
         ledgers.moment(hold.get("granted_ms")),

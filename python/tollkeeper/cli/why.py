@@ -153,7 +153,7 @@ def _stops(revocation: dict[str, Any], members: dict[str, Any]) -> bool:
     if not is_object(target) or revocation.get("restored") is True:
         return False
     kind, name = target.get("kind"), target.get("name")
-    chain = texts(members.get("chain")) or [members.get("principal")]
+    chain = texts(members.get("chain")) or [logs.text_of(members.get("principal"))]
     stopped: dict[object, list[object]] = {
         "principal": [members["denied_for"]] if members.get("denied_for") else [*chain],
         "tool": [members.get("tool")],
@@ -247,7 +247,7 @@ def _policy_changes(found: logs.Logs, story: Story) -> Iterator[str]:
 
 _ADVICE: Final = {
     "input.unknown_tool": "register it in tollkeeper.toml: [tools.{tool}] resource = 'Mcp::\"NAME\"'",
-    "input.unrepresentable": "call it with other arguments, or change [tools.{tool}] schema or paths in tollkeeper.toml",
+    "input.unrepresentable": "call it with others, or change schema or paths of [tools.{tool}] in tollkeeper.toml",
     "principal.expired": "start another run, or give it more time where it begins: gate.run(expires_at=...)",
     "scope.missing": "check inside a run: with gate.run(principal=...):",
 }

@@ -68,6 +68,10 @@ impl PyEntities {
 
     /// A store with some entities added or replaced and others removed; the original is unchanged and shared.
     ///
+    /// Args:
+    ///     entities: Those to add or replace.
+    ///     remove: Uids of those to remove.
+    ///
     /// Raises:
     ///     EntityError: The change would make a parent cycle.
     #[pyo3(signature = (entities: "collections.abc.Iterable[Entity] | None" = None, *, remove: "collections.abc.Iterable[EntityUid | str] | None" = None))]
@@ -83,6 +87,9 @@ impl PyEntities {
 
     /// A store with a request's own entities in front; nothing of the original is copied.
     ///
+    /// Args:
+    ///     entities: The request's own.
+    ///
     /// Raises:
     ///     EntityError: An entity is already there and differs.
     #[pyo3(signature = (entities: "collections.abc.Iterable[Entity]"))]
@@ -92,6 +99,9 @@ impl PyEntities {
     }
 
     /// The closed ancestors of an entity, sorted; empty if it is not in the store.
+    ///
+    /// Args:
+    ///     uid: Its uid.
     #[pyo3(signature = (uid: "EntityUid | str") -> "list[str]")]
     fn ancestors(&self, uid: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
         let uid = uid_arg(uid)?;

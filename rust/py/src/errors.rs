@@ -184,7 +184,8 @@ fn text_error(errors: &PolicyErrors) -> PyErr {
     let arguments = (errors.to_string(), first.code, first.help.clone(), details);
     match first.code.split('.').next() {
         Some("budget") => python::BudgetError::new_err((first.message.clone(), first.code, first.help.clone())),
-        Some("entities" | "scope") => python::EntityError::new_err(arguments),
+        // What is wrong with the forbids of a run is wrong with a policy.
+        Some("entities" | "scope") if first.code != "scope.forbid" => python::EntityError::new_err(arguments),
         Some("context") => python::ContextError::new_err(arguments),
         Some("internal") => python::InternalError::new_err((errors.to_string(), first.code, first.help.clone())),
         _ => python::PolicyError::new_err(arguments),

@@ -266,6 +266,17 @@ impl PyHold {
 
     /// Says that the work has begun, and charges what that costs for certain, such as the prompt. Answers as `charge`
     /// does.
+    ///
+    /// Args:
+    ///     tokens: Tokens of language models.
+    ///     nano_usd: Billionths of a US dollar.
+    ///     requests: Requests.
+    ///     in_flight: Calls in flight.
+    ///     kv_blocks: Blocks of a KV cache.
+    ///
+    /// Raises:
+    ///     TypeError: An amount is not an `int`.
+    ///     BudgetError: An amount is negative or above 2**53.
     #[pyo3(signature = (*, tokens: "int" = Whole::ZERO, nano_usd: "int" = Whole::ZERO, requests: "int" = Whole::ZERO, in_flight: "int" = Whole::ZERO, kv_blocks: "int" = Whole::ZERO))]
     fn dispatch(
         &self,
@@ -282,6 +293,13 @@ impl PyHold {
     }
 
     /// Holds more, in the same windows, or changes nothing.
+    ///
+    /// Args:
+    ///     tokens: Tokens of language models.
+    ///     nano_usd: Billionths of a US dollar.
+    ///     requests: Only 0: requests are spent when granted.
+    ///     in_flight: Calls in flight.
+    ///     kv_blocks: Blocks of a KV cache.
     ///
     /// Returns:
     ///     This hold, or a `Denial`. Requests are spent when granted and cannot be added.
@@ -311,6 +329,13 @@ impl PyHold {
     ///
     /// Of what is not mentioned, levels come back, requests stay spent, and the rest counts as charged, or in full if
     /// it never was.
+    ///
+    /// Args:
+    ///     tokens: Tokens of language models.
+    ///     nano_usd: Billionths of a US dollar.
+    ///     requests: Requests.
+    ///     in_flight: Calls in flight.
+    ///     kv_blocks: Blocks of a KV cache.
     ///
     /// Returns:
     ///     Whether this call ended it; False if it had ended before, and then nothing changes.

@@ -203,6 +203,9 @@ impl PyMeter {
 
     /// The place of a budget, for `reserve_many` and `snapshot`; made from its template if this is the first time.
     ///
+    /// Args:
+    ///     path: The budget, such as `acme/research`.
+    ///
     /// Raises:
     ///     BudgetError: There is no such budget.
     #[pyo3(signature = (path: "str"))]

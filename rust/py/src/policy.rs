@@ -271,6 +271,9 @@ impl PyPolicySet {
 
     /// The annotations of a policy.
     ///
+    /// Args:
+    ///     id: Its id, as in `ids`.
+    ///
     /// Raises:
     ///     KeyError: No policy has this id.
     #[pyo3(signature = (id) -> "dict[str, str]")]
@@ -282,6 +285,9 @@ impl PyPolicySet {
 
     /// Where a policy stands: file (or `None`), line and column, from 1.
     ///
+    /// Args:
+    ///     id: Its id, as in `ids`.
+    ///
     /// Raises:
     ///     KeyError: No policy has this id.
     #[pyo3(signature = (id) -> "tuple[str | None, int, int]")]
@@ -292,6 +298,9 @@ impl PyPolicySet {
     }
 
     /// Says in words what a policy does, or every policy and template.
+    ///
+    /// Args:
+    ///     id: Its id, as in `ids`; `None` for all.
     ///
     /// Raises:
     ///     KeyError: No policy has this id.
@@ -307,6 +316,17 @@ impl PyPolicySet {
 
     /// Says in words how a request is decided: the verdict, every policy whose scope matches with the condition that
     /// was or was not met, and for a denial the nearest permit and what it lacked. Values of the request are shown.
+    ///
+    /// Args:
+    ///     principal: Uid, handle or text.
+    ///     action: The same.
+    ///     resource: The same.
+    ///     context: A prepared `Context`, or a mapping of plain data; `None` is empty.
+    ///     entities: The entity store; `None` is empty.
+    ///
+    /// Raises:
+    ///     EntityError: A uid cannot be read.
+    ///     ArgumentsError: The mapping is not plain data, or too large.
     #[pyo3(signature = (principal: "EntityUid | str", action: "EntityUid | str", resource: "EntityUid | str", context: "Context | dict[str, typing.Any] | None" = None, entities: "Entities | None" = None))]
     fn explain_request(
         &self,
@@ -320,6 +340,17 @@ impl PyPolicySet {
     }
 
     /// How each policy whose scope matches a request ends: `"satisfied"`, `"unsatisfied"` or `"error"`, by id.
+    ///
+    /// Args:
+    ///     principal: Uid, handle or text.
+    ///     action: The same.
+    ///     resource: The same.
+    ///     context: A prepared `Context`, or a mapping of plain data; `None` is empty.
+    ///     entities: The entity store; `None` is empty.
+    ///
+    /// Raises:
+    ///     EntityError: A uid cannot be read.
+    ///     ArgumentsError: The mapping is not plain data, or too large.
     #[pyo3(signature = (principal: "EntityUid | str", action: "EntityUid | str", resource: "EntityUid | str", context: "Context | dict[str, typing.Any] | None" = None, entities: "Entities | None" = None) -> "dict[str, str]")]
     fn outcomes<'py>(
         &self,
@@ -349,6 +380,9 @@ impl PyPolicySet {
     }
 
     /// Principals' types and groups by actions: each cell allow, never, or when, with the conditions below.
+    ///
+    /// Args:
+    ///     entities: The entity store, whose groups are rows; `None` is empty.
     #[pyo3(signature = (entities: "Entities | None" = None))]
     fn matrix(&self, entities: Option<&Bound<'_, PyEntities>>) -> PyResult<String> {
         guard(|| {

@@ -150,7 +150,7 @@ impl PyScope {
     ///     forbids: For each run that came with forbids their texts.
     ///     expires_ms: When the run's time was over.
     #[staticmethod]
-    #[pyo3(signature = (gate, chain: "list[EntityUid | Entity | str]", session, labels, *, on_behalf_of: "EntityUid | str | None" = None, tools: "list[str] | None" = None, forbids: "list[list[str]]" = Vec::new(), expires_ms = None))]
+    #[pyo3(signature = (gate, chain: "list[EntityUid | Entity | str]", session, labels: "list[str]", *, on_behalf_of: "EntityUid | str | None" = None, tools: "list[str] | None" = None, forbids: "list[list[str]]" = Vec::new(), expires_ms = None))]
     #[expect(clippy::too_many_arguments, reason = "as many as a run has")]
     fn _recorded(
         gate: &Bound<'_, PyGate>,

@@ -45,6 +45,9 @@ impl PyEntityUid {
 
     /// Reads the text form, `Type::"id"`, exactly as Cedar prints it.
     ///
+    /// Args:
+    ///     text: Such as `User::"alice"`, with Cedar's escapes.
+    ///
     /// Raises:
     ///     EntityError: The text is not a uid in its printed form.
     #[staticmethod]

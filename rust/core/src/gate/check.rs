@@ -182,7 +182,10 @@ impl Gate {
             let binding = Binding::new(outer, state.delegate(), inner.principal(), None, &input);
             decision.seek_grant(now_ms, Some(binding));
         }
-        let call = Call::Delegate(inner.principal());
+        // Names of tools beyond what a record may have are left out, and the run's own entry has them all.
+        let mut handed = Arguments::new();
+        let arguments = hand_over(inner, &mut handed).ok().map(|()| &handed);
+        let call = Call::Delegate { to: inner.principal(), arguments };
         recorded(state, &mut decision, Some(outer), &call, now_ms, links, scratch, |decision| {
             if stands(decision, Some(inner), None).is_some() && decision.goes_ahead() {
                 decision.use_grant(now_ms);
@@ -559,6 +562,21 @@ fn admit_delegate(
     input.extend(tools.as_ref().map(|tools| ("tools", tools.as_value())));
     let asked = Asked { action: state.delegate(), resource: inner.principal(), input: Value::RecordTemp(&input) };
     evaluate((inner, outer.members()), state, start, &asked, false, now_ms, scratch)
+}
+
+/// What policies read of a delegation, as it is recorded.
+fn hand_over(inner: &Scope, arguments: &mut Arguments) -> Result<(), ArgumentsError> {
+    arguments.open_object(None)?;
+    if let Some(budget) = inner.budget() {
+        arguments.push_str(Some("budget"), budget)?;
+    }
+    if let Some(tools) = inner.tools() {
+        arguments.open_list(Some("tools"))?;
+        tools.iter().try_for_each(|tool| arguments.push_str(None, tool))?;
+        arguments.close();
+    }
+    arguments.close();
+    Ok(())
 }
 
 /// What policies read of a delegation, as JSON with sorted keys.

@@ -367,8 +367,18 @@ pub(super) enum Call<'a> {
     Tool { name: &'a str, index: Option<u32>, arguments: Option<&'a Arguments> },
     /// A model
     Model(&'a ModelRequest<'a>),
-    /// Another principal, to act for this one
-    Delegate(&'a crate::uid::EntityUid),
+    /// Another principal, to act for this one, and what is handed over
+    Delegate { to: &'a crate::uid::EntityUid, arguments: Option<&'a Arguments> },
+}
+
+impl<'a> Call<'a> {
+    /// What policies read under `context.input`, if it is a snapshot.
+    const fn arguments(&self) -> Option<&'a Arguments> {
+        match self {
+            Self::Tool { arguments, .. } | Self::Delegate { arguments, .. } => *arguments,
+            Self::Model(_) => None,
+        }
+    }
 }
 
 /// A check's place in the log.
@@ -402,21 +412,21 @@ impl GateState {
             push_text(head, "parent", shortened(parent, NAME_BYTES_MAX));
         }
         match call {
-            Call::Tool { name, index, arguments } => {
+            Call::Tool { name, index, .. } => {
                 match index.and_then(|index| self.fragments().tools.get(index as usize)) {
                     Some(fragment) => head.extend_from_slice(fragment),
                     None => push_text(head, "tool", shortened(name, NAME_BYTES_MAX)),
                 }
-                if let Some(arguments) = arguments {
-                    arguments.write_structure(&mut buffers.structure);
-                    more = more.saturating_add(arguments.text().len()).saturating_add(buffers.structure.len());
-                }
             }
             Call::Model(request) => push_model(head, self, request),
-            Call::Delegate(to) => {
+            Call::Delegate { to, .. } => {
                 push_text(head, "action", &self.delegate().to_string());
                 push_text(head, "resource", &to.to_string());
             }
+        }
+        if let Some(arguments) = call.arguments() {
+            arguments.write_structure(&mut buffers.structure);
+            more = more.saturating_add(arguments.text().len()).saturating_add(buffers.structure.len());
         }
         // Whoever it is denied for stands in the head already, in its chain.
         let bytes = more
@@ -490,12 +500,11 @@ impl GateState {
             push_engine(tail);
         }
         let more: &[u8] = scope.map_or(&[], |scope| &scope.fragments().payload);
-        let private = match call {
-            Call::Tool { arguments: Some(arguments), .. } => {
-                Private::Arguments { structure, text: arguments.text(), more }
-            }
-            _ => Private::None,
-        };
+        let private = call.arguments().map_or(Private::None, |arguments| Private::Arguments {
+            structure,
+            text: arguments.text(),
+            more,
+        });
         let seq = opened.claim.seq();
         let record = Record { kind: Kind::Decision, time_ms: now_ms, head, tail, private };
         let published = opened.claim.publish(&record);

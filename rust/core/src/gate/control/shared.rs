@@ -1,7 +1,7 @@
 //! The handle of a control file: every operation of the room, with its lock and its disk.
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use arc_swap::{ArcSwap, Guard};
@@ -26,7 +26,7 @@ use crate::sync::Ordering::Relaxed;
 
 /// Why everything is revoked in a file that nobody can find any more.
 const LOST: &str =
-    "the file of revocations was moved, removed or replaced, so nobody can reach this gate; open it anew";
+    "the file of revocations was moved, replaced or overwritten, so nobody can reach this gate; open it anew";
 /// Tries to get the lock of who takes slots from sessions: it is held for less than a microsecond.
 const SESSIONS_LOCK_TRIES: u32 = 100;
 
@@ -58,6 +58,8 @@ pub struct Control {
     joined: Mutex<Vec<bool>>,
     /// The name leads elsewhere, and everything is revoked for it
     lost: AtomicBool,
+    /// The newest state of the revocations that was looked at: they only go on
+    newest_word: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -117,6 +119,7 @@ impl Control {
             taking: Mutex::new(()),
             joined: Mutex::new(vec![false; CONTROL_GATES_MAX]),
             lost: AtomicBool::new(false),
+            newest_word: AtomicU64::new(0),
         }))
     }
 
@@ -139,14 +142,19 @@ impl Control {
         self.store.as_ref().is_none_or(Store::is_at_its_path)
     }
 
-    /// Revokes everything, in the file that is open here, if its name no longer leads to it: whoever revokes would write
-    /// to another file, and nobody here would see it. There is no way back but opening it anew. Gates look once a second.
+    /// Revokes everything, in the file that is open here, if its name no longer leads to it, or somebody has written over
+    /// it: whoever revokes would write to another file, or has seen the last revocation wiped away. There is no way back but
+    /// opening it anew. Gates look once a second.
+    ///
+    /// A file that was cut short cannot be looked at: the kernel ends every process that has it mapped (`SIGBUS`).
     ///
     /// # Cost
     /// Two system calls; once the name is lost, none.
     pub fn check_name(&self, now_ms: i64) {
         let Some(store) = self.store.as_ref().filter(|_| self.is_own() && !self.lost.load(Relaxed)) else { return };
-        if store.is_at_its_path() {
+        let word = self.word();
+        let seen = self.newest_word.fetch_max(word, Relaxed);
+        if store.is_at_its_path() && word >= seen && store.is_whole() {
             return;
         }
         let (target, by) = (Target::everything(), "tollkeeper");

@@ -48,6 +48,14 @@ impl Store {
         self.file.sync_data()
     }
 
+    /// Whether its header is what it was. Nobody writes there once the file is made.
+    pub(super) fn is_whole(&self) -> bool {
+        let memory = Memory::carve(Arc::clone(&self.mapping));
+        memory.is_some_and(|memory| {
+            memory.header().magic.load(Relaxed) == MAGIC && memory.header().check.load(Relaxed) == memory.header_check()
+        })
+    }
+
     /// Whether the name still leads to this file. Where nobody can tell, it does.
     pub(super) fn is_at_its_path(&self) -> bool {
         let Ok(own) = self.file.metadata() else { return true };
