@@ -2,7 +2,7 @@
 //!
 //! Converts and calls; who may do any of this is not decided here.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::exceptions::PyValueError;
@@ -269,8 +269,8 @@ impl PyAdminKey {
     #[staticmethod]
     #[pyo3(signature = (file: "str | os.PathLike[str]"))]
     fn load(py: Python<'_>, file: PathBuf) -> PyResult<Self> {
-        guard(|| {
-            let signer = py.detach(|| Ed25519Signer::load(Path::new(&file)))?;
+        guard(move || {
+            let signer = py.detach(move || Ed25519Signer::load(&file))?;
             Ok::<_, Error>(Self { signer })
         })
     }

@@ -838,7 +838,12 @@ pub(super) fn announce(
 }
 
 /// Says in the log that something else was to decide from now on and cannot, so that this goes on to decide.
-pub(super) fn record_failed_load(audit: &Audit, state: &GateState, reason: &str, now_ms: i64) -> Result<(), AuditError> {
+pub(super) fn record_failed_load(
+    audit: &Audit,
+    state: &GateState,
+    reason: &str,
+    now_ms: i64,
+) -> Result<(), AuditError> {
     let mut members = Vec::new();
     push_name(&mut members, "bundle");
     push_quoted_hash(&mut members, state.bundle());
