@@ -14,6 +14,7 @@ from typing_extensions import disjoint_base
 
 __all__ = [
     "Action",
+    "AdminKey",
     "Answer",
     "AuditEntries",
     "AuditLog",
@@ -2039,7 +2040,7 @@ class Scope:
         gate: Gate,
         chain: list[EntityUid | Entity | str],
         session: str,
-        labels: SupportsGetItem[int, str],
+        labels: list[str],
         *,
         on_behalf_of: EntityUid | str | None = None,
         tools: list[str] | None = None,

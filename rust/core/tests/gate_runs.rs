@@ -2,7 +2,7 @@
 //! revocation. Two properties are held over generated policies: a chain is decided as the principals in it are one by one,
 //! and forbids of a run never allow what is denied without them.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod generate;
 
@@ -94,7 +94,9 @@ fn push(arguments: &mut Arguments, key: Option<&str>, json: &Json) {
         Json::String(text) => arguments.push_str(key, text).unwrap(),
         Json::Array(items) => {
             arguments.open_list(key).unwrap();
-            items.iter().for_each(|item| push(arguments, None, item));
+            for item in items {
+                push(arguments, None, item);
+            }
             arguments.close();
         }
         Json::Object(fields) => {
@@ -205,7 +207,7 @@ fn a_chain_is_decided_as_its_principals_are_one_by_one() {
 fn a_chain_has_at_most_four_and_nobody_twice() {
     let gate = gate(ALL);
     let full = chain(&gate, &IDS);
-    assert_eq!(full.chain().map(|uid| uid.to_string()).collect::<Vec<_>>().len(), 4);
+    assert_eq!(full.chain().len(), 4);
     let refused = |scope: &Scope, id: &str| {
         let error = scope.delegated(agent(id), &Narrow::default(), &gate.state(), NOW).unwrap_err();
         (error.first().code, error.first().message.clone())
@@ -291,7 +293,7 @@ fn a_delegation_is_decided_and_narrows() {
 
 #[test]
 fn everybody_described_is_known_to_the_policies() {
-    let text = r#"permit(principal, action, resource) when { principal has level && principal.level > 1 };"#;
+    let text = r"permit(principal, action, resource) when { principal has level && principal.level > 1 };";
     let gate = gate(text);
     let described = |id: &str, level: i64| {
         let mut one = agent(id);
@@ -498,7 +500,7 @@ fn a_forbid_of_the_run_is_for_every_principal_and_in_every_run_inside() {
 
 #[test]
 fn a_forbid_of_the_run_that_errs_denies_unless_cedar_is_asked_for() {
-    let text = r#"forbid(principal, action, resource) when { context.input has n && context.input.n > 1 };"#;
+    let text = r"forbid(principal, action, resource) when { context.input has n && context.input.n > 1 };";
     for (on_error, code) in [(OnError::Deny, Code::PolicyError), (OnError::Cedar, Code::Allow)] {
         let gate = gate_with(ALL, |sources| sources.on_error = on_error);
         let decision = check(&gate, &run(&gate, "a", forbid(&[text])), &json!({"n": "x"}));
