@@ -274,7 +274,7 @@ class Gate(_native.Gate):
     def __new__(cls, *native: Any) -> Self:  # noqa: ANN401 - what the native half takes, of `open` alone
         """Without arguments, opens what is there, or a gate that denies everything and says what to write.
 
-        Looked for are what `tollkeeper.config.find` finds: a file that the environment names, or ``tollkeeper.toml`` here.
+        That is what `tollkeeper.config.find` finds: a file that the environment names, or ``tollkeeper.toml`` here.
 
         Example:
             >>> import os, tempfile

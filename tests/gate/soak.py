@@ -3,8 +3,8 @@
 Both processes share one state directory and one ledger, each has a log of its own. They check, call models and stream,
 delegate, read and mail, ask for approvals and use them, reload, and begin a new epoch of the log every so often;
 meanwhile this one revokes and restores an agent, answers approvals, and verifies every epoch that is over before it
-deletes it, since at full rate no disk would hold them all. At the end the ledger must have counted what the callers did, the logs must hold
-as many decisions as were answered, and neither memory, descriptors nor threads may have grown.
+deletes it, since at full rate no disk would hold them all. At the end the ledger must have counted what the callers
+did, the logs must hold as many decisions as were answered, and neither memory, descriptors nor threads may have grown.
 
 Refuses nothing by itself: what it finds stands in the verdict, and the exit status is 1 if anything is wrong.
 
@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import gc
 import json
-import os
 import queue
 import shutil
 import statistics
@@ -274,7 +273,7 @@ class Worker:
                 again = self.gate.check_blocking("wire", arguments, timeout=30)
                 counts.note(again, {"approval.required"}, costs=True)
 
-    def chores(self, counts: Counts) -> None:
+    def chores(self, _counts: Counts) -> None:
         """Reloads, and begins a new epoch of the log every so often."""
         log = self.gate.log
         if log is None:
@@ -552,7 +551,8 @@ def progress(seconds: float, samples: list[list[dict[str, Any]]]) -> str:
     decisions = sum(row["decisions"] for row in latest)
     memory = ", ".join(f"{row['rss_kib'] / 1024:.1f}" for row in latest)
     errors = sum(len(row["errors"]) for row in latest)
-    return f"{seconds:5.0f} s: {decisions:,} decisions, {decisions / seconds:,.0f} a second, MiB: {memory}, errors: {errors}"
+    rate = f"{decisions:,} decisions, {decisions / seconds:,.0f} a second"
+    return f"{seconds:5.0f} s: {rate}, MiB: {memory}, errors: {errors}"
 
 
 def judge(folder: Path, verdict: Verdict, samples: list[list[dict[str, Any]]]) -> None:
@@ -622,13 +622,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tollkeeper-soak-") as made:
         verdict = soak(arguments.folder or Path(made), arguments.seconds, say=lambda line: print(line, flush=True))
     print(
-        f"{verdict.decisions:,} decisions in {verdict.seconds:.0f} s, {verdict.decisions / verdict.seconds:,.0f} a second"
+        f"{verdict.decisions:,} decisions in {verdict.seconds:.0f} s, "
+        f"{verdict.decisions / verdict.seconds:,.0f} a second"
     )
     print(f"{verdict.entries:,} entries in {verdict.epochs} epochs verified, {verdict.logged:,} of them decisions")
     print(f"{verdict.revocations} revocations, {verdict.approvals} approvals, codes: {dict(verdict.codes)}")
     for number, (first, last, growth) in enumerate(verdict.memory_kib):
         print(
-            f"process {number}: {first} KiB after the warm-up, {last} at the end, slope {growth / 1024:+.2f} MiB over the run"
+            f"process {number}: {first} KiB after the warm-up, {last} at the end, "
+            f"slope {growth / 1024:+.2f} MiB over the run"
         )
     for fault in verdict.faults:
         print(f"WRONG: {fault}")

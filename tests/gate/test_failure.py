@@ -9,6 +9,7 @@ where none can be mounted.
 import asyncio
 import contextlib
 import fcntl
+import functools
 import gc
 import json
 import multiprocessing
@@ -52,9 +53,11 @@ reads = ["untrusted"]
 resource = 'Mcp::"bank"'
 """
 POLICIES = """
-@id("all") permit(principal, action in [Action::"search", Action::"read", Action::"call_model", Action::"delegate"], resource);
+@id("all") permit(principal, action in
+    [Action::"search", Action::"read", Action::"call_model", Action::"delegate"], resource);
 @id("wire") @approval("finance") permit(principal, action == Action::"wire", resource);
-@id("seen") forbid(principal, action == Action::"search", resource) when { context.session.labels.contains("untrusted") };
+@id("seen") forbid(principal, action == Action::"search", resource)
+    when { context.session.labels.contains("untrusted") };
 """
 BUDGETS = """
 [budget."acme"]
@@ -289,7 +292,7 @@ def test_processes_however_they_start(folder: Path, gate: Gate, method: str, *, 
 # --- threads ------------------------------------------------------------------------------------------------------
 
 
-def test_sixteen_threads_do_everything_at_once(folder: Path) -> None:
+def test_sixteen_threads_do_everything_at_once(folder: Path) -> None:  # noqa: C901 - one small function for each thread
     gate, over = opened(folder), threading.Event()
     control = Control.open(folder / "state" / "control.bin")
     codes: set[str] = set()
@@ -358,12 +361,9 @@ def test_a_closed_gate_is_not_reloaded(gate: Gate) -> None:
     assert caught.value.code == "gate.closed"
 
 
-# `check_many` gives the interpreter's lock back and calls numpy: a thread that comes back to an interpreter that has ended
-# may still abort the process, after every record of it is safe.
-ABORTS = pytest.mark.xfail(strict=False, reason="CPython before 3.14 unwinds daemon threads through native code")
-
-
-@pytest.mark.parametrize("ask", ["check", "check_blocking", pytest.param("check_many", marks=ABORTS), "action"])
+# `check_many` is not among them: it gives the interpreter's lock back, and CPython before 3.14 unwinds a daemon thread
+# that wants it again through native code, which ends the process. Every record of it is safe by then.
+@pytest.mark.parametrize("ask", ["check", "check_blocking", "action"])
 def test_daemon_threads_may_check_while_the_interpreter_ends(folder: Path, ask: str) -> None:
     """OpenTelemetry is installed here, whose tracer is Python that runs inside a check."""
     pytest.importorskip("opentelemetry")
@@ -684,11 +684,11 @@ def test_a_stopped_process_with_the_lock_holds_up_no_check(
         began = time.monotonic()
         assert [one(gate) for _ in range(200)] == ["allow"] * 200
         assert time.monotonic() - began < 5
+        waits = functools.partial(opened, folder)
+        if code is not None:
+            waits = functools.partial(gate._control.revoke, "everything", "", "", "test", NOW)
         with pytest.raises(TollkeeperError) as caught:
-            if code is None:
-                opened(folder)
-            else:
-                gate._control.revoke("everything", "", "", "test", NOW)
+            waits()
         assert time.monotonic() - began < 30
         assert code is None or caught.value.code == code
         assert one(gate) == "allow"
@@ -828,7 +828,8 @@ ADMIN = {
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("what", ADMIN)
 def test_killed_while_it_administers_the_state_stays_usable(folder: Path, gate: Gate, what: str) -> None:
-    head = "import os, sys\nfrom tollkeeper._native import Control\ncontrol = Control.open(sys.argv[1] + '/state/control.bin')\n"
+    head = "import os, sys\nfrom tollkeeper._native import Control\n"
+    head += "control = Control.open(sys.argv[1] + '/state/control.bin')\n"
     for number in range(5):
         command = [sys.executable, "-c", head + textwrap.dedent(ADMIN[what]), str(folder)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: S603
