@@ -1061,7 +1061,8 @@ def _tracer() -> tuple[Callable[[], Any], Callable[[Any], tuple[int, int] | None
 
     # The variable behind `get_current`, where it is one: a tenth of the call.
     variable = getattr(getattr(context, "_RUNTIME_CONTEXT", None), "_current_context", None)
-    return (variable.get if isinstance(variable, ContextVar) else context.get_current), ids
+    current: Callable[[], Any] = variable.get if isinstance(variable, ContextVar) else context.get_current
+    return current, ids
 
 
 def control(settings: Config) -> _native.Control | None:

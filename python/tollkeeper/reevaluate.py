@@ -125,7 +125,8 @@ class Bundle:
             EntityError: The entities cannot be used.
         """
         # Nobody pays here, so nothing may cost: what costs is denied where nobody pays.
-        free = [(*tool[:4], None, []) for tool in self.sources["tools"]]
+        reads: list[str] = []
+        free = [(*tool[:4], None, reads) for tool in self.sources["tools"]]
         return _native.Gate({**self.sources, "tools": free}, int.from_bytes(os.urandom(8)), lambda: None)
 
     def usable_gate(self) -> _native.Gate:

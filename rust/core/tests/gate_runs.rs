@@ -218,6 +218,17 @@ fn a_chain_has_at_most_four_and_nobody_twice() {
     assert!(message.contains("is in the chain already"), "{message}");
 }
 
+/// A ledger of `acme`, `acme/b` and `other`, with 100 tokens each.
+fn three_budgets() -> Arc<Ledger> {
+    let spec = |path: &str| {
+        let limits = vec![LimitSpec { unit: Unit::Tokens, window: Window::Total, limit: 100, overdraft: 0 }];
+        BudgetSpec { path: path.to_owned(), limits, children_max: None }
+    };
+    let budgets = vec![spec("acme"), spec("acme/b"), spec("other")];
+    let ledger = LedgerSpec { budgets, holds: 16, ..LedgerSpec::default() };
+    Arc::new(Ledger::anonymous(ledger, Arc::new(SystemClock)).unwrap())
+}
+
 #[test]
 fn a_delegation_is_decided_and_narrows() {
     let text = r#"
@@ -226,13 +237,7 @@ fn a_delegation_is_decided_and_narrows() {
         when { context.input has tools && context.input.tools == ["send"] && context.input has budget
                && context.input.budget like "acme/*" && resource has level && resource.level > 2 };
     "#;
-    let spec = |path: &str| {
-        let limits = vec![LimitSpec { unit: Unit::Tokens, window: Window::Total, limit: 100, overdraft: 0 }];
-        BudgetSpec { path: path.to_owned(), limits, children_max: None }
-    };
-    let budgets = vec![spec("acme"), spec("acme/b"), spec("other")];
-    let ledger = LedgerSpec { budgets, holds: 16, ..LedgerSpec::default() };
-    let ledger = Arc::new(Ledger::anonymous(ledger, Arc::new(SystemClock)).unwrap());
+    let ledger = three_budgets();
     let gate = gate_with(text, |sources| {
         sources.ledger = Some(ledger);
         sources.tools[0].cost = Some(Amounts::of(Unit::Tokens, 1));
