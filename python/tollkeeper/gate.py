@@ -1061,7 +1061,7 @@ def _tracer() -> tuple[Callable[[], Any], Callable[[Any], tuple[int, int] | None
 
     # The variable behind `get_current`, where it is one: a tenth of the call.
     variable = getattr(getattr(context, "_RUNTIME_CONTEXT", None), "_current_context", None)
-    current: Callable[[], Any] = variable.get if isinstance(variable, ContextVar) else context.get_current
+    current: Callable[[], Any] = getattr(variable, "get", context.get_current)
     return current, ids
 
 
