@@ -75,6 +75,9 @@ def Principal(  # noqa: N802 - reads as the noun it makes
 class Scope(_native.Scope):
     """Who acts, in which session, narrowed to which tools. Made by `Gate.run`."""
 
+    _around: Scope | None = None
+    """What was in force where its run was entered, of whichever gate."""
+
     def bind(self, function: Callable[P, R]) -> Callable[P, R]:
         """A function that runs in this scope wherever it is called.
 
@@ -157,6 +160,7 @@ class Run:
         if self._over:
             message = "this run is over; make another with gate.run(...)"
             raise RuntimeError(message)
+        self.scope._around = _CURRENT.get()  # noqa: SLF001 - of this module
         self._tokens.append(_CURRENT.set(self.scope))
         return self.scope
 
@@ -413,10 +417,17 @@ class Gate(_native.Gate):
             self._reload(sources, self._ledger)
             return
         _refuse_lost_counts(self._budgets, budgets, settings)
-        # Everything else first: opening the ledger puts its new limits in force, for other processes too.
-        self._reload(sources, self._ledger)
+        # Everything else is tried first: opening the ledger puts its new limits in force, for other processes too. What
+        # decides is swapped last, and once: if the ledger cannot be opened the gate goes on as before.
+        with reloading.rehearsed(settings, self._ledger, sources):
+            pass
         ledger = _opened(budgets)
-        self._reload(sources, ledger)
+        try:
+            self._reload(sources, ledger)
+        except BaseException:
+            if ledger is not None:
+                ledger.close()
+            raise
         if self.closed and ledger is not None:
             # By another thread, meanwhile: it has not seen this ledger.
             ledger.close()
@@ -486,8 +497,8 @@ class Gate(_native.Gate):
             ValueError: A run inside another one changes the principal, the session or `on_behalf_of`.
         """
         chosen, seen, forbids = _names("tools", tools), _names("labels", labels) or [], _texts(forbid)
-        outer = _CURRENT.get()
-        if outer is None or outer._gate is not self:  # noqa: SLF001 - the native half of this module
+        outer = _outer_of(self)
+        if outer is None:
             if principal is None:
                 message = "a run needs a principal; only a run inside another one can leave it out"
                 raise ValueError(message)
@@ -547,7 +558,7 @@ class Gate(_native.Gate):
             ValueError: There is no run around it.
             The same as `run`.
         """
-        outer = scope if scope is not None else _CURRENT.get()
+        outer = scope if scope is not None else _outer_of(self)
         if outer is None or outer._gate is not self:  # noqa: SLF001 - the native half of this module
             message = "a delegation needs a run of this gate around it: with gate.run(...), or scope="
             raise ValueError(message)
@@ -842,6 +853,15 @@ class Gate(_native.Gate):
             except BaseException as raised:
                 _ended(decision, begun, raised)
                 raise
+            if hasattr(type(result), "__await__"):
+                # Its body has not run yet, and would run unguarded by what ends here.
+                close: Callable[[], None] | None = getattr(result, "close", None)
+                if close is not None:
+                    close()
+                message = f"`{name}` returns an awaitable; guard the `async def` that does the work"
+                error = TypeError(message)
+                _ended(decision, begun, error)
+                raise error
             _ended(decision, begun)
             return result
 
@@ -872,6 +892,14 @@ class Gate(_native.Gate):
         from tollkeeper import aio  # noqa: PLC0415 - loads asyncio
 
         await aio.in_thread(self.close)
+
+
+def _outer_of(gate: Gate) -> Scope | None:
+    """The innermost run of this gate that is in force, also where a run of another gate is entered inside it."""
+    outer = _CURRENT.get()
+    while outer is not None and outer._gate is not gate:  # noqa: SLF001 - the native half of this module
+        outer = outer._around  # noqa: SLF001 - of this module
+    return outer
 
 
 def _await_record(decision: Decision, timeout: float) -> None:

@@ -110,6 +110,8 @@ pub const TOOL_SCHEMA_DEPTH_MAX: usize = 128;
 /// Pairs of a value and a subschema looked at for one call: the largest `check` has 4,096 values, and alternatives
 /// inside alternatives would otherwise double with each level.
 pub const TOOL_SCHEMA_STEPS_MAX: u32 = 100_000;
+/// Runs inside one another: each check looks whether one of them is over.
+pub const RUNS_NESTED_MAX: usize = 256;
 /// Rows of one `check_many`: each may take a hold and a place in the ring, of which there are not many more.
 pub const CHECK_ROWS_MAX: usize = 65_536;
 /// Principals of one chain of delegations, the one that acts included: each is evaluated at every check.

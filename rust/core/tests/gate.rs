@@ -151,7 +151,10 @@ const EXPECTED: [(&str, &str); 13] = [
         "input.unknown_tool",
         "tool `sned` is not registered; to register it, add to tollkeeper.toml:\n[tools.sned]\nresource = 'Mcp::\"SERVER\"'",
     ),
-    ("scope.missing", "The check ran outside a run, or the run's principal cannot be used."),
+    (
+        "scope.missing",
+        "the check ran outside a run, or in one that is over; start one with gate.run(...), or pass scope=",
+    ),
     (
         "approval.required",
         "tool `send` with these arguments needs an approval of `ops`, says policy `p.cedar#1`; ask for it and try again",

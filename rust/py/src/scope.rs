@@ -4,14 +4,15 @@
 //! a scope of another principal is none until the decision that makes it one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use tollkeeper_core::audit::entry::commit;
 use tollkeeper_core::gate::decision::DecisionId;
 use tollkeeper_core::gate::evidence::Begun;
 use tollkeeper_core::gate::scope::{Narrow, RecordedScope, Scope, ScopeSpec};
+use tollkeeper_core::limits::RUNS_NESTED_MAX;
 use tollkeeper_core::policy::entities::EntityData;
 use tollkeeper_core::value::Val;
 
@@ -27,7 +28,9 @@ pub(crate) struct PyScope {
     inner: Scope,
     gate: Py<PyGate>,
     /// The run is over, or may not begin yet: whoever kept the scope, or a context that still carries it, has none.
-    ended: AtomicBool,
+    ended: Arc<AtomicBool>,
+    /// The same of the scopes around it, none of which it outlives
+    around: Vec<Arc<AtomicBool>>,
     /// What the run's entry says beside the scope, until it is recorded
     pending: Mutex<Option<Pending>>,
 }
@@ -45,18 +48,27 @@ impl PyScope {
 
     /// Whether the scope counts for this gate now.
     pub(crate) fn counts_for(&self, gate: &Bound<'_, PyGate>) -> bool {
-        self.gate.is(gate) && !self.ended.load(Ordering::Relaxed)
+        self.gate.is(gate) && !self.is_over()
+    }
+
+    /// Whether it or one around it has ended, or has not begun.
+    fn is_over(&self) -> bool {
+        // Relaxed: a flag that guards no other data.
+        self.ended.load(Ordering::Relaxed) || self.around.iter().any(|outer| outer.load(Ordering::Relaxed))
     }
 
     /// Makes a run of a scope that has not begun.
-    fn make(scope: Scope, gate: Py<PyGate>, outer: u64, request: Option<String>) -> PyResult<Self> {
+    fn make(scope: Scope, gate: Py<PyGate>, outer: Option<&Self>, request: Option<String>) -> PyResult<Self> {
+        let mut around = outer.map_or_else(Vec::new, |outer| outer.around.clone());
+        around.extend(outer.map(|outer| Arc::clone(&outer.ended)));
+        let outer = outer.map_or(0, |outer| outer.inner.run());
         let room = gate.get().room();
         let request = request.filter(|_| gate.get().has_log());
         let committed = request.as_deref().map(commit).transpose().map_err(Error::from)?;
         let inner = scope.as_run(room.next_run(), committed.map(|(_, hash)| hash));
         let kept = committed.zip(request).map(|((salt, _), text)| (salt, text));
         let pending = Mutex::new(Some(Pending { outer, request: kept }));
-        Ok(Self { inner, gate, ended: AtomicBool::new(true), pending })
+        Ok(Self { inner, gate, ended: Arc::new(AtomicBool::new(true)), around, pending })
     }
 
     /// Lets the run begin, and records that it has; once.
@@ -107,6 +119,14 @@ impl PyScope {
         let principal = principal.map(principal_arg).transpose()?;
         let on_behalf_of = on_behalf_of.map(|uid| uid_arg(uid).map(crate::uid::UidArg::into_owned)).transpose()?;
         if let Some(outer) = outer {
+            if outer.get().is_over() {
+                let message = "the run around it is over, or was not allowed to begin; start another one";
+                return Err(PyValueError::new_err(message));
+            }
+            if outer.get().around.len() >= RUNS_NESTED_MAX {
+                let message = format!("runs are nested {RUNS_NESTED_MAX} deep, which is the limit");
+                return Err(PyValueError::new_err(message));
+            }
             let gate = outer.get().gate.clone_ref(py);
             return guard(|| {
                 let (around, room) = (&outer.get().inner, gate.get().room());
@@ -117,7 +137,7 @@ impl PyScope {
                     Some(to) => around.delegated(to, &narrow, &state, now_ms),
                     None => around.narrowed(&narrow, &state, now_ms),
                 });
-                let scope = Self::make(inner.map_err(Error::from)?, gate.clone_ref(py), around.run(), request)?;
+                let scope = Self::make(inner.map_err(Error::from)?, gate.clone_ref(py), Some(outer.get()), request)?;
                 if !delegated {
                     scope.begin(None);
                 }
@@ -132,7 +152,7 @@ impl PyScope {
             let (state, now_ms) = (room.state(), room.now_ms());
             let spec = ScopeSpec { principal, session, on_behalf_of, narrow };
             let inner = py.detach(|| Scope::new(spec, &state, now_ms)).map_err(Error::from)?;
-            let scope = Self::make(inner, gate.clone().unbind(), 0, request)?;
+            let scope = Self::make(inner, gate.clone().unbind(), None, request)?;
             scope.begin(None);
             Ok::<_, PyErr>(scope)
         })
@@ -168,14 +188,20 @@ impl PyScope {
         guard(|| {
             let state = gate.get().room().state();
             let inner = gate.py().detach(|| Scope::recorded(said, &state)).map_err(Error::from)?;
-            let (ended, pending) = (AtomicBool::new(false), Mutex::new(None));
-            Ok::<_, PyErr>(Self { inner, gate: gate.clone().unbind(), ended, pending })
+            let (ended, pending) = (Arc::new(AtomicBool::new(false)), Mutex::new(None));
+            Ok::<_, PyErr>(Self { inner, gate: gate.clone().unbind(), ended, around: Vec::new(), pending })
         })
     }
 
     /// Ends the scope: checks with it are denied with `scope.missing` from now on.
     fn _end(&self) {
         self.ended.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the run is over, or may not begin.
+    #[getter]
+    fn _over(&self) -> bool {
+        self.is_over()
     }
 
     /// The gate the run goes through.
@@ -248,6 +274,6 @@ fn milliseconds(seconds: f64) -> PyResult<i64> {
     if (0.0..=253_402_300_800.0).contains(&seconds) {
         Ok((seconds * 1e3) as i64)
     } else {
-        Err(pyo3::exceptions::PyValueError::new_err("expires_at is no time in seconds since 1970"))
+        Err(PyValueError::new_err("expires_at is no time in seconds since 1970"))
     }
 }

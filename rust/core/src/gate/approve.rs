@@ -1,7 +1,7 @@
 //! Approvals: what exactly somebody is asked to approve, and whether a grant is theirs.
 //!
-//! A grant is for one principal chain, one action on one resource, one snapshot of the arguments and one definition of
-//! the tool: [`Binding`] writes these down, and its digest is what the control table keeps. Where the gate knows the
+//! A grant is for one principal chain as the run describes it, one action on one resource, one snapshot of the arguments
+//! and one definition of the tool, by the kinds of approval that were asked for: [`Binding`] writes these down, and its digest is what the control table keeps. Where the gate knows the
 //! public keys of those who may approve, a grant counts only with a signature of one of them.
 //!
 //! Nothing is held while somebody thinks about it, and no check waits here.
@@ -12,10 +12,11 @@ use ed25519_dalek::{Signature, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 
 use super::control::{ApprovalId, Grant};
+use super::evidence::push_texts;
 use super::scope::Scope;
 use super::tools::Tool;
 use crate::arguments::{Argument, ArgumentRef, Arguments, push_decimal, push_json_str};
-use crate::audit::entry::push_text;
+use crate::audit::entry::{push_name, push_number, push_text};
 use crate::audit::tree::{Hash, digest};
 use crate::uid::EntityUid;
 
@@ -92,10 +93,19 @@ pub(super) fn counts(approvers: &[Approver], digest: &Hash, grant: &Grant) -> bo
     approvers.iter().any(|approver| approver.signed(&message, signature))
 }
 
+/// What is to be done, for a binding.
+pub(super) struct What<'a> {
+    pub(super) action: &'a EntityUid,
+    pub(super) resource: &'a EntityUid,
+    pub(super) pin: Option<&'a Hash>,
+    /// Compact JSON, the keys of every object sorted
+    pub(super) input: &'a [u8],
+}
+
 /// What an approval is for.
 #[derive(Debug, Clone)]
 pub struct Binding {
-    /// Compact JSON, keys sorted
+    /// Compact JSON in a fixed order
     pub document: Vec<u8>,
     /// Its SHA-256
     pub digest: Hash,
@@ -103,24 +113,20 @@ pub struct Binding {
 
 impl Binding {
     /// `None` where the arguments hold what has no exact JSON form: two such calls could not be told apart.
-    pub(super) fn of_tool(scope: &Scope, tool: &Tool, arguments: &Arguments) -> Option<Self> {
+    pub(super) fn of_tool(scope: &Scope, tool: &Tool, arguments: &Arguments, kinds: &[&str]) -> Option<Self> {
         let root = arguments.root()?;
         if !is_exact(root) {
             return None;
         }
         let mut input = Vec::new();
         write_sorted(root, &mut input);
-        Some(Self::new(scope, tool.action(), tool.resource(), Some(tool.pin()), &input))
+        let what = What { action: tool.action(), resource: tool.resource(), pin: Some(tool.pin()), input: &input };
+        Some(Self::new(scope, &what, None, kinds))
     }
 
-    /// Of a model call or a delegation. `input` is compact JSON with sorted keys.
-    pub(super) fn new(
-        scope: &Scope,
-        action: &EntityUid,
-        resource: &EntityUid,
-        pin: Option<&Hash>,
-        input: &[u8],
-    ) -> Self {
+    /// Of anything. A delegation hands over a scope of its own: what that may not do, and until when, is part of it.
+    pub(super) fn new(scope: &Scope, what: &What<'_>, handed_over: Option<&Scope>, kinds: &[&str]) -> Self {
+        let What { action, resource, pin, input } = what;
         let mut document = Vec::with_capacity(input.len().saturating_add(512));
         document.extend_from_slice(b"{\"action\":");
         push_json_str(&mut document, &action.to_string());
@@ -138,6 +144,29 @@ impl Binding {
             push_text(&mut document, "pin", &STANDARD.encode(pin));
         }
         push_text(&mut document, "resource", &resource.to_string());
+        // By what was asked for: another kind of approver has to be asked anew.
+        let mut kinds = kinds.to_vec();
+        kinds.sort_unstable();
+        kinds.dedup();
+        push_texts(&mut document, "kinds", kinds.into_iter());
+        if let Some(user) = scope.on_behalf_of() {
+            push_text(&mut document, "on_behalf_of", &user.to_string());
+        }
+        if let Some(inner) = handed_over {
+            let digests: Vec<String> = inner.narrowings().iter().map(|own| STANDARD.encode(own.digest())).collect();
+            push_texts(&mut document, "forbid", digests.iter().map(String::as_str));
+            if inner.expires_ms() != i64::MAX {
+                push_number(&mut document, "expires_ms", inner.expires_ms());
+            }
+        }
+        // `,"principal":{...}` and `,"chain":[...]` of those that the run describes: with other attributes they are others.
+        let described = handed_over.unwrap_or(scope).fragments().described();
+        if !described.is_empty() {
+            push_name(&mut document, "described");
+            document.push(b'{');
+            document.extend_from_slice(described.get(1..).unwrap_or_default());
+            document.push(b'}');
+        }
         document.push(b'}');
         Self { digest: digest(&document), document }
     }

@@ -32,7 +32,7 @@ use bumpalo::Bump;
 use smallvec::SmallVec;
 
 use super::Gate;
-use super::approve::{self, Binding};
+use super::approve::{self, Binding, What};
 use super::budget_context;
 use super::code::Code;
 use super::control::{Revoked, Standing, TargetKind};
@@ -139,8 +139,9 @@ impl Gate {
         decision.name_revoked(scope);
         if decision.code == Code::ApprovalRequired {
             let tool = index.and_then(|index| state.registry().tool(index));
-            decision
-                .seek_grant(now_ms, scope.zip(tool).and_then(|(scope, tool)| Binding::of_tool(scope, tool, arguments)));
+            let kinds = decision.approvals();
+            let binding = scope.zip(tool).and_then(|(scope, tool)| Binding::of_tool(scope, tool, arguments, &kinds));
+            decision.seek_grant(now_ms, binding);
         }
         let call = Call::Tool { name, index, arguments: Some(arguments) };
         recorded(state, &mut decision, scope, &call, now_ms, links, scratch, |decision| {
@@ -179,7 +180,8 @@ impl Gate {
         decision.name_revoked(Some(outer));
         if decision.code == Code::ApprovalRequired {
             let input = delegate_json(inner);
-            let binding = Binding::new(outer, state.delegate(), inner.principal(), None, &input);
+            let what = What { action: state.delegate(), resource: inner.principal(), pin: None, input: &input };
+            let binding = Binding::new(outer, &what, Some(inner), &decision.approvals());
             decision.seek_grant(now_ms, Some(binding));
         }
         // Names of tools beyond what a record may have are left out, and the run's own entry has them all.
@@ -228,7 +230,9 @@ impl Gate {
         if decision.code == Code::ApprovalRequired {
             let resource = EntityUid::new("Model", request.model);
             let input = request.json();
-            let binding = scope.map(|scope| Binding::new(scope, state.call_model(), &resource, None, &input));
+            let what = What { action: state.call_model(), resource: &resource, pin: None, input: &input };
+            let kinds = decision.approvals();
+            let binding = scope.map(|scope| Binding::new(scope, &what, None, &kinds));
             decision.seek_grant(now_ms, binding);
         }
         let mut plan = None;
@@ -533,7 +537,7 @@ fn admit(
     now_ms: i64,
     scratch: &mut Scratch,
 ) -> Result<Admitted, Denial> {
-    let scope = scope.ok_or((Code::ScopeMissing, Detail::None))?;
+    let scope = scope.ok_or_else(no_scope)?;
     refusal(scope, Some(name), now_ms).map_or(Ok(()), Err)?;
     let Some(tool) = tool_index.and_then(|index| state.registry().tool(index)) else {
         return Err((Code::InputUnknownTool, Detail::UnknownTool(name.into())));
@@ -600,6 +604,12 @@ fn delegate_json(inner: &Scope) -> Vec<u8> {
     out
 }
 
+#[cold]
+fn no_scope() -> Denial {
+    let message = "the check ran outside a run, or in one that is over; start one with gate.run(...), or pass scope=";
+    (Code::ScopeMissing, Detail::Text(message.into()))
+}
+
 /// Schema and paths: what the arguments are, before policy sees them.
 fn read_input<'a>(tool: &Tool, arguments: &'a mut Arguments, scratch: &mut Scratch) -> Result<ArgumentRef<'a>, Denial> {
     let refuse = |reason: String| (Code::InputUnrepresentable, Detail::Text(reason.into()));
@@ -621,7 +631,7 @@ fn admit_model(
     now_ms: i64,
     scratch: &mut Scratch,
 ) -> Result<Admitted, Denial> {
-    let scope = scope.ok_or((Code::ScopeMissing, Detail::None))?;
+    let scope = scope.ok_or_else(no_scope)?;
     refusal(scope, None, now_ms).map_or(Ok(()), Err)?;
     if let Some(fault) = request.fault() {
         return Err((Code::InputUnrepresentable, Detail::Text(fault.into())));
@@ -734,7 +744,7 @@ fn evaluate(
         resource: asked.resource,
         context: Value::RecordTemp(&fields),
     };
-    let Some((actor, outer)) = chain.split_last() else { return Err((Code::ScopeMissing, Detail::None)) };
+    let Some((actor, outer)) = chain.split_last() else { return Err(no_scope()) };
     let outcome = state.set().evaluate(&request(&actor.uid), &entities, policy);
     let verdict = Verdict::draw(state, &outcome, narrowed);
     let mut admitted = Admitted { outcome, others: Vec::new(), verdict, denied_for: None };

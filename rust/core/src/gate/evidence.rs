@@ -290,6 +290,11 @@ impl ScopeFragments {
         Self { who: who.into(), without_request, payload: described(scope.chain).into() }
     }
 
+    /// What the run says of its principals, as members.
+    pub(super) fn described(&self) -> &[u8] {
+        &self.payload
+    }
+
     /// The members of the entry that begins a run.
     pub(super) fn run_members(&self, scope: &Scope, begun: &Begun<'_>, now_ms: i64) -> Vec<u8> {
         // The request is what this entry itself commits to.
@@ -348,7 +353,7 @@ fn described(chain: &[Member]) -> Vec<u8> {
 }
 
 /// A member that is a list of texts.
-fn push_texts<'a>(out: &mut Vec<u8>, name: &str, texts: impl Iterator<Item = &'a str>) {
+pub(super) fn push_texts<'a>(out: &mut Vec<u8>, name: &str, texts: impl Iterator<Item = &'a str>) {
     push_name(out, name);
     out.push(b'[');
     for (place, text) in texts.enumerate() {
@@ -754,7 +759,9 @@ impl Decision {
     pub fn record_outcome(&self, ending: &Ending<'_>, now_ms: i64) -> Result<bool, AuditError> {
         // Whatever becomes of the record.
         let read = self.end_reading();
-        let Some(audit) = self.state.audit().filter(|_| self.recorded.is_some()) else { return Ok(false) };
+        let Some(audit) = self.state.audit().filter(|_| self.recorded.is_some() && self.allowed()) else {
+            return Ok(false);
+        };
         // Relaxed: only one caller gets the false, and nothing else hangs on it.
         if self.ended.swap(true, std::sync::atomic::Ordering::Relaxed) {
             return Ok(false);

@@ -120,8 +120,13 @@ impl Payer {
     #[cold]
     fn look(&self, state: &GateState) -> Result<Guard<Option<Arc<Found>>>, Box<Denial>> {
         let ledger = state.cells().ok_or_else(|| {
-            let message = "this gate has no ledger; add to tollkeeper.toml: [budget] file = \"budgets.toml\"";
-            Box::new(unavailable(self.path(), message.to_owned()))
+            let mut message =
+                "this gate has no ledger; add to tollkeeper.toml: [budget] file = \"budgets.toml\"".to_owned();
+            if let Some(notice) = state.notice() {
+                message.push_str("; ");
+                message.push_str(notice);
+            }
+            Box::new(unavailable(self.path(), message))
         })?;
         let node = ledger.node(self.path())?;
         let (ledger, purse) = (Arc::clone(ledger), Arc::clone(&self.purse));

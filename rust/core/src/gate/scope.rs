@@ -18,7 +18,9 @@ use super::standing::Standing;
 use super::state::GateState;
 use crate::audit::tree::Hash;
 use crate::budget::clock::{Clock as _, SystemClock};
-use crate::limits::{CHAIN_MAX, RUN_FORBID_SETS_MAX, SESSION_LABELS_MAX, SESSION_TEXT_BYTES_MAX};
+use crate::limits::{
+    CHAIN_MAX, CONTROL_NAME_BYTES_MAX, RUN_FORBID_SETS_MAX, SESSION_LABELS_MAX, SESSION_TEXT_BYTES_MAX,
+};
 use crate::policy::entities::{Entities, EntityData};
 use crate::policy::error::{PolicyError, PolicyErrors};
 use crate::uid::EntityUid;
@@ -131,6 +133,7 @@ impl Scope {
     /// Makes the scope of a run; `state` tells whether the principal is known already.
     pub fn new(spec: ScopeSpec, state: &GateState, now_ms: i64) -> Result<Self, PolicyErrors> {
         bounded("session id", &spec.session)?;
+        revocable(&spec.principal.uid)?;
         let narrow = spec.narrow;
         let chain = vec![Member::new(spec.principal)];
         let narrowings = compiled(&[], &narrow.forbid, state)?;
@@ -207,6 +210,7 @@ impl Scope {
             let message = format!("{} is in the chain already, and nobody delegates to themselves", to.uid);
             return Err(PolicyError::new("scope.invalid", message).into());
         }
+        revocable(&to.uid)?;
         if chain.len() >= CHAIN_MAX {
             let message = format!("the chain has {} principals already, the limit is {CHAIN_MAX}", chain.len());
             return Err(PolicyError::new("scope.invalid", message).into());
@@ -433,6 +437,16 @@ fn sorted(tools: &[String]) -> Vec<Box<str>> {
     tools.sort_unstable();
     tools.dedup();
     tools
+}
+
+/// Whoever may act can also be revoked, by a name that the table has room for.
+fn revocable(principal: &EntityUid) -> Result<(), PolicyErrors> {
+    let bytes = principal.to_string().len();
+    if bytes > CONTROL_NAME_BYTES_MAX {
+        let message = format!("the principal's uid has {bytes} bytes, the limit is {CONTROL_NAME_BYTES_MAX}");
+        return Err(PolicyError::new("scope.invalid", message).into());
+    }
+    Ok(())
 }
 
 fn bounded(what: &str, text: &str) -> Result<(), PolicyErrors> {

@@ -341,7 +341,9 @@ impl Approvals {
     pub(super) fn standing(&self, digest: &[u8; 32], now_ms: i64) -> Standing {
         let mut words = digest.as_chunks::<8>().0.iter().copied().map(u64::from_le_bytes);
         let first = words.next().unwrap_or(0);
+        // A grant before anything else, and then the newest: of two who ask for the same, either may be answered.
         let mut newest: Option<(usize, Look)> = None;
+        let rank = |look: &Look| (look.shown(self.boot, now_ms) == Some(ApprovalState::Granted), look.number);
         for (index, slot) in self.in_use() {
             // Most slots are another action's.
             let [word, ..] = &slot.digest;
@@ -351,7 +353,7 @@ impl Approvals {
             if let Some(look) = look(slot)
                 && look.digest == *digest
                 && look.shown(self.boot, now_ms).is_some()
-                && newest.as_ref().is_none_or(|(_, other)| other.number < look.number)
+                && newest.as_ref().is_none_or(|(_, other)| rank(other) < rank(&look))
             {
                 newest = Some((index, look));
             }

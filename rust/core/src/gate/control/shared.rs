@@ -1,5 +1,6 @@
 //! The handle of a control file: every operation of the room, with its lock and its disk.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -47,6 +48,8 @@ pub struct Control {
     dictionary: Dictionary,
     labels: ArcSwap<Vec<Box<str>>>,
     approvals: Approvals,
+    /// Grants that this process has used: as many as people have given it
+    used: Mutex<HashSet<ApprovalId>>,
     gates: Table<GateSlot>,
     retired: Table<GateSlot>,
     mapping: Arc<Mapping>,
@@ -116,6 +119,7 @@ impl Control {
             retired,
             mapping: Arc::clone(&memory.mapping),
             changing: Mutex::new(()),
+            used: Mutex::new(HashSet::new()),
             taking: Mutex::new(()),
             joined: Mutex::new(vec![false; CONTROL_GATES_MAX]),
             lost: AtomicBool::new(false),
@@ -442,8 +446,10 @@ impl Control {
     }
 
     /// Uses a grant. Exactly one caller of all processes gets `true`.
+    ///
+    /// This process also remembers what it has used itself: older bytes of the file, put back, revive no grant here.
     pub fn consume(&self, grant: &Grant, now_ms: i64) -> bool {
-        self.approvals.consume(grant, now_ms)
+        self.approvals.consume(grant, now_ms) && lock(&self.used).insert(grant.id)
     }
 
     /// All questions that are remembered, the oldest first.
