@@ -2035,6 +2035,11 @@ class Scope:
         """
         The gate the run goes through.
         """
+    @property
+    def _over(self, /) -> bool:
+        """
+        Whether the run is over, or may not begin.
+        """
     @staticmethod
     def _recorded(
         gate: Gate,

@@ -678,7 +678,7 @@ def test_a_question_is_answered_once(loops: Loops, gate: Gate) -> None:
 
 
 def test_two_who_ask_for_the_same(loops: Loops, gate: Gate) -> None:
-    """The newest question speaks for the action, and its grant is for one of them."""
+    """Either may be answered: each grant is for one of them, whichever it is."""
 
     async def main() -> None:
         both = [asyncio.create_task(gate.acheck("wire", {"n": 1}, approval_timeout=60)) for _ in range(2)]
@@ -686,7 +686,8 @@ def test_two_who_ask_for_the_same(loops: Loops, gate: Gate) -> None:
         for row in questions(gate):
             answer(gate, str(row["id"]))
         decisions = await asyncio.gather(*both)
-        assert sorted(decision.code for decision in decisions) == ["allow", "approval.required"]
+        assert [decision.code for decision in decisions] == ["allow", "allow"]
+        assert len({decision.approval for decision in decisions}) == 2
         assert gate.check("wire", {"n": 1}).code == "approval.required"
 
     with in_run(gate):

@@ -1,5 +1,6 @@
 """What attackers of the gate have found, so that it stays closed: runs that come back, grants for something else,
-reloads that half happen."""
+reloads that half happen.
+"""
 
 import asyncio
 import contextvars

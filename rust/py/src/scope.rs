@@ -171,7 +171,7 @@ impl PyScope {
     ///     expires_ms: When the run's time was over.
     #[staticmethod]
     #[pyo3(signature = (gate, chain: "list[EntityUid | Entity | str]", session, labels: "list[str]", *, on_behalf_of: "EntityUid | str | None" = None, tools: "list[str] | None" = None, forbids: "list[list[str]]" = Vec::new(), expires_ms = None))]
-    #[expect(clippy::too_many_arguments, reason = "as many as a run has")]
+    #[expect(clippy::too_many_arguments, clippy::needless_pass_by_value, reason = "as many as a run has, as they come")]
     fn _recorded(
         gate: &Bound<'_, PyGate>,
         chain: Vec<Bound<'_, PyAny>>,
