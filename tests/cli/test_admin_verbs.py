@@ -126,7 +126,7 @@ def test_a_revocation_without_a_record_is_told_and_is_no_success(folder: Path, g
     [
         (("revoke",), "one of the arguments --principal --tool --session --everything is required"),
         (("revoke", "--tool", "a", "--everything"), "not allowed with"),
-        (("revoke", "--principal", "researcher"), "--principal"),
+        (("revoke", "--principal", "researcher"), "error: --principal researcher: "),
         (("revoke", "--tool", ""), "has 0 bytes"),
         (("restore", "--tool", "x" * 1000), "has 1000 bytes"),
         (("revoke", "--everything", "--config", "nowhere.toml"), "no such file"),
@@ -158,6 +158,17 @@ def test_a_key_that_is_missing_is_named_by_its_public_half(folder: Path, cli: Cl
     assert private not in done.err
     assert cli("revoke", "--everything", "--key", "admin.key").code == 0
     assert cli("status").code == 0
+
+
+def test_a_public_key_is_not_taken_for_a_private_one(gate: Gate, folder: Path, cli: Cli) -> None:
+    (folder / "admin.pub").write_text(cli("audit", "keygen", "--out", "admin.key", "--origin", "admin").out)
+    (folder / "admin.pub").chmod(0o644)
+    done = cli("revoke", "--everything", "--key", "admin.pub")
+    assert done.code == 2
+    assert "admin.pub: this is the public half of a key" in done.err
+    with gate.run(principal=A):
+        assert gate.check("search").code == "allow"
+    assert cli("revoke", "--everything", "--key", "admin.key").code == 0
 
 
 # --- approvals --------------------------------------------------------------------------------------------------------

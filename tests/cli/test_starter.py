@@ -130,6 +130,13 @@ def test_doctor_finds_the_starter_healthy(cli: Cli) -> None:
     assert "fork" in lines
 
 
+def test_doctor_says_which_entities_it_counts(cli: Cli, starter: Path) -> None:
+    _, found = doctor(cli)
+    own = len(json.loads((starter / "entities.json").read_text()))
+    assert found["entities"]["text"].startswith(f"entities.json: {own} entities, and ")
+    assert found["entities"]["text"].endswith(" actions of the schema")
+
+
 def test_doctor_reports_the_ledger(cli: Cli, starter: Path) -> None:
     code, lines = doctor(cli)
     assert (code, lines["ledger"]["state"]) == (0, "warn")

@@ -12,6 +12,9 @@ from tollkeeper.cli.terminal import EXIT_NO, EXIT_OK, InputError, coloured, coun
 from tollkeeper.config import Tool
 
 _DURATION: Final = re.compile(r"([0-9]{1,9})([smhd]?)", re.ASCII)
+# As `tollkeeper audit keygen` prints it; the private half begins with PRIVATE.
+_PUBLIC: Final = re.compile(rb"(?!PRIVATE\+)[^+\s]+\+[0-9a-f]{8}\+[A-Za-z0-9+/=]+")
+KEY_BYTES_MAX: Final = 4_096
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -26,7 +29,21 @@ def add_admin(parser: argparse.ArgumentParser) -> None:
 def opened(arguments: argparse.Namespace) -> GateAdmin:
     """The administration of the configuration that is named."""
     inputs.load_config(arguments.config, "name the configuration with --config")
-    return GateAdmin.open(arguments.config, getattr(arguments, "key", None))
+    key: Path | None = getattr(arguments, "key", None)
+    if key is not None and _is_public(key):
+        raise InputError(
+            f"{key}: this is the public half of a key", "name the file of the private half: --key admin.key"
+        )
+    return GateAdmin.open(arguments.config, key)
+
+
+def _is_public(file: Path) -> bool:
+    """Whether a file holds a verifier key: then what is wrong is not who can read it."""
+    try:
+        with file.open("rb") as stream:
+            return _PUBLIC.fullmatch(stream.read(KEY_BYTES_MAX).strip()) is not None
+    except OSError:
+        return False
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +64,7 @@ def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
     """The target and the reason, as `GateAdmin` takes them."""
     principal = arguments.principal
     return {
-        "principal": None if principal is None else inputs.uid_argument(principal, "--principal"),
+        "principal": None if principal is None else inputs.uid_argument(principal, "principal"),
         "tool": arguments.tool,
         "session": arguments.session,
         "everything": arguments.everything,
