@@ -89,7 +89,23 @@ def test_revoke_prints_a_receipt(gate: Gate, cli: Cli) -> None:
     restored = cli("restore", "--principal", A, "--json")
     plain = json.loads(restored.out)
     assert (restored.code, plain["generation"], plain["restored"], plain["changed"]) == (0, 2, True, True)
-    assert "(it was not revoked)" in cli("restore", "--principal", A).out
+    nothing = cli("restore", "--principal", A)
+    assert (nothing.code, nothing.out.startswith(f"nothing was revoked: principal {A} was not")) == (0, True)
+    assert gate.stats()["pid"] == os.getpid()
+
+
+def test_revoke_asks_whether_a_name_that_nobody_knows_is_meant(gate: Gate, cli: Cli) -> None:
+    with gate.run(principal=A, session="s"):
+        gate.check("search")
+    for words in (("--principal", 'Agent::"bb"'), ("--session", "ss")):
+        done = cli("revoke", *words)
+        assert done.code == 0
+        assert f"no decision of this {words[0][2:]} is in the log (all of" in done.out
+        assert done.out.rstrip().endswith("; is it right?")
+    with gate.run(principal='Agent::"bb"'):
+        assert gate.check("search").code == "principal.revoked"
+    for words in (("--principal", A), ("--session", "s")):
+        assert "is it right?" not in cli("revoke", *words).out
 
 
 def test_revoke_asks_whether_a_tool_that_nobody_knows_is_meant(gate: Gate, cli: Cli) -> None:
@@ -353,6 +369,19 @@ def test_status_while_gates_run(gate: Gate, cli: Cli) -> None:
         own["bundle"][:12],
     ):
         assert text in done.out
+
+
+def test_status_of_a_folder_ends_with_what_it_does_not_stand_against(gate: Gate, folder: Path, cli: Cli) -> None:
+    assert cli("revoke", "--tool", "wire", "--reason", "one\ntwo").code == 0
+    with gate.run(principal=A):
+        gate.check("search")
+    done = cli("status", str(folder))
+    lines = done.out.splitlines()
+    assert (done.code, lines[0].split()[0]) == (0, "configuration")
+    assert lines[-4].startswith("tier          library")
+    assert "tool wire: one two (by " in done.out
+    assert "\\n" not in cli("audit", "show").out
+    assert "timed" in done.out
 
 
 def test_status_names_a_process_that_died(folder: Path, cli: Cli) -> None:

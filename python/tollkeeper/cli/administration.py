@@ -88,12 +88,21 @@ def duration(value_s: float) -> str:
     return f"{math.floor(value_s)} s"
 
 
-def print_receipt(receipt: Receipt, tools: dict[str, Tool], *, as_json: bool) -> int:
-    """Prints what a change came to, and returns the exit code."""
+def print_receipt(receipt: Receipt, tools: dict[str, Tool], *, as_json: bool, doubt: str | None = None) -> int:
+    """Prints what a change came to, and returns the exit code.
+
+    Args:
+        receipt: Of the change.
+        tools: Those that there are.
+        as_json: As one object.
+        doubt: What to ask about the name.
+    """
     if as_json:
-        out_json(_plain(receipt))
+        out_json(_plain(receipt) | ({"doubt": doubt} if not receipt.restored else {}))
     else:
         _print(receipt, tools)
+        if doubt is not None:
+            out(coloured(shown(doubt), "yellow"))
     if receipt.unrecorded is not None:
         done = "restored" if receipt.restored else "revoked"
         error(f"it is {done}, and the audit log does not say so: {receipt.unrecorded}", "tollkeeper audit status")
@@ -103,10 +112,12 @@ def print_receipt(receipt: Receipt, tools: dict[str, Tool], *, as_json: bool) ->
 
 def _print(receipt: Receipt, tools: dict[str, Tool]) -> None:
     target = shown(str(receipt.target))
-    did = "restored" if receipt.restored else "revoked"
-    was = {(True, True): "", (False, True): " (it was not revoked)", (False, False): " (it was already)"}
-    state = coloured(did, "green" if receipt.restored else "red")
-    out(f"{state} {target}{was.get((receipt.changed, receipt.restored), '')}")
+    if receipt.restored and not receipt.changed:
+        out(f"{coloured('nothing was revoked:', 'yellow')} {target} was not, so it could not be restored")
+        out("tollkeeper status lists what is revoked")
+        return
+    state = coloured("restored", "green") if receipt.restored else coloured("revoked", "red")
+    out(f"{state} {target}{'' if receipt.changed else ' (it was already)'}")
     out(f"generation    {receipt.generation}: every check from now on, in every process that shares the state")
     out(f"by            {shown(receipt.by)}")
     if receipt.restored:
