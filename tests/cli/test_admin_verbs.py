@@ -108,6 +108,31 @@ def test_revoke_asks_whether_a_name_that_nobody_knows_is_meant(gate: Gate, cli: 
         assert "is it right?" not in cli("revoke", *words).out
 
 
+def test_an_entity_that_has_done_nothing_yet_is_known(folder: Path, cli: Cli) -> None:
+    (folder / "tollkeeper.toml").write_text(CONFIG.replace("[state]", 'entities = "e.json"\n[state]'))
+    (folder / "e.json").write_text('[{"uid": {"type": "Agent", "id": "a"}, "attrs": {}, "parents": []}]')
+    with Gate.open(folder / "tollkeeper.toml"):
+        assert "is it right?" not in cli("revoke", "--principal", A).out
+        done = cli("revoke", "--principal", 'Agent::"b"', "--json")
+        assert re.fullmatch(
+            r"no decision of this principal is in the log \(all of \d+ entr\w+\) "
+            r"and no entity has this name; is it right\?",
+            json.loads(done.out)["doubt"],
+        )
+
+
+def test_why_tells_no_request_where_there_was_none(gate: Gate, cli: Cli) -> None:
+    cli("revoke", "--principal", A)
+    for request in (None, "read the mail"):
+        with gate.run(principal=A, session="s", request=request):
+            assert gate.check("search").code == "principal.revoked"
+        assert gate.log is not None
+        gate.log.flush()
+        done = cli("why", "last")
+        assert ("request" in done.out) == (request is not None)
+        assert "take the revocation back: tollkeeper restore --principal 'Agent::\"a\"'" in done.out
+
+
 def test_revoke_asks_whether_a_tool_that_nobody_knows_is_meant(gate: Gate, cli: Cli) -> None:
     assert "is the name right?" in cli("revoke", "--tool", "sarch").out
     assert "is the name right?" not in cli("revoke", "--tool", "search").out
