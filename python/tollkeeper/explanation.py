@@ -124,6 +124,14 @@ class Policies:
         effect = _EFFECT.search(_TEXT.sub('""', text))
         return Policy(id_, f"{name or 'a text'}:{line}", "permit" if effect is None else effect[1], text)
 
+    def has(self, id_: str) -> bool:
+        """Whether the bundle has a policy of this id."""
+        try:
+            self._set.annotations(id_)
+        except KeyError:
+            return False
+        return True
+
     def annotations(self, id_: str) -> dict[str, str]:
         """A policy's annotations; none if the bundle has no policy of this id."""
         try:

@@ -19,9 +19,15 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakKeyDictionary
 
-from opentelemetry import metrics, trace
-from opentelemetry.metrics import CallbackOptions, Observation
-from opentelemetry.trace import SpanKind, Status, StatusCode
+try:
+    from opentelemetry import metrics, trace
+    from opentelemetry.metrics import CallbackOptions, Observation
+    from opentelemetry.trace import SpanKind, Status, StatusCode
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        "tollkeeper.otel needs the extra `otel` of this wheel, or its package: pip install opentelemetry-api",
+        name=missing.name,
+    ) from None
 
 from tollkeeper._native import build_info
 from tollkeeper.errors import Denied, TollkeeperError

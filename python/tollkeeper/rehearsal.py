@@ -32,7 +32,7 @@ from tollkeeper.observed import (
 )
 from tollkeeper.reevaluate import Bundle, Recorded, Skipped, is_object
 
-__all__ = ["Arguments", "Cause", "Rehearsal", "in_shadow", "reasons"]
+__all__ = ["Arguments", "Cause", "Rehearsal", "in_shadow", "reasons", "unknown"]
 
 # Kinds of would-denials; a kind is a code, its policies and a tool.
 CAUSES_MAX: Final = 10_000
@@ -87,6 +87,8 @@ class Rehearsal:
         """Calls in the same mode that earlier policies have decided."""
         self.other_mode = Row()
         """Calls in the other mode."""
+        self.paid = 0
+        """Calls of runs that name a budget."""
         self.unlogged = 0
         """Calls for which the log had no room: nothing is known of them."""
         self.unreadable = 0
@@ -132,6 +134,7 @@ class Rehearsal:
             _count(self.other_policies, became)
             return
         _count(self.calls, became)
+        self.paid += members.budget is not None
         self.first = self.first or name(members.time)
         self.last = name(members.time)
         tool, id_ = asked(members), name(members.id)
@@ -237,6 +240,15 @@ def reasons(bundle: Bundle, policies: list[str]) -> dict[str, str]:
 def in_shadow(bundle: Bundle, policies: list[str]) -> set[str]:
     """Those policies that are in shadow themselves, and stay so when the gate enforces."""
     return {id_ for id_, found in _annotations(bundle, policies).items() if found.get("mode") == "shadow"}
+
+
+def unknown(bundle: Bundle, policies: list[str]) -> list[str]:
+    """Those ids that no policy of the bundle has; none, if the policies cannot be read."""
+    try:
+        with explanation.Policies(bundle) as loaded:
+            return [id_ for id_ in policies if not loaded.has(id_)]
+    except (TollkeeperError, ValueError, TypeError, OSError, RecursionError):
+        return []
 
 
 def _annotations(bundle: Bundle, policies: list[str]) -> dict[str, dict[str, str]]:

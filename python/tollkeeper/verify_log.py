@@ -211,7 +211,9 @@ class Key:
             from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - the rest works without it
             from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415 - the same
         except ImportError:
-            raise UnusableError("signatures need the package cryptography: pip install cryptography") from None
+            raise UnusableError(
+                "signatures need the package cryptography, the extra `verify` of this wheel: pip install cryptography"
+            ) from None
         try:
             Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
         except (InvalidSignature, ValueError):

@@ -27,11 +27,12 @@ from tollkeeper.reevaluate import is_object
 if TYPE_CHECKING:
     from tollkeeper.gate import Gate
 
-__all__ = ["REPORTS", "REQUEST_NAME", "Watch", "fingerprint", "read_request"]
+__all__ = ["MISSING_HELP", "REPORTS", "REQUEST_NAME", "Watch", "fingerprint", "read_request"]
 
 # Below the state directory: what `tollkeeper reload` writes, and what each watcher has come to.
 REQUEST_NAME: Final = "reload"
 REPORTS: Final = "reloads"
+MISSING_HELP: Final = "install the extra `watch` of this wheel, or its package: pip install watchfiles"
 REQUEST_BYTES_MAX: Final = 4_096
 # Files have to rest for so long before they are read.
 REST_SECONDS: Final = 0.15
@@ -105,7 +106,7 @@ class Watch:
             importlib.import_module("watchfiles")
         except ImportError:
             message = f"{settings.file}: gate.watch needs the package `watchfiles`, which is not installed"
-            raise ConfigError(message, "config.watch", "pip install tollkeeper[watch]") from None
+            raise ConfigError(message, "config.watch", MISSING_HELP) from None
         self._gate = weakref.ref(gate)
         # Absolute: the process may go to another folder.
         self._path = settings.file.absolute()

@@ -89,7 +89,48 @@ def test_revoke_prints_a_receipt(gate: Gate, cli: Cli) -> None:
     restored = cli("restore", "--principal", A, "--json")
     plain = json.loads(restored.out)
     assert (restored.code, plain["generation"], plain["restored"], plain["changed"]) == (0, 2, True, True)
-    assert "(it was not revoked)" in cli("restore", "--principal", A).out
+    nothing = cli("restore", "--principal", A)
+    assert (nothing.code, nothing.out.startswith(f"nothing was revoked: principal {A} was not")) == (0, True)
+    assert gate.stats()["pid"] == os.getpid()
+
+
+def test_revoke_asks_whether_a_name_that_nobody_knows_is_meant(gate: Gate, cli: Cli) -> None:
+    with gate.run(principal=A, session="s"):
+        gate.check("search")
+    for words in (("--principal", 'Agent::"bb"'), ("--session", "ss")):
+        done = cli("revoke", *words)
+        assert done.code == 0
+        assert f"no decision of this {words[0][2:]} is in the log (all of" in done.out
+        assert done.out.rstrip().endswith("; is it right?")
+    with gate.run(principal='Agent::"bb"'):
+        assert gate.check("search").code == "principal.revoked"
+    for words in (("--principal", A), ("--session", "s")):
+        assert "is it right?" not in cli("revoke", *words).out
+
+
+def test_an_entity_that_has_done_nothing_yet_is_known(folder: Path, cli: Cli) -> None:
+    (folder / "tollkeeper.toml").write_text(CONFIG.replace("[state]", 'entities = "e.json"\n[state]'))
+    (folder / "e.json").write_text('[{"uid": {"type": "Agent", "id": "a"}, "attrs": {}, "parents": []}]')
+    with Gate.open(folder / "tollkeeper.toml"):
+        assert "is it right?" not in cli("revoke", "--principal", A).out
+        done = cli("revoke", "--principal", 'Agent::"b"', "--json")
+        assert re.fullmatch(
+            r"no decision of this principal is in the log \(all of \d+ entr\w+\) "
+            r"and no entity has this name; is it right\?",
+            json.loads(done.out)["doubt"],
+        )
+
+
+def test_why_tells_no_request_where_there_was_none(gate: Gate, cli: Cli) -> None:
+    cli("revoke", "--principal", A)
+    for request in (None, "read the mail"):
+        with gate.run(principal=A, session="s", request=request):
+            assert gate.check("search").code == "principal.revoked"
+        assert gate.log is not None
+        gate.log.flush()
+        done = cli("why", "last")
+        assert ("request" in done.out) == (request is not None)
+        assert "take the revocation back: tollkeeper restore --principal 'Agent::\"a\"'" in done.out
 
 
 def test_revoke_asks_whether_a_tool_that_nobody_knows_is_meant(gate: Gate, cli: Cli) -> None:
@@ -126,7 +167,7 @@ def test_a_revocation_without_a_record_is_told_and_is_no_success(folder: Path, g
     [
         (("revoke",), "one of the arguments --principal --tool --session --everything is required"),
         (("revoke", "--tool", "a", "--everything"), "not allowed with"),
-        (("revoke", "--principal", "researcher"), "--principal"),
+        (("revoke", "--principal", "researcher"), "error: --principal researcher: "),
         (("revoke", "--tool", ""), "has 0 bytes"),
         (("restore", "--tool", "x" * 1000), "has 1000 bytes"),
         (("revoke", "--everything", "--config", "nowhere.toml"), "no such file"),
@@ -158,6 +199,17 @@ def test_a_key_that_is_missing_is_named_by_its_public_half(folder: Path, cli: Cl
     assert private not in done.err
     assert cli("revoke", "--everything", "--key", "admin.key").code == 0
     assert cli("status").code == 0
+
+
+def test_a_public_key_is_not_taken_for_a_private_one(gate: Gate, folder: Path, cli: Cli) -> None:
+    (folder / "admin.pub").write_text(cli("audit", "keygen", "--out", "admin.key", "--origin", "admin").out)
+    (folder / "admin.pub").chmod(0o644)
+    done = cli("revoke", "--everything", "--key", "admin.pub")
+    assert done.code == 2
+    assert "admin.pub: this is the public half of a key" in done.err
+    with gate.run(principal=A):
+        assert gate.check("search").code == "allow"
+    assert cli("revoke", "--everything", "--key", "admin.key").code == 0
 
 
 # --- approvals --------------------------------------------------------------------------------------------------------
@@ -342,6 +394,19 @@ def test_status_while_gates_run(gate: Gate, cli: Cli) -> None:
         own["bundle"][:12],
     ):
         assert text in done.out
+
+
+def test_status_of_a_folder_ends_with_what_it_does_not_stand_against(gate: Gate, folder: Path, cli: Cli) -> None:
+    assert cli("revoke", "--tool", "wire", "--reason", "one\ntwo").code == 0
+    with gate.run(principal=A):
+        gate.check("search")
+    done = cli("status", str(folder))
+    lines = done.out.splitlines()
+    assert (done.code, lines[0].split()[0]) == (0, "configuration")
+    assert lines[-4].startswith("tier          library")
+    assert "tool wire: one two (by " in done.out
+    assert "\\n" not in cli("audit", "show").out
+    assert "timed" in done.out
 
 
 def test_status_names_a_process_that_died(folder: Path, cli: Cli) -> None:

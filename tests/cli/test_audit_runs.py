@@ -246,6 +246,6 @@ def test_why_names_who_revoked_and_who_approved(tmp_path: Path, cli: Cli) -> Non
     assert 'due to    Agent::"lead", which the run acts for' in done.out
     assert 'revoked   principal Agent::"lead" by root at ' in done.out
     assert "generation 4: lost" in done.out
-    assert 'GateAdmin.restore(principal="Agent::\\"lead\\"")' in done.out
+    assert "tollkeeper restore --principal 'Agent::\"lead\"'" in done.out
     done = cli("why", f"{log.producer}-2")
     assert "approval  0000000000000007 was used, answered by ann at " in done.out

@@ -72,6 +72,20 @@ def lines(done: Any) -> list[dict[str, Any]]:
 # --- show, tail, export -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--kind", "desicion"), "no entry is of the kind `desicion`; is `decision` meant?"),
+        (("--code", "policy.forbiden"), "no decision has the code `policy.forbiden`; is `policy.forbidden` meant?"),
+        (("--code", "nonsense"), "no decision has the code `nonsense`\n"),
+    ],
+)
+def test_what_no_entry_can_have_is_not_looked_for(cli: Cli, words: tuple[str, ...], said: str) -> None:
+    done = cli("audit", "show", *words)
+    assert done.code == 2
+    assert said in done.err
+
+
 @pytest.mark.usefixtures("audit")
 def test_audit_show(cli: Cli, snapshot: Snapshot) -> None:
     snapshot(cli("audit", "show"))
@@ -105,7 +119,7 @@ def test_audit_show_chooses(cli: Cli, words: tuple[str, ...], places: list[str])
 @pytest.mark.usefixtures("audit")
 def test_audit_show_limits_the_table(cli: Cli, snapshot: Snapshot) -> None:
     snapshot(cli("audit", "show", "--limit", "1"))
-    snapshot_of_none = cli("audit", "show", "--code", "none")
+    snapshot_of_none = cli("audit", "show", "--code", "internal.panic")
     assert (snapshot_of_none.out, snapshot_of_none.err) == ("", "no entry fits\n")
 
 

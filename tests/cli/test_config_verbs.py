@@ -10,7 +10,7 @@ import pytest
 
 from tollkeeper import _native, config
 from tollkeeper import cli as package
-from tollkeeper.cli.config_check import Rehearsal, installed
+from tollkeeper.cli.config_check import Rehearsal
 
 Cli = Callable[..., Any]
 
@@ -137,12 +137,13 @@ def test_warnings_are_no_findings(cli: Cli, tmp_path: Path) -> None:
     assert len(json.loads(cli("config", "check", "--json").out)["warnings"]) == 2
 
 
-def test_watching_needs_its_extra(tmp_path: Path) -> None:
+@pytest.mark.parametrize("there", [True, False])
+def test_watching_needs_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, there: bool) -> None:
     (tmp_path / "tollkeeper.toml").write_text("[gate]\nwatch = true")
+    monkeypatch.setattr("tollkeeper.cli.config_check.installed", lambda name: there and name == "watchfiles")
     rehearsal = Rehearsal(tmp_path / "tollkeeper.toml")
     rehearsal.all()
-    assert rehearsal.findings == []
-    assert any("needs the extra `watch`" in text for text in rehearsal.warnings) != installed("watchfiles")
+    assert [(detail.code, detail.line) for detail in rehearsal.findings] == ([] if there else [("config.watch", 2)])
 
 
 def test_policies_that_speak_of_records_need_a_log_and_get_one(tmp_path: Path) -> None:

@@ -116,6 +116,17 @@ def test_accepted_would_denials(cli: Cli) -> None:
     assert found["verdict"] == "no other would-denials in the last 12 calls (7 as accepted)"
 
 
+@pytest.mark.usefixtures("shadow")
+def test_accepting_what_is_not_there_is_warned_of(cli: Cli) -> None:
+    done = cli("readiness", "--accept", "never-delte", "--accept", "readers", "--accept", "budget.exhausted")
+    assert done.err == "warning: --accept never-delte: no policy and no code has this name; is `never-delete` meant?\n"
+
+
+@pytest.mark.usefixtures("shadow")
+def test_what_budgets_in_shadow_mode_cannot_show_is_said(cli: Cli) -> None:
+    assert "  budgets: in shadow mode each process counts by itself and from zero" in cli("readiness").out
+
+
 def test_only_the_policies_in_force_now_count(cli: Cli, tmp_path: Path, shadow: Path) -> None:
     gate = Gate.open(shadow_gate.write(tmp_path, "shadow", shadow_gate.POLICIES + "// changed\n"))
     shadow_gate.clean(gate, 4)

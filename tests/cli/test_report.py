@@ -419,6 +419,12 @@ def test_events_in_words() -> None:
     ]
 
 
+def test_a_folder_that_is_not_there_is_named_as_given(cli: Cli, both: Path) -> None:
+    done = cli("report", str(both), "-o", "missing/page.html")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: missing/page.html: missing is no folder\n")
+
+
 def test_the_file_is_its_owners(cli: Cli, tmp_path: Path, both: Path) -> None:
     assert cli("report", str(both), "-o", "page.html").code == 0
     assert stat.S_IMODE((tmp_path / "page.html").stat().st_mode) == 0o600

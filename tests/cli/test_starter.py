@@ -1,6 +1,7 @@
 """``tollkeeper init``, and that everything it writes works; ``check``, ``decide`` and ``doctor`` on it."""
 
 import json
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,19 @@ def test_check_deny(cli: Cli, snapshot: Snapshot) -> None:
 
 @needs_gate
 @pytest.mark.usefixtures("starter")
+@pytest.mark.usefixtures("starter")
+def test_each_check_has_a_session_of_its_own(cli: Cli) -> None:
+    for words in ((), (), ("--session", "mine")):
+        cli("check", "--principal", 'Agent::"researcher"', *words, "search", "--arguments", '{"query": "x"}')
+    found = [
+        json.loads(line)["entry"] for line in cli("audit", "show", "--kind", "decision", "--json").out.splitlines()
+    ]
+    first, second, third = (entry["session"] for entry in found)
+    assert re.fullmatch(r"cli-[0-9a-f]{8}", first)
+    assert re.fullmatch(r"cli-[0-9a-f]{8}", second)
+    assert (first != second, third) == (True, "mine")
+
+
 def test_check_bad_arguments(cli: Cli) -> None:
     for arguments in ("[]", "{", '{"a": }', "@none.json"):
         done = cli("check", "search", "--principal", 'Agent::"researcher"', "--arguments", arguments)
@@ -128,6 +142,13 @@ def test_doctor_finds_the_starter_healthy(cli: Cli) -> None:
     assert code == 0, lines
     assert {lines[subject]["state"] for subject in ("config", "policies", "entities", "tests")} == {"ok"}
     assert "fork" in lines
+
+
+def test_doctor_says_which_entities_it_counts(cli: Cli, starter: Path) -> None:
+    _, found = doctor(cli)
+    own = len(json.loads((starter / "entities.json").read_text()))
+    assert found["entities"]["text"].startswith(f"entities.json: {own} entities, and ")
+    assert found["entities"]["text"].endswith(" actions of the schema")
 
 
 def test_doctor_reports_the_ledger(cli: Cli, starter: Path) -> None:

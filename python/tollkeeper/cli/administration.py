@@ -12,6 +12,9 @@ from tollkeeper.cli.terminal import EXIT_NO, EXIT_OK, InputError, coloured, coun
 from tollkeeper.config import Tool
 
 _DURATION: Final = re.compile(r"([0-9]{1,9})([smhd]?)", re.ASCII)
+# As `tollkeeper audit keygen` prints it; the private half begins with PRIVATE.
+_PUBLIC: Final = re.compile(rb"(?!PRIVATE\+)[^+\s]+\+[0-9a-f]{8}\+[A-Za-z0-9+/=]+")
+KEY_BYTES_MAX: Final = 4_096
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -26,7 +29,21 @@ def add_admin(parser: argparse.ArgumentParser) -> None:
 def opened(arguments: argparse.Namespace) -> GateAdmin:
     """The administration of the configuration that is named."""
     inputs.load_config(arguments.config, "name the configuration with --config")
-    return GateAdmin.open(arguments.config, getattr(arguments, "key", None))
+    key: Path | None = getattr(arguments, "key", None)
+    if key is not None and _is_public(key):
+        raise InputError(
+            f"{key}: this is the public half of a key", "name the file of the private half: --key admin.key"
+        )
+    return GateAdmin.open(arguments.config, key)
+
+
+def _is_public(file: Path) -> bool:
+    """Whether a file holds a verifier key: then what is wrong is not who can read it."""
+    try:
+        with file.open("rb") as stream:
+            return _PUBLIC.fullmatch(stream.read(KEY_BYTES_MAX).strip()) is not None
+    except OSError:
+        return False
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +64,7 @@ def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
     """The target and the reason, as `GateAdmin` takes them."""
     principal = arguments.principal
     return {
-        "principal": None if principal is None else inputs.uid_argument(principal, "--principal"),
+        "principal": None if principal is None else inputs.uid_argument(principal, "principal"),
         "tool": arguments.tool,
         "session": arguments.session,
         "everything": arguments.everything,
@@ -71,12 +88,21 @@ def duration(value_s: float) -> str:
     return f"{math.floor(value_s)} s"
 
 
-def print_receipt(receipt: Receipt, tools: dict[str, Tool], *, as_json: bool) -> int:
-    """Prints what a change came to, and returns the exit code."""
+def print_receipt(receipt: Receipt, tools: dict[str, Tool], *, as_json: bool, doubt: str | None = None) -> int:
+    """Prints what a change came to, and returns the exit code.
+
+    Args:
+        receipt: Of the change.
+        tools: Those that there are.
+        as_json: As one object.
+        doubt: What to ask about the name.
+    """
     if as_json:
-        out_json(_plain(receipt))
+        out_json(_plain(receipt) | ({"doubt": doubt} if not receipt.restored else {}))
     else:
         _print(receipt, tools)
+        if doubt is not None:
+            out(coloured(shown(doubt), "yellow"))
     if receipt.unrecorded is not None:
         done = "restored" if receipt.restored else "revoked"
         error(f"it is {done}, and the audit log does not say so: {receipt.unrecorded}", "tollkeeper audit status")
@@ -86,10 +112,12 @@ def print_receipt(receipt: Receipt, tools: dict[str, Tool], *, as_json: bool) ->
 
 def _print(receipt: Receipt, tools: dict[str, Tool]) -> None:
     target = shown(str(receipt.target))
-    did = "restored" if receipt.restored else "revoked"
-    was = {(True, True): "", (False, True): " (it was not revoked)", (False, False): " (it was already)"}
-    state = coloured(did, "green" if receipt.restored else "red")
-    out(f"{state} {target}{was.get((receipt.changed, receipt.restored), '')}")
+    if receipt.restored and not receipt.changed:
+        out(f"{coloured('nothing was revoked:', 'yellow')} {target} was not, so it could not be restored")
+        out("tollkeeper status lists what is revoked")
+        return
+    state = coloured("restored", "green") if receipt.restored else coloured("revoked", "red")
+    out(f"{state} {target}{'' if receipt.changed else ' (it was already)'}")
     out(f"generation    {receipt.generation}: every check from now on, in every process that shares the state")
     out(f"by            {shown(receipt.by)}")
     if receipt.restored:

@@ -1,6 +1,7 @@
-"""``tollkeeper audit keygen``: makes the key that signs a log's checkpoints, and prints its public half only.
+"""``tollkeeper audit keygen``: makes a key, of a log or of an administrator, and prints its public half only.
 
-A log makes its own key when it is first opened. This is for those who want the public half before that, elsewhere.
+A log makes its own key when it is first opened. This is for those who want the public half before that, elsewhere, and
+for administrators: their public halves are listed in ``[admin] keys``.
 """
 
 import argparse
@@ -20,10 +21,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--origin",
         metavar="NAME",
-        help="what the log calls itself, such as example.com/gate; default: [audit] origin of "
-        f"{config.FILE_NAME}, else the name of this host",
+        help="what the log calls itself, such as example.com/gate, or an administrator's name; "
+        f"default: [audit] origin of {config.FILE_NAME}, else the name of this host",
     )
-    parser.epilog = "The printed line is the verifier key: keep it where the log's writer cannot change it."
+    parser.epilog = (
+        "The printed line is the public half. Of a log's key: keep it where the log's writer cannot change it. Of an "
+        "administrator's key: list it in [admin] keys, and keep the private half away from the agents."
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.out is None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = "the log's writer" if arguments.out is None else "who signs with it, the log's writer or an administrator,"
     key = _native.audit_keygen(file, origin)
     out(shown(key.strip()))
-    note(f"wrote the private half to {shown(os.fspath(file))}; nobody but the log's writer needs it")
+    note(f"wrote the private half to {shown(os.fspath(file))}; nobody but {owner} needs it")
     return EXIT_OK

@@ -145,7 +145,9 @@ def _actions(name: str | None, settings: config.Config) -> tuple[list[bench.Acti
         lines = [line for _, line in inputs.read_lines(name, msgspec.json.Decoder(ActionLine))]
         if not lines:
             raise InputError(f"{name}: the file holds no action")
-        found = [bench.Action(one.principal, one.tool, one.arguments, one.session, one.budget) for one in lines]
+        found = [
+            bench.Action(one.principal, one.tool, one.arguments, one.session or "bench", one.budget) for one in lines
+        ]
         source = shown(name)
     elif found := _from_cases(settings):
         source = "policy.tests"

@@ -1,10 +1,12 @@
 """``tollkeeper check``: asks a gate about one action. Exit code 0 is allow, 1 is deny.
 
-It asks and does nothing: no tool is called, whatever the answer, and what a budget held for it is given back. Requests
-are spent when they are granted, so one that is asked for counts.
+No tool is called, whatever the answer. It is a check like any other, though: what a budget held for it is given back,
+but requests are spent when they are granted; the decision is recorded where there is a log; and labels that the tool
+reads stay with the session, which is one of its own unless it is named.
 """
 
 import argparse
+import secrets
 
 import msgspec
 
@@ -16,11 +18,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument("tool", metavar="TOOL", help="the tool's name")
     parser.add_argument("--principal", metavar="UID", required=True, help="who acts, such as 'Agent::\"researcher\"'")
-    parser.add_argument("--session", metavar="ID", default="cli", help="default: %(default)s")
+    parser.add_argument(
+        "--session", metavar="ID", help="default: one of its own for each call, so that no labels stay from the last"
+    )
     parser.add_argument("--budget", metavar="PATH", help="the budget that pays")
     parser.add_argument("--arguments", metavar="JSON", default="{}", help="the call's arguments; @FILE, or - for stdin")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     inputs.add_config(parser)
+    parser.epilog = (
+        "No tool is called. It counts as a check all the same: a granted request is spent, other holds are given back, "
+        "the decision is recorded in the log, and labels that the tool reads stay with the session. To try policies "
+        "without any of it: tollkeeper policy test, tollkeeper policy explain. Exit code 0 is allow, 1 is deny."
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,8 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
         what, offset = inputs.json_fault(str(error), len(text))
         raise InputError(f"--arguments: {what}, at character {offset + 1}") from None
+    session = arguments.session or f"cli-{secrets.token_hex(4)}"
     gate = gates.opened(arguments.config)
-    with gate.run(principal=arguments.principal, session=arguments.session, budget=arguments.budget):
+    with gate.run(principal=arguments.principal, session=session, budget=arguments.budget):
         decision = gate.check(arguments.tool, given)
         gates.release(decision)
     if arguments.json:

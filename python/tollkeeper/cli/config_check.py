@@ -16,7 +16,7 @@ from typing import Any, cast
 import msgspec
 
 import tollkeeper
-from tollkeeper import _native, config
+from tollkeeper import _native, config, watch
 from tollkeeper.cli import gates
 from tollkeeper.cli.terminal import (
     EXIT_NO,
@@ -94,8 +94,10 @@ class Rehearsal:
         if not self.findings and not settings.policy_files:
             self.warnings.append(f"{settings.file}: no policy files, so everything is denied")
         if settings.gate.watch and not installed("watchfiles"):
-            self.warnings.append(
-                f"{settings.file}: gate.watch needs the extra `watch`: pip install 'tollkeeper[watch]'"
+            message = "gate.watch: needs the package `watchfiles`, which is not installed: a gate would not open"
+            line = self._line("gate", "watch")
+            self.findings.append(
+                ErrorDetail("config.watch", message, str(settings.file), line, help=watch.MISSING_HELP)
             )
         costs = [name for name, tool in settings.tools.items() if any((tool.cost or {}).values())]
         if costs and settings.budget_file is None:

@@ -1,10 +1,13 @@
 """``tollkeeper decide``: runs a file of actions through a gate and prints what would become of each.
 
 Nothing is executed: what a budget holds for an action is given back before the next one, except requests, which are
-spent when they are granted. The exit code says whether all actions could be read, not how they were decided.
+spent when they are granted. Decisions are recorded where there is a log, and labels that a tool reads stay with its
+session: lines that name none share one, which is new each time. The exit code says whether all actions could be read,
+not how they were decided.
 """
 
 import argparse
+import secrets
 import time
 from collections import Counter
 from itertools import islice
@@ -25,7 +28,7 @@ class ActionLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     principal: str
     tool: str
-    session: str = "decide"
+    session: str | None = None
     budget: str | None = None
     arguments: dict[str, Any] = {}
 
@@ -37,6 +40,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON line for each action")
     inputs.add_config(parser)
+    parser.epilog = (
+        "No tool is called. Each line counts as a check all the same: a granted request is spent, other holds are "
+        "given back, the decision is recorded in the log, and labels that the tool reads stay with the session. Lines "
+        "without a session share a new one."
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,13 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"{arguments.file}: the file holds no action")
     if len(lines) > ACTIONS_MAX:
         raise InputError(f"{arguments.file}: more than {ACTIONS_MAX:,} actions")
+    session = f"decide-{secrets.token_hex(4)}"
     rows: list[tuple[str, ...]] = []
     codes: Counter[str] = Counter()
     held_back: Counter[str] = Counter()
     nanoseconds: list[int] = []
     with progress(lines, len(lines), "actions") as drawn:
         for number, action in drawn:
-            decision, took = _decide(gate, action, arguments.file, number)
+            decision, took = _decide(gate, action, session, f"{arguments.file}:{number}")
             nanoseconds.append(took)
             codes[decision.code] += 1
             if decision.would_deny is not None:
@@ -81,11 +90,11 @@ def _row(number: int, action: ActionLine, decision: Any) -> tuple[str, ...]:  # 
     return str(number), action.tool, verdict, ", ".join(policies) or "-", " ".join(decision.reason.split())
 
 
-def _decide(gate: Any, action: ActionLine, name: str, number: int) -> tuple[Any, int]:  # noqa: ANN401 - gate and decision
+def _decide(gate: Any, action: ActionLine, session: str, at: str) -> tuple[Any, int]:  # noqa: ANN401 - gate and decision
     try:
-        run = gate.run(principal=action.principal, session=action.session, budget=action.budget)
+        run = gate.run(principal=action.principal, session=action.session or session, budget=action.budget)
     except (EntityError, ValueError) as error:
-        raise InputError(f"{name}:{number}: {error.args[0]}", getattr(error, "help", None)) from None
+        raise InputError(f"{at}: {error.args[0]}", getattr(error, "help", None)) from None
     with run:
         started = time.perf_counter_ns()
         decision = gate.check(action.tool, action.arguments)

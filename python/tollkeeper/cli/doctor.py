@@ -16,9 +16,12 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 import tollkeeper
-from tollkeeper import budgets, cases, config
+from tollkeeper import budgets, cases, config, watch
 from tollkeeper.cli import doctor_host, gates, inputs
+from tollkeeper.cli.config_check import installed
 from tollkeeper.cli.doctor_folders import Folders, Place
 from tollkeeper.cli.doctor_line import Line, reason, watched
 from tollkeeper.cli.terminal import EXIT_NO, EXIT_OK, coloured, counted, out, out_json, shown, wrapped
@@ -184,13 +187,17 @@ def _contents(settings: config.Config) -> Iterator[Line]:
     if settings.entities_file is not None:
         try:
             entities = tollkeeper.Entities.from_json(settings.entities_file, schema)
-            yield Line("ok", "entities", counted(len(entities), "entity", "entities"))
+            yield Line("ok", "entities", _counted(entities, settings))
         except (TollkeeperError, OSError) as error:
             yield _failed("entities", error, settings.entities_file)
     try:
         ledger = _opened(settings)
+        if settings.gate.watch and not installed("watchfiles"):
+            text = "[gate] watch needs the package `watchfiles`, which is not installed: it does not open"
+            yield Line("fail", "gate", text, watch.MISSING_HELP)
         with gates.rehearsed(settings, ledger) as gate:
-            yield Line("ok", "gate", f"opens, in mode {settings.gate.mode}")
+            if not settings.gate.watch or installed("watchfiles"):
+                yield Line("ok", "gate", f"opens, in mode {settings.gate.mode}")
             for text in gate.warnings:
                 yield Line("warn", "gate", text, WARNED)
         yield from _ledger(settings, ledger)
@@ -200,6 +207,18 @@ def _contents(settings: config.Config) -> Iterator[Line]:
     except (TollkeeperError, OSError) as error:
         yield _failed("gate", error, None)
     yield _tests(settings)
+
+
+def _counted(entities: tollkeeper.Entities, settings: config.Config) -> str:
+    """Those of the file, and apart from them what the schema brings along: its actions and their groups."""
+    own = (
+        len(msgspec.json.decode(config.read_text(settings.entities_file), type=list[object]))
+        if settings.entities_file
+        else 0
+    )
+    text = f"{settings.entities_file}: {counted(own, 'entity', 'entities')}"
+    more = len(entities) - own
+    return text + (f", and {counted(more, 'action')} of the schema" if more > 0 else "")
 
 
 def _opened(settings: config.Config) -> tollkeeper.Ledger | None:

@@ -6,6 +6,7 @@ is shown as one; so are the epochs of a log.
 
 import argparse
 import datetime as dt
+import difflib
 import heapq
 import re
 import sys
@@ -18,7 +19,7 @@ from typing import Any, Final, TypeGuard, cast
 import msgspec
 
 from tollkeeper import _native, config, document, reevaluate
-from tollkeeper.cli.terminal import EXIT_BAD_INPUT, EXIT_OK, InputError, error
+from tollkeeper.cli.terminal import EXIT_BAD_INPUT, EXIT_OK, InputError, error, one_line
 from tollkeeper.errors import AuditError
 from tollkeeper.reevaluate import is_object, texts
 
@@ -363,6 +364,29 @@ def moment_argument(text: str) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def code_argument(text: str) -> str:
+    """A code, or the first part of some; for `argparse`."""
+    codes = [code for code, _ in _native.decision_codes()]
+    known = {*codes, *(code.partition(".")[0] for code in codes)}
+    if text not in known:
+        raise argparse.ArgumentTypeError(f"no decision has the code `{text}`{_meant(text, known)}")
+    return text
+
+
+def kind_argument(text: str) -> str:
+    """A kind of entry; for `argparse`. A program may append kinds of its own: only what was misspelt is refused."""
+    with (Path(__file__).parent.parent / "entry_schema.json").open("rb") as stream:
+        known: list[str] = msgspec.json.decode(stream.read())["properties"]["kind"]["enum"]
+    if text not in known and (meant := _meant(text, known)):
+        raise argparse.ArgumentTypeError(f"no entry is of the kind `{text}`{meant}")
+    return text
+
+
+def _meant(text: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(text, known, n=1)
+    return f"; is `{close[0]}` meant?" if close else ""
+
+
 # --- filters ----------------------------------------------------------------------------------------------------------
 
 
@@ -371,8 +395,12 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--principal", metavar="UID", help="who acted, in full or the id alone")
     parser.add_argument("--tool", metavar="NAME", help="the tool, or the action's id")
     parser.add_argument("--decision", choices=("allow", "deny"))
-    parser.add_argument("--code", metavar="CODE", help="such as policy.no_permit, or policy for all of them")
-    parser.add_argument("--kind", metavar="KIND", help="such as decision, outcome, start, recovery, note")
+    parser.add_argument(
+        "--code", metavar="CODE", type=code_argument, help="such as policy.no_permit, or policy for all of them"
+    )
+    parser.add_argument(
+        "--kind", metavar="KIND", type=kind_argument, help="such as decision, outcome, run, revoke, note"
+    )
     parser.add_argument("--run", metavar="ID", dest="run_id", help="a run, such as r3")
     parser.add_argument("--id", metavar="ID", help="a decision, its outcome and what followed from it")
     parser.add_argument("--since", metavar="TIME", type=moment_argument, help="RFC 3339, a date, or 15m, 2h, 3d ago")
@@ -436,7 +464,7 @@ def row(entry: Entry) -> tuple[str, ...]:
         return entry.place, "", "?", "", "", "", f"{len(entry.raw):,} bytes that are no JSON object"
     kind = text_of(members.get("kind"))
     cells = _CELLS.get(kind, _other)(members)
-    return tuple(cut(cell) for cell in (entry.place, entry.time, kind, *cells))
+    return tuple(cut(one_line(cell)) for cell in (entry.place, entry.time, kind, *cells))
 
 
 Cells = tuple[str, str, str, str]

@@ -6,13 +6,14 @@ them are still being found, and what of the tools was never tried. It reads the 
 
 import argparse
 import datetime as dt
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from tollkeeper import config, document, reevaluate
+from tollkeeper import _native, config, document, reevaluate
 from tollkeeper.cli import inputs, logs, plots, why
 from tollkeeper.cli.terminal import (
     EXIT_NO,
@@ -25,9 +26,10 @@ from tollkeeper.cli.terminal import (
     progress,
     shown,
     table,
+    warning,
 )
 from tollkeeper.observed import DAY_MS, NARROWED, UNLOGGED, WOULD_DENY, Breakdown, Row, Seen, Stretches, amount
-from tollkeeper.rehearsal import Rehearsal, in_shadow, reasons
+from tollkeeper.rehearsal import Rehearsal, in_shadow, reasons, unknown
 
 CALLS_DEFAULT: Final = 100
 CALLS_MAX: Final = 1_000_000_000
@@ -36,6 +38,10 @@ ROWS_WRITTEN_MAX: Final = 1_000
 STRETCHES_SHOWN_MAX: Final = 14
 LOOK_FIRST_MAX: Final = 3
 MINUTE_MS: Final = 60_000
+# What would-denials of budgets cannot show.
+ONE_PROCESS: Final = (
+    "in shadow mode each process counts by itself and from zero: enforcing, they pay together, and more is denied"
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = logs.opened(_folder(arguments.source))
     rehearsal = _counted(found, arguments)
     bundle, remark = _bundle(found, rehearsal)
+    _warn_unknown(arguments.accept, rehearsal, bundle)
     ready, verdict = _verdict(rehearsal, arguments.calls)
     if arguments.json:
         out_json(_document(found, rehearsal, bundle, ready=ready, verdict=verdict, remark=remark))
@@ -161,6 +168,16 @@ def _bundle(found: logs.Logs, rehearsal: Rehearsal) -> tuple[reevaluate.Bundle |
         return reevaluate.Bundle.read(found.bundle_folders, rehearsal.bundle), None
     except reevaluate.BundleError as failure:
         return None, f"tools and reasons are not known: {failure}"
+
+
+def _warn_unknown(accepted: Sequence[str], rehearsal: Rehearsal, bundle: reevaluate.Bundle | None) -> None:
+    """Says which accepted names nothing has: a misspelt one would accept nothing."""
+    known = {*(code for code, _ in _native.decision_codes()), *rehearsal.by_policy.rows, *rehearsal.by_code.rows}
+    rest = [one for one in accepted if one not in known]
+    for one in unknown(bundle, rest) if bundle is not None else rest:
+        close = difflib.get_close_matches(one, known, n=1)
+        meant = f"; is `{close[0]}` meant?" if close else ""
+        warning(f"--accept {one}: no policy and no code has this name{meant}")
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------
@@ -243,6 +260,10 @@ def _facts(rehearsal: Rehearsal) -> Iterator[str]:
                 f"  apart: {counted(row.calls, 'call')} {what}, of which {row.denied:,} were denied "
                 f"and {row.would_deny:,} would have been"
             )
+    if rehearsal.mode == "shadow" and (
+        rehearsal.paid or any(code.startswith("budget.") for code in rehearsal.by_code.rows)
+    ):
+        yield f"  budgets: {ONE_PROCESS}"
     if rehearsal.unlogged:
         yield f"  {counted(rehearsal.unlogged, 'call')} left no entry, because the log had no room"
     if rehearsal.unreadable:

@@ -44,6 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
     found = logs.opened(arguments.folder)
     if arguments.out.is_dir():
         raise InputError(f"{arguments.out}: is a folder", "name the file of the page: -o report.html")
+    if not arguments.out.parent.is_dir():
+        raise InputError(
+            f"{arguments.out}: {arguments.out.parent} is no folder", "make it, or name another: -o report.html"
+        )
     key = None if arguments.key is None else audit_verify.key_argument(arguments.key)
     observed = _observed(found, arguments)
     about = report.Page(

@@ -9,7 +9,7 @@ from typing import Any
 
 from tollkeeper.admin import GateAdmin
 from tollkeeper.cli import administration, gates, inputs, ledgers
-from tollkeeper.cli.terminal import EXIT_OK, coloured, counted, out, out_json, shown, table
+from tollkeeper.cli.terminal import EXIT_OK, coloured, counted, one_line, out, out_json, shown, table
 from tollkeeper.config import FILE_NAME, find
 
 
@@ -24,12 +24,15 @@ def run(arguments: argparse.Namespace) -> int:
     from pathlib import Path  # noqa: PLC0415 - only for the default
 
     file = arguments.file or find() or Path(FILE_NAME)
+    if file.is_dir():
+        file /= FILE_NAME
     inputs.load_config(file, "name the configuration: tollkeeper status FILE")
     status = GateAdmin.open(file).status()
     if arguments.json:
         out_json(status)
         return EXIT_OK
-    for part in (_tier(status), _state(status["state"]), _budgets(status["budgets"]), _logs(status["logs"])):
+    parts = (_configuration(status), _state(status["state"]), _budgets(status["budgets"]), _logs(status["logs"]))
+    for part in (*parts, _tier(status)):
         for line in part:
             out(line)
     return EXIT_OK
@@ -37,9 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _tier(status: dict[str, Any]) -> Iterator[str]:
     tier = status["tier"]
+    yield ""
     yield f"tier          {tier['name']}: it stands against {tier['protects_against']}, not against"
     for what in tier["not_against"]:
         yield f"              - {what}"
+
+
+def _configuration(status: dict[str, Any]) -> Iterator[str]:
     yield f"configuration {shown(status['config'])}, mode {status['mode']}" + (", watched" if status["watch"] else "")
     keys = ", ".join(shown(key) for key in status["admin_keys"])
     yield f"admin keys    {keys or 'none: administration and approvals need no key'}"
@@ -49,7 +56,7 @@ def _fault(part: dict[str, Any] | None) -> str | None:
     if part is None:
         return "not configured"
     if "error" in part:
-        return coloured(f"cannot be read: {shown(part['error'])}", "red")
+        return coloured(f"cannot be read: {shown(one_line(part['error']))}", "red")
     return shown(part["missing"]) if "missing" in part else None
 
 
@@ -78,11 +85,11 @@ def _gates(state: dict[str, Any]) -> Iterator[str]:
     if not rows:
         yield "gates         none is running"
     else:
-        heads = ("process", "", "for", "mode", "bundle", "generation", "decisions", "p50", "p99", "p99.9")
+        heads = ("process", "", "for", "mode", "bundle", "generation", "decisions", "timed", "p50", "p99", "p99.9")
         yield from table(heads, (_gate(row) for row in rows))
         for row in rows:
             if row["reload_error"]:
-                reason = shown(row["reload_error"])
+                reason = shown(one_line(row["reload_error"]))
                 yield coloured(f"process {row['pid']} goes on with what it had: {reason}", "red")
     if gone := state["gone"]["decisions"]:
         yield f"processes that are gone have made {counted(gone, 'decision')}"
@@ -98,6 +105,7 @@ def _gate(row: dict[str, Any]) -> list[str]:
         row["bundle"][:12],
         f"{row['generation']} of {row['generation_current']}" if behind else str(row["generation"]),
         f"{row['decisions']:,}",
+        f"{row['timed']:,}",
         *(_ns(row[name]) if row["timed"] else "-" for name in ("p50_ns", "p99_ns", "p999_ns")),
     ]
 
@@ -115,7 +123,7 @@ def _revocations(state: dict[str, Any]) -> Iterator[str]:
     for one in revoked:
         what = one["kind"] if one["kind"] == "everything" else f"{one['kind']} {one['name']}"
         why = f": {one['reason']}" if one["reason"] else ""
-        line = shown(f"  {what}{why} (by {one['by'] or '-'}, {ledgers.moment(one['at_ms'])})")
+        line = shown(one_line(f"  {what}{why} (by {one['by'] or '-'}, {ledgers.moment(one['at_ms'])})"))
         yield coloured(line, "red")
 
 

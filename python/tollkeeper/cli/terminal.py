@@ -54,6 +54,11 @@ def shown(text: str) -> str:
     return _HIDDEN.sub(_escaped, text)
 
 
+def one_line(text: str) -> str:
+    """A message of several lines as one, with a space for each break."""
+    return " ".join(text.split("\n")) if "\n" in text else text
+
+
 def shown_lines(text: str) -> str:
     """As ``shown``, but line breaks stay."""
     return _HIDDEN_BUT_LINES.sub(_escaped, text)

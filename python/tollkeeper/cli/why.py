@@ -266,11 +266,11 @@ def _approval_changes(code: str) -> Iterator[str]:
 def _revocation_changes(story: Story) -> Iterator[str]:
     target = None if story.revocation is None else story.revocation.members.get("target")
     if not is_object(target):
-        yield "whoever may restore it can take the revocation back: GateAdmin.revocations() says what is in force"
+        yield "whoever may restore it can take the revocation back: `tollkeeper status` says what is in force"
         return
     kind, name = logs.text_of(target.get("kind")), logs.text_of(target.get("name"))
-    given = "everything=True" if kind == "everything" else f"{kind}={json.dumps(name, ensure_ascii=False)}"
-    yield f"if it may go on, take the revocation back: GateAdmin.restore({given})"
+    given = ["--everything"] if kind == "everything" else [f"--{kind}", name]
+    yield f"if it may go on, take the revocation back: {command('restore', *given)}"
 
 
 def _budget_changes(story: Story) -> Iterator[str]:
@@ -370,9 +370,7 @@ def _facts(story: Story) -> Iterator[tuple[str, str]]:
     if story.request:
         yield "request", logs.cut(story.request, TEXT_CHARACTERS_MAX)
     elif committed := members.get("request"):
-        yield "request", f"not kept here; the log commits to it: {logs.text_of(committed)}"
-    elif story.request is not None:
-        yield "request", "not kept, or erased"
+        yield "request", f"not kept, or erased; the log commits to it: {logs.text_of(committed)}"
     yield from _stopped(story)
     for parent in story.parents:
         head = parent.members
