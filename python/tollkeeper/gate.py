@@ -568,7 +568,8 @@ class Gate(_native.Gate):
         """Asks somebody to approve what a decision with `approval.required` denied.
 
         The question is for exactly this: principal chain, action, resource, arguments and the tool's definition.
-        Nothing is held while it is open. Once granted, the same check is allowed once.
+        Nothing is held while it is open. Once granted, the same check is allowed once. While the same question is open,
+        whoever asked it, this joins it: it ends when that one ends.
 
         Args:
             decision: A denial with `approval.required` or `approval.expired`.
