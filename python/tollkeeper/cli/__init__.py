@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tollkeeper.cli.terminal import EXIT_BAD_INPUT, EXIT_DEFECT, InputError, report_failure
 
@@ -88,11 +88,9 @@ class Parser(argparse.ArgumentParser):
     late: str | None = None
     """A positional argument that may also stand behind options."""
 
-    def parse_known_args(  # type: ignore[override] - all overloads at once
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(self, *words: Any, **named: Any) -> Any:  # noqa: ANN401 - all overloads at once
         # Where two positional arguments may be left out, those before the first option decide for both.
-        found, rest = super().parse_known_args(args, namespace)
+        found, rest = super().parse_known_args(*words, **named)
         if self.late is not None and getattr(found, self.late, "") is None and rest and not rest[0].startswith("-"):
             setattr(found, self.late, rest.pop(0))
         return found, rest
