@@ -9,7 +9,8 @@ table of revocations without it; only grants are proof against that, because gat
 in ``status``.
 
 What takes rights away is done first and recorded then, because a full disk must not keep anybody from stopping an
-agent; what gives rights is done only while it can be recorded.
+agent. What gives rights is checked, recorded on the disk, and only then done; if it cannot be done after all, a second
+entry says ``failed``.
 """
 
 import base64
@@ -19,10 +20,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from tollkeeper import _native, config, reloading, unfinished
 from tollkeeper.approvals import FOLDER, document_path, write_private
@@ -40,9 +41,14 @@ __all__ = ["Calls", "GateAdmin", "Holds", "Question", "Receipt", "Reloaded", "Ta
 DOCUMENT_BYTES_MAX: Final = 16 << 20
 EXPIRES_SECONDS_MAX: Final = 30 * 24 * 3600.0
 BY_BYTES_MAX: Final = 128
+# As the table of revocations has them.
+NAME_BYTES_MAX: Final = 512
+REASON_BYTES_MAX: Final = 256
 # A document is written before its question is asked, so what is this young may still be asked.
 LEFT_OVER_SECONDS: Final = 600.0
 LOOK_SECONDS: Final = 0.05
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ class GateAdmin:
             if not listed:
                 raise _refused(settings, f"{os.fsdecode(key or '')}: its public half is not among the keys of [admin]")
             name = "+".join(listed[0].split("+")[:2])
-        return cls(settings, private, name.encode()[:BY_BYTES_MAX].decode(errors="ignore"))
+        return cls(settings, private, name.encode(errors="replace")[:BY_BYTES_MAX].decode(errors="ignore"))
 
     # --- acts ---------------------------------------------------------------------------------------------------------
 
@@ -208,6 +214,7 @@ class GateAdmin:
             EntityError: The principal is no uid.
         """
         target = _target(principal, tool, session, everything)
+        _check_texts(target, reason)
         table = self._act()
         generation, changed = table.revoke(target.kind, target.name, reason, self._name, _now_ms())
         found, calls_unknown = self._unfinished(target)
@@ -241,11 +248,17 @@ class GateAdmin:
             AuditError: It could not be recorded, and is not done.
         """
         target = _target(principal, tool, session, everything)
+        _check_texts(target, reason)
         table = self._act()
+        rows = table.revocations()
+        stands = any((row["kind"], row["name"]) == (target.kind, target.name) for row in rows)
+        entry = _revocation(target, table.generation + stands, reason, self._name, restored=True)
+        unrecorded = None
         with self._log() as log:
-            generation, changed = table.restore(target.kind, target.name)
-            entry = _revocation(target, generation, reason, self._name, restored=True)
-            unrecorded = _append(log, "revoke", entry)
+            generation, changed = _recorded(log, "revoke", entry, lambda: table.restore(target.kind, target.name))
+            if generation != entry["generation"]:
+                # Somebody else has changed the table meanwhile.
+                unrecorded = _append(log, "revoke", {**entry, "generation": generation})
         return Receipt(
             target, restored=True, generation=generation, changed=changed, by=self._name, unrecorded=unrecorded
         )
@@ -280,12 +293,12 @@ class GateAdmin:
             signature = None
             if self._key is not None:
                 signature = self._key.sign(_native.Control.approval_message(approval, question.digest, expires_ms))
-            table.answer(approval, True, expires_ms, signature, now_ms)  # noqa: FBT003 - the native half
-            fault = _append(log, "approve", self._answer_entry(question, granted=True, expires_ms=expires_ms))
-        if fault is not None:
-            raise AuditError(
-                f"approval {approval} is granted, and the log does not say so: {fault}", "audit.unavailable"
-            )
+            entry = self._answer_entry(question, granted=True, expires_ms=expires_ms)
+
+            def grant() -> None:
+                table.answer(approval, True, expires_ms, signature, now_ms)  # noqa: FBT003 - the native half
+
+            _recorded(log, "approve", entry, grant)
         self._clean(table)
         return self.approval(approval)
 
@@ -294,12 +307,13 @@ class GateAdmin:
 
         Args:
             approval: The question's id.
-            reason: For the audit log.
+            reason: For the audit log; at most 256 bytes.
 
         Raises:
-            StateError: There is no such question, or it was answered.
+            StateError: There is no such question, it was answered, or the reason is too long.
             AuditError: It is rejected, and the log does not say so.
         """
+        _check_text("the reason", reason, (0, REASON_BYTES_MAX))
         table, question = self._act(), self._pending(approval)
         table.answer(approval, False, question.expires_ms, None, _now_ms())  # noqa: FBT003 - the native half
         fault = self._record_late("approve", self._answer_entry(question, granted=False, reason=reason))
@@ -313,15 +327,46 @@ class GateAdmin:
     def set_limit(self, path: str, unit: str, window: str, limit: int) -> int:
         """Changes a limit of the ledger while it is in use; see `Ledger.set_limit`.
 
+        The entry of the ledger's own names no person; where a log is kept, one more says who wanted it.
+
         Returns:
             The limit before.
 
         Raises:
-            BudgetError: There is no such limit, or the ledger cannot be used.
+            BudgetError: There is no such limit, it cannot be that, or the ledger cannot be used.
+            StateError: The key is missing.
+            AuditError: It could not be recorded, and is not done.
         """
-        self._authorize()
+        from tollkeeper.budgets import LIMIT_MAX  # noqa: PLC0415 - not every configuration has budgets
+
+        self.authorize()
         with self._ledger() as ledger:
-            return ledger.set_limit(path, unit, window, limit)
+            used = ledger.usage(path).get((unit, window))
+            if used is None:
+                message = f"budget `{path}` has no limit on {unit} per {window}"
+                raise BudgetError(message, "budget.unknown")
+            if not 0 <= limit <= LIMIT_MAX:
+                raise BudgetError(f"limit {limit} is not between 0 and {LIMIT_MAX}", "budget.spec")
+            entry = {"path": path, "unit": unit, "window": window, "before": used.limit, "after": limit}
+            with self._log() as log:
+                return _recorded(
+                    log,
+                    "limit_changed",
+                    {**entry, "pid": os.getpid(), "by": self._name},
+                    lambda: ledger.set_limit(path, unit, window, limit),
+                )
+
+    def accept_clock(self) -> None:
+        """Has the ledger believe the wall clock as it is now, after it was set right; see `Ledger.accept_clock`.
+
+        Raises:
+            BudgetError: The ledger cannot be used.
+            StateError: The key is missing.
+            AuditError: It could not be recorded, and is not done.
+        """
+        self.authorize()
+        with self._ledger() as ledger, self._log() as log:
+            _recorded(log, "clock_accepted", {"pid": os.getpid(), "by": self._name}, ledger.accept_clock)
 
     def reload(self, timeout: float = 10.0) -> Reloaded:
         """Has the gates read their configuration again, once it has proved to be usable.
@@ -390,7 +435,12 @@ class GateAdmin:
 
     # --- below --------------------------------------------------------------------------------------------------------
 
-    def _authorize(self) -> None:
+    def authorize(self) -> None:
+        """Refuses whoever has no key where one is needed.
+
+        Raises:
+            StateError: The key is missing (`admin.key`).
+        """
         if self.settings.admin_keys and self._key is None:
             raise _refused(self.settings, "this needs the private key of an administrator")
 
@@ -402,7 +452,7 @@ class GateAdmin:
 
     def _act(self) -> _native.Control:
         """The table, for somebody who may change it."""
-        self._authorize()
+        self.authorize()
         if self._table is None:
             self._table = _native.Control.open(self._state_dir() / CONTROL_NAME)
         return self._table
@@ -657,6 +707,38 @@ def _target(principal: object, tool: str | None, session: str | None, everything
 def _revocation(target: Target, generation: int, reason: str, by: str, *, restored: bool = False) -> dict[str, Any]:
     named = {"kind": target.kind} if target.kind == "everything" else {"kind": target.kind, "name": target.name}
     return {"target": named, "restored": restored, "generation": generation, "reason": reason, "by": by}
+
+
+def _check_texts(target: Target, reason: str) -> None:
+    """Refuses what neither the table nor the log could take."""
+    if target.kind != "everything":
+        _check_text(f"the {target.kind}", target.name, (1, NAME_BYTES_MAX))
+    _check_text("the reason", reason, (0, REASON_BYTES_MAX))
+
+
+def _check_text(what: str, text: str, bounds: tuple[int, int]) -> None:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise StateError(
+            f"{what} is no text: character {error.start + 1} is a lone surrogate", "control.text"
+        ) from None
+    least, most = bounds
+    if not least <= size <= most:
+        raise StateError(f"{what} has {size} bytes, not between {least} and {most}", "control.text")
+
+
+def _recorded(log: AuditLog | None, kind: str, entry: dict[str, Any], act: Callable[[], _Result]) -> _Result:
+    """Does what gives rights, once it is on the disk who wanted it."""
+    if log is not None:
+        log.append(entry, kind=kind)
+        log.flush()
+    try:
+        return act()
+    except BaseException as error:
+        # What is raised matters more than that this could not be recorded.
+        _append(log, kind, {**entry, "failed": True, "reason": repr(error)[:REASON_BYTES_MAX]})
+        raise
 
 
 def _append(log: AuditLog | None, kind: str, entry: dict[str, Any]) -> str | None:

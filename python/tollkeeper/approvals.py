@@ -29,6 +29,8 @@ NAP_MS: Final = 250
 # The clock that a check reads is behind this module's by up to a tick of the kernel. What is void here is void there.
 CLOCK_LAG_MS: Final = 20
 SECONDS_MAX: Final = 30 * 24 * 3600.0
+# Of one gate: people read every one, and the table has room for eight times as many.
+PENDING_MAX: Final = 128
 
 
 def document_path(state_dir: Path, approval: str) -> Path:
@@ -65,6 +67,29 @@ def ask(answers: "Answers", state_dir: Path | None, decision: Decision, timeout:
     if not 0 < timeout <= SECONDS_MAX:
         message = f"timeout is {timeout}, not between 0 and {SECONDS_MAX:.0f} seconds"
         raise ValueError(message)
+    with answers.asking:
+        return _pending(answers, state_dir, binding[1]) or _asked(answers, state_dir, decision, binding, timeout)
+
+
+def _pending(answers: "Answers", state_dir: Path, digest: bytes) -> "Approval | None":
+    """The same question, if it is open: whoever answers is asked once, however often an agent tries."""
+    for row in answers.rows():
+        same = row["state"] == "pending" and row["digest"] == digest
+        # Without its document nobody can grant it.
+        if same and document_path(state_dir, row["id"]).is_file():
+            return Approval(answers, row["id"], row["expires_ms"])
+    return None
+
+
+def _asked(
+    answers: "Answers", state_dir: Path, decision: Decision, binding: tuple[bytes, bytes], timeout: float
+) -> "Approval":
+    answers.asked &= {row["id"] for row in answers.rows() if row["state"] == "pending"}
+    if len(answers.asked) >= PENDING_MAX:
+        message = (
+            f"this gate has {PENDING_MAX} questions open, the most one may have: none is asked until one is answered"
+        )
+        raise StateError(message, "control.full", "tollkeeper approvals list")
     document, digest = binding
     now_ms = time.time_ns() // 1_000_000
     expires_ms = now_ms + max(1, int(timeout * 1000))
@@ -88,6 +113,7 @@ def ask(answers: "Answers", state_dir: Path | None, decision: Decision, timeout:
         with contextlib.suppress(OSError):
             path.unlink()
         raise
+    answers.asked.add(approval)
     return Approval(answers, approval, expires_ms)
 
 
@@ -161,6 +187,10 @@ class Answers(Sleeper):
     def __init__(self, control: Control) -> None:
         super().__init__()
         self.control = control
+        self.asking = threading.Lock()
+        """Held from looking for a question to having asked it."""
+        self.asked: set[str] = set()
+        """Ids of the questions of this gate that may be open."""
         self._waiting: dict[asyncio.Future[bool], tuple[Approval, Wakeups]] = {}
 
     @property
@@ -168,10 +198,13 @@ class Answers(Sleeper):
         """Whether the gate was closed: nobody waits any more."""
         return self._closed
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Every question that is kept, the oldest first."""
+        return self.control.approvals(time.time_ns() // 1_000_000 - CLOCK_LAG_MS)
+
     def states(self) -> dict[str, str]:
         """What has become of every question that is kept, by its id."""
-        rows: list[dict[str, Any]] = self.control.approvals(time.time_ns() // 1_000_000 - CLOCK_LAG_MS)
-        return {row["id"]: row["state"] for row in rows}
+        return {row["id"]: row["state"] for row in self.rows()}
 
     async def wait(self, approval: "Approval") -> bool:
         """See `Approval`."""
@@ -239,6 +272,8 @@ class Answers(Sleeper):
         """See `Sleeper.after_fork`."""
         super().after_fork()
         self._waiting = {}
+        self.asking = threading.Lock()
+        self.asked = set()
 
 
 def _resolve(

@@ -578,8 +578,12 @@ class Gate(_native.Gate):
     def approval(self, decision: Decision, *, timeout: float = 3600.0) -> Approval:
         """Asks somebody to approve what a decision with `approval.required` denied.
 
-        The question is for exactly this: principal chain, action, resource, arguments and the tool's definition.
-        Nothing is held while it is open. Once granted, the same check is allowed once.
+        The question is for exactly this: principal chain with the attributes and parents of principals that the program
+        describes, on whose behalf, action, resource, arguments, the tool's definition and the kinds of approval; for a
+        delegation also its forbids and its end. The session is not bound.
+
+        Nothing is held while it is open. Once granted, the same check is allowed once. While the same question is open,
+        whoever asked it, this joins it: it ends when that one ends.
 
         Args:
             decision: A denial with `approval.required` or `approval.expired`.

@@ -244,6 +244,16 @@ def test_approvals_are_listed_shown_and_granted(gate: Gate, cli: Cli) -> None:
     assert cli("approvals", "approve", approval, "--yes").code == 2
 
 
+def test_options_may_stand_before_the_id(gate: Gate, cli: Cli) -> None:
+    for words in (("--yes", "{}"), ("--expires", "2h", "{}", "--yes"), ("{}", "--yes")):
+        id_ = asked(gate, {"amount": len(words), "to": words[0]})
+        done = cli("approvals", "approve", *(word.format(id_) for word in words))
+        assert (done.code, f"approved {id_}" in done.out) == (0, True), done.err
+    done = cli("approvals", "approve", "--yes", "0" * 16, "1" * 16)
+    assert (done.code, "1" * 16 in done.err) == (2, True)
+    assert "say which" in cli("approvals", "approve", "--yes").err
+
+
 def test_a_question_is_rejected(gate: Gate, cli: Cli) -> None:
     approval = asked(gate, {"amount": 5})
     done = cli("approvals", "reject", approval, "--yes", "--reason", "not today")

@@ -147,6 +147,28 @@ def test_budget_holds_none(cli: Cli, snapshot: Snapshot) -> None:
     snapshot(cli("budget", "holds"))
 
 
+def test_a_configuration_with_keys_wants_one(cli: Cli, folder: Path, ledger: Ledger) -> None:
+    known = cli("audit", "keygen", "--out", "admin.key", "--origin", "admin").out.strip()
+    with (folder / "tollkeeper.toml").open("a") as file:
+        file.write(f'[state]\n[audit]\norigin = "example.com/gate"\nring_kib = 512\n[admin]\nkeys = ["{known}"]\n')
+    change = ("budget", "set-limit", "acme", "requests", "1d", "5")
+    accept = ("budget", "recover", "--accept-clock")
+    for words in (change, (*change, "--state", "ledger.bin"), accept):
+        done = cli(*words)
+        assert (done.code, "private key" in done.err) == (2, True), done.err
+    assert ledger.usage("acme")["requests", "1d"].limit == 1000
+    assert cli("budget", "recover").code == 0
+    for words in (change, accept):
+        done = cli(*words, "--key", "admin.key")
+        assert done.code == 0, done.err
+    assert ledger.usage("acme")["requests", "1d"].limit == 5
+    for kind in ("limit_changed", "clock_accepted"):
+        said = [json.loads(line)["entry"] for line in cli("audit", "show", "--kind", kind, "--json").out.splitlines()]
+        assert [entry["by"].split("+")[0] for entry in said if "by" in entry] == ["admin"]
+    # Whoever can write the ledger can change it.
+    assert cli(*change[:-1], "6", *NAMED).code == 0
+
+
 @pytest.mark.usefixtures("busy")
 def test_budget_recover(cli: Cli, snapshot: Snapshot) -> None:
     snapshot(cli("budget", "recover"))

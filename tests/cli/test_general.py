@@ -40,6 +40,29 @@ def test_wrong_usage_is_bad_input(cli: Cli, words: tuple[str, ...]) -> None:
     assert "Traceback" not in done.err
 
 
+def test_arguments_that_are_no_text_are_refused(tmp_path: Path, environment: dict[str, str]) -> None:
+    for words in (
+        (b"revoke", b"--tool", b"x", b"--reason", b"\xff"),
+        (b"restore", b"--principal", b"\xff\x1b[31m"),
+        (b"why", b"\xff"),
+        (b"check", b"--principal", b"\xff", b"x"),
+        (b"report", b"-o", b"\xff.html"),
+        (b"\xff",),
+    ):
+        done = subprocess.run(  # noqa: S603 - the words are above
+            [sys.executable, "-m", "tollkeeper", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
+        position = next(at for at, word in enumerate(words, 1) if b"\xff" in word)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert done.stderr.startswith(f"error: argument {position} is not UTF-8 text: '\\udcff".encode())
+        assert b"\x1b" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_verb_has_help(cli: Cli) -> None:
     verbs = [(verb,) for verb in package.VERBS] + [
         (group, verb) for group, below in package.GROUPS.items() for verb in below

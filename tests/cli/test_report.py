@@ -6,6 +6,7 @@ makes the page.
 
 import html.parser
 import json
+import os
 import re
 import resource
 import stat
@@ -432,6 +433,20 @@ def test_the_file_is_its_owners(cli: Cli, tmp_path: Path, both: Path) -> None:
     assert cli("report", str(both), "-o", "none/page.html").code == 2
     assert cli("report", "none").code == 2
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_page_takes_the_place_of_nothing_else(cli: Cli, tmp_path: Path, both: Path) -> None:
+    fifo, link, real = tmp_path / "fifo", tmp_path / "link", tmp_path / "real.html"
+    os.mkfifo(fifo)
+    real.write_text("kept")
+    link.symlink_to(real)
+    for name, text in (("fifo", "no regular file"), ("link", "symbolic link"), ("/dev/null", "no regular file")):
+        done = cli("report", str(both), "-o", name)
+        assert (done.code, text in done.err) == (2, True), done.err
+    assert stat.S_ISFIFO(fifo.lstat().st_mode)
+    assert (link.is_symlink(), real.read_text()) == (True, "kept")
+    assert cli("report", str(both), "-o", "real.html").code == 0
+    assert real.read_text() != "kept"
 
 
 def luminance(colour: str) -> float:

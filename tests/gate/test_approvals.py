@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 import tollkeeper
 from tollkeeper import Decision, Gate, GateAdmin, StateError, _native
+from tollkeeper.approvals import PENDING_MAX
 
 POLICIES = """
 @id("wire") @approval("finance") permit(principal, action == Action::"wire", resource);
@@ -280,12 +282,13 @@ def test_a_grant_needs_the_signature_of_a_listed_key(folder: Path) -> None:
         (row,) = control.approvals(now_ms)
         message = _native.Control.approval_message(approval, row["digest"], expires_ms)
         own, other = _native.AdminKey.load(folder / "admin.key"), _native.AdminKey.load(folder / "other.key")
-        # Straight into the table, as whoever can write to it might: unsigned, by another key, for another question.
+        # Straight into the table, as whoever can write to it might: for longer, unsigned, by another key, for another
+        # question.
+        control.answer(approval, True, expires_ms + 1, own.sign(message), now_ms)  # noqa: FBT003 - as above
+        assert wire(gate).code == "approval.required"
         assert granted(None) == "approval.required"
         assert granted(other.sign(message)) == "approval.required"
         assert granted(own.sign(message)) == "approval.required"
-        control.answer(approval, True, expires_ms + 1, own.sign(message), now_ms)  # noqa: FBT003 - as above
-        assert wire(gate).code == "approval.required"
         admin = GateAdmin.open(folder / "tollkeeper.toml", folder / "admin.key")
         admin.approve(asked(gate))
         assert wire(gate).allowed
@@ -363,6 +366,34 @@ def test_an_answer_wakes_a_thread(gate: Gate, admin: GateAdmin) -> None:
     timer.start()
     assert approval.wait(30) is True
     timer.join()
+
+
+def test_the_same_question_is_asked_once(folder: Path, gate: Gate, admin: GateAdmin) -> None:
+    first = asked(gate)
+    with ThreadPoolExecutor(8) as pool:
+        assert {*pool.map(lambda _: asked(gate), range(32))} == {first}
+    with Gate.open(folder / "tollkeeper.toml") as other:
+        assert asked(other) == first, "whoever asks"
+        assert other.approval(wire(other, {"amount": 6, "to": "bob"})).id != first
+    assert len(admin.approvals()) == 2
+    admin.reject(first)
+    second = asked(gate)
+    assert second != first
+    (folder / "state" / "approvals" / f"{second}.json").unlink()
+    assert asked(gate) != second, "nobody could grant it"
+
+
+def test_one_gate_asks_so_many_questions_at_most(gate: Gate, admin: GateAdmin) -> None:
+    for amount in range(PENDING_MAX):
+        gate.approval(wire(gate, {"amount": amount, "to": "bob"}))
+    further = wire(gate, {"amount": -1, "to": "bob"})
+    with pytest.raises(StateError, match="128 questions open") as caught:
+        gate.approval(further)
+    assert caught.value.code == "control.full"
+    first = admin.approvals()[0]
+    assert gate.approval(wire(gate, {"amount": 0, "to": "bob"})).id == first.id, "joining asks nothing"
+    admin.reject(first.id)
+    gate.approval(further)
 
 
 def test_questions_that_nobody_asked_are_refused(gate: Gate, admin: GateAdmin) -> None:

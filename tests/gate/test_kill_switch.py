@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import tollkeeper
-from tollkeeper import AuditError, EntityError, Gate, GateAdmin, StateError, _native
+from tollkeeper import AuditError, BudgetError, EntityError, Gate, GateAdmin, StateError, _native
 from tollkeeper.unfinished import Target, find
 
 POLICIES = """
@@ -72,6 +72,11 @@ def admin(folder: Path) -> GateAdmin:
 def entries(log: Path) -> list[dict[str, Any]]:
     """What one log holds."""
     return [json.loads(raw) for _, raw in _native.AuditReader(log).entries()]
+
+
+def log_entries(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Entries of one kind, of all logs."""
+    return [entry for log in slots(folder) for entry in entries(log) if entry["kind"] == kind]
 
 
 def entries_from_notice(log: Path, generation: int) -> list[dict[str, Any]]:
@@ -321,6 +326,69 @@ def test_a_log_that_cannot_be_written_keeps_nobody_from_revoking(folder: Path, a
         assert check(gate) == "principal.revoked", "what cannot be recorded is not restored"
         (folder / "audit").unlink()
         (folder / "elsewhere").rename(folder / "audit")
+
+
+@pytest.mark.parametrize("reason", ["\udcff", "y" * 257, "y" * 20_000_000])
+def test_a_reason_that_cannot_be_recorded_restores_nothing(folder: Path, admin: GateAdmin, reason: str) -> None:
+    with Gate.open(folder / "tollkeeper.toml") as gate:
+        admin.revoke(principal=A)
+        with pytest.raises(StateError, match="the reason") as caught:
+            admin.restore(principal=A, reason=reason)
+        assert caught.value.code == "control.text"
+        assert check(gate) == "principal.revoked"
+        with pytest.raises(StateError, match="lone surrogate"):
+            admin.restore(tool="\udcff")
+    assert not [entry for entry in log_entries(folder, "revoke") if entry.get("restored")]
+
+
+def test_what_was_recorded_and_could_not_be_done_is_said(folder: Path, admin: GateAdmin) -> None:
+    admin.revoke(principal=A)
+    with Gate.open(folder / "tollkeeper.toml"):
+        # Held by somebody who does not let go.
+        table = admin._act()
+
+        class Stuck:
+            generation = table.generation
+            revocations = staticmethod(table.revocations)
+
+            def restore(self, kind: str, name: str) -> None:
+                said = [entry for entry in log_entries(folder, "revoke") if entry.get("restored")]
+                assert [entry["target"] for entry in said] == [{"kind": kind, "name": name}], "recorded before"
+                message = "in use"
+                raise StateError(message, "control.busy")
+
+        admin._table = Stuck()  # type: ignore[assignment]
+        with pytest.raises(StateError, match="in use"):
+            admin.restore(principal=A, reason="over")
+        admin._table = table
+    said = [entry for entry in log_entries(folder, "revoke") if entry.get("restored")]
+    assert [entry.get("failed") for entry in said] == [None, True]
+    assert "in use" in said[1]["reason"]
+    assert [row["name"] for row in admin.revocations()] == [A]
+
+
+def test_a_limit_is_changed_only_on_the_record(folder: Path, admin: GateAdmin) -> None:
+    with Gate.open(folder / "tollkeeper.toml") as gate:
+        assert gate.ledger is not None
+        assert admin.set_limit("acme", "tokens", "1d", 1 << 60) == 10_000
+        assert admin.set_limit("acme", "tokens", "1d", 20_000) == 1 << 60
+        admin.accept_clock()
+        for words, code in ((("acme", "tokens", "1h", 1), "unknown"), (("acme", "tokens", "1d", -1), "spec")):
+            with pytest.raises(BudgetError) as caught:
+                admin.set_limit(*words)
+            assert caught.value.code == f"budget.{code}"
+        (folder / "audit").rename(folder / "elsewhere")
+        (folder / "audit").write_text("in the way")
+        with pytest.raises((AuditError, OSError)):
+            admin.set_limit("acme", "tokens", "1d", 30_000)
+        with pytest.raises((AuditError, OSError)):
+            admin.accept_clock()
+        assert gate.ledger.usage("acme")["tokens", "1d"].limit == 20_000
+        (folder / "audit").unlink()
+        (folder / "elsewhere").rename(folder / "audit")
+    said = [entry for entry in log_entries(folder, "limit_changed") if "by" in entry]
+    assert [(entry["before"], entry["after"]) for entry in said] == [(10_000, 1 << 60), (1 << 60, 20_000)]
+    assert len([entry for entry in log_entries(folder, "clock_accepted") if "by" in entry]) == 1
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

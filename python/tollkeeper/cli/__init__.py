@@ -10,10 +10,11 @@ import argparse
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tollkeeper.cli.terminal import EXIT_BAD_INPUT, EXIT_DEFECT, InputError, report_failure
 
@@ -77,8 +78,22 @@ AUDIT_VERBS = {
 GROUPS = {"config": CONFIG_VERBS, "policy": POLICY_VERBS, "budget": BUDGET_VERBS, "audit": AUDIT_VERBS}
 
 
+# What the system hands over is not decoded where it is no text; nothing that records or compares takes that.
+_UNDECODED = re.compile("[\ud800-\udfff]")
+
+
 class Parser(argparse.ArgumentParser):
     """Reports wrong usage as every other bad input is reported."""
+
+    late: str | None = None
+    """A positional argument that may also stand behind options."""
+
+    def parse_known_args(self, *words: Any, **named: Any) -> Any:  # noqa: ANN401 - all overloads at once
+        # Where two positional arguments may be left out, those before the first option decide for both.
+        found, rest = super().parse_known_args(*words, **named)
+        if self.late is not None and getattr(found, self.late, "") is None and rest and not rest[0].startswith("-"):
+            setattr(found, self.late, rest.pop(0))
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message, f"{self.prog} --help")
@@ -109,6 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    for position, word in enumerate(words, 1):
+        if not word.isascii() and _UNDECODED.search(word):
+            raise InputError(f"argument {position} is not UTF-8 text: {word!r}", "write it in UTF-8")
     parser = _parser(words)
     try:
         arguments = parser.parse_args(words)

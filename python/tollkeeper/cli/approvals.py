@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Final, cast
 
 from tollkeeper.admin import GateAdmin, Question
-from tollkeeper.cli import administration, ledgers
+from tollkeeper.cli import Parser, administration, ledgers
 from tollkeeper.cli.terminal import (
     EXIT_NO,
     EXIT_OK,
@@ -44,6 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="approve, reject: ask for no confirmation")
     parser.add_argument("--json", action="store_true", help="list, show: print one JSON line for each")
     administration.add_admin(parser)
+    if isinstance(parser, Parser):
+        parser.late = "id"
 
 
 def run(arguments: argparse.Namespace) -> int:

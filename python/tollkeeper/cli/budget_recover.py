@@ -1,7 +1,7 @@
 """``tollkeeper budget recover``: ends the holds of processes that have died, as the ledger would by itself.
 
 What a dead process held counts as spent; nothing is credited that may have been used. On request it accepts a wall
-clock that was set, which the ledger would not follow by itself.
+clock that was set, which the ledger would not follow by itself; that needs a key where the configuration lists some.
 """
 
 import argparse
@@ -16,13 +16,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept-clock", action="store_true", help="believe the wall clock as it is now, after it was set right"
     )
+    ledgers.add_operator(parser)
     ledgers.add_ledger(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Recovers, and says what was found."""
+    admin = ledgers.operator(arguments) if arguments.accept_clock else None
     with ledgers.opened(arguments) as ledger:
-        if arguments.accept_clock:
+        if admin is not None:
+            admin.accept_clock()
+        elif arguments.accept_clock:
             ledger.accept_clock()
         found = ledger.recover()
     if arguments.json:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from tollkeeper import budgets
+from tollkeeper.admin import GateAdmin
 from tollkeeper.budget import Ledger, Usage
 from tollkeeper.cli import inputs
 from tollkeeper.cli.terminal import InputError
@@ -25,6 +26,27 @@ def add_ledger(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state", metavar="FILE", type=Path, help="the ledger's state; without it the one of the configuration"
     )
+
+
+def add_operator(parser: argparse.ArgumentParser) -> None:
+    """Declares the argument that says who operates the ledger."""
+    parser.add_argument(
+        "--key", metavar="FILE", type=Path, help="an administrator's private key; needed where [admin] lists keys"
+    )
+
+
+def operator(arguments: argparse.Namespace) -> GateAdmin | None:
+    """Who changes the ledger of a configuration, with the key where it lists some; `None` if --budgets names one.
+
+    Whoever can write the state file could do so without this package: the keys bind who goes through a configuration.
+    """
+    if arguments.budgets is not None:
+        return None
+    inputs.load_config(arguments.config, "name the budgets: --budgets FILE --state FILE")
+    admin = GateAdmin.open(arguments.config, arguments.key)
+    admin.authorize()
+    # Another ledger than the configuration's is none that its gates record.
+    return admin if arguments.state is None else None
 
 
 def opened(arguments: argparse.Namespace) -> Ledger:

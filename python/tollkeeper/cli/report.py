@@ -6,6 +6,7 @@ It reads the log once, verifies it, and writes the page as a whole or not at all
 import argparse
 import datetime as dt
 import os
+import stat
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(
             f"{arguments.out}: {arguments.out.parent} is no folder", "make it, or name another: -o report.html"
         )
+    _check_place(arguments.out)
     key = None if arguments.key is None else audit_verify.key_argument(arguments.key)
     observed = _observed(found, arguments)
     about = report.Page(
@@ -57,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         integrity=None if arguments.no_verify else _verified(found.folder, key),
         faults=found.faults,
     )
+    _check_place(arguments.out)
     _write(arguments.out, report.page(observed, about))
     out(f"wrote {shown(str(arguments.out))}: {counted(observed.calls.calls, 'call')} of {_entries(observed.entries)}")
     if about.integrity is not None and about.integrity.verdict == "broken":
@@ -114,11 +117,28 @@ def _verified(folder: Path, key: str | None) -> report.Integrity:
     )
 
 
+def _check_place(file: Path) -> None:
+    """Refuses to take the place of anything but an older page: a pipe, a device or a link is there for a reason."""
+    hint = "name the file of the page: -o report.html"
+    try:
+        found = file.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(found.st_mode):
+        raise InputError(f"{file}: is a symbolic link", "name the file that it leads to")
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+        raise InputError(f"{file}: is {what}", hint)
+    if found.st_uid != os.geteuid():
+        raise InputError(f"{file}: belongs to another user", hint)
+
+
 def _write(file: Path, text: str) -> None:
     """Writes the file as a whole, for its owner only: it names who was denied what."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.part")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:  # noqa: PTH123 - the mode is given
+        with open(descriptor, "wb") as stream:  # noqa: PTH123 - the mode is given
             stream.write(text.encode(errors="replace"))
         partial.replace(file)
     finally:

@@ -141,7 +141,7 @@ def _take(found: logs.Logs, story: Story, entry: logs.Entry) -> bool:
             story.request = "" if payload is None else payload.decode(errors="replace")
     elif entry.head.kind == "revoke" and story.revocation is None and _stops(entry.members, story.members):
         story.revocation = entry
-    elif entry.head.kind == "approve" and story.answer is None:
+    elif entry.head.kind == "approve" and story.answer is None and entry.members.get("failed") is not True:
         id_ = story.members.get("approval")
         story.answer = entry if id_ is not None and entry.members.get("approval") == id_ else None
     return not story.is_complete

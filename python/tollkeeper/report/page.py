@@ -429,6 +429,7 @@ def _said(event: Event) -> str:
         return _revoked(members)
     if event.kind == "approve":
         word = "granted" if members.get("granted") is True else "rejected"
+        word = f"not {word}, although recorded:" if members.get("failed") is True else word
         return f"{word} {name(members.get('approval'))} by {name(members.get('by'), 'somebody')}"
     said = [f"{key}={_short(value)}" for key, value in members.items() if key not in _ENVELOPE]
     return ", ".join(said[:MEMBERS_MAX])
@@ -438,6 +439,7 @@ def _revoked(members: dict[str, Any]) -> str:
     target = members.get("target")
     what = f"{name(target.get('kind'))} {name(target.get('name'))}".strip() if is_object(target) else name(target)
     word = "restored" if members.get("restored") is True else "revoked"
+    word = f"not {word}, although recorded:" if members.get("failed") is True else word
     by = "noticed by a process" if members.get("observed") is True else f"by {name(members.get('by'), 'somebody')}"
     reason = f": {name(members.get('reason'))}" if members.get("reason") else ""
     return f"{word} {what}, {by}{reason}"
