@@ -185,7 +185,7 @@ def test_what_cannot_be_used(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_names_that_a_terminal_would_obey(cli: Cli, tmp_path: Path) -> None:
-    hostile = "\x1b[2J\u202eevil" + "x" * 10_000
+    hostile = "\x1b[2J\u202eevil" + "x" * 400
     gate = Gate.open(shadow_gate.write(tmp_path, "shadow"))
     with gate.run(principal=EntityUid("Agent", hostile), session="s-1"):
         gate.check("delete_file", {hostile: hostile})

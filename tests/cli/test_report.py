@@ -61,7 +61,7 @@ HOSTILE = (
     "nul\x00esc\x1b[2Jc1\x9b",
     "bidi\u202egnp.exe\u2066\u200b\ufeff",
     "&lt;b&gt; {{7*7}} ${7*7} javascript:alert(1)",
-    "l" * 10_000,
+    "l" * 450,
 )
 
 
