@@ -522,9 +522,9 @@ class Control:
         """
     def gates(self, /) -> list[dict[str, typing.Any]]:
         """
-        Every gate of the host: `pid`, `alive`, `started_ms`, `bundle`, `shadow`,
-        `generation`, `codes`, `timed`, `p50_ns`, `p99_ns`, `p999_ns`, `max_ns`. One that died is among them until
-        another takes its place.
+        Every gate of the host: `pid`, `alive`, `started_ms`, `bundle`, `shadow`, `generation`, `codes`, `timed`, `p50_ns`,
+        `p99_ns`, `p999_ns`, `max_ns`, `histogram` (from, below, count). One that died is among them until another takes
+        its place.
         """
     @property
     def generation(self, /) -> int:

@@ -75,7 +75,7 @@ def Principal(  # noqa: N802 - reads as the noun it makes
 class Scope(_native.Scope):
     """Who acts, in which session, narrowed to which tools. Made by `Gate.run`."""
 
-    _around: Scope | None = None
+    around: Scope | None = None
     """What was in force where its run was entered, of whichever gate."""
 
     def bind(self, function: Callable[P, R]) -> Callable[P, R]:
@@ -160,7 +160,7 @@ class Run:
         if self._over:
             message = "this run is over; make another with gate.run(...)"
             raise RuntimeError(message)
-        self.scope._around = _CURRENT.get()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - of this module
+        self.scope.around = _CURRENT.get()
         self._tokens.append(_CURRENT.set(self.scope))
         return self.scope
 
@@ -902,7 +902,7 @@ def _outer_of(gate: Gate) -> Scope | None:
     """The innermost run of this gate that is in force, also where a run of another gate is entered inside it."""
     outer = _CURRENT.get()
     while outer is not None and outer._gate is not gate:  # noqa: SLF001 - the native half of this module
-        outer = outer._around  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - of this module
+        outer = outer.around
     return outer
 
 

@@ -4,15 +4,18 @@ It reads the log once, verifies it, and writes the page as a whole or not at all
 """
 
 import argparse
+import contextlib
 import datetime as dt
 import os
 import stat
 from pathlib import Path
 from typing import Any, Final
 
-from tollkeeper import _native, report
+from tollkeeper import _native, config, report
 from tollkeeper.cli import audit_verify, logs
 from tollkeeper.cli.terminal import InputError, counted, counter, out, progress, shown, warning
+from tollkeeper.errors import TollkeeperError
+from tollkeeper.gate import CONTROL_NAME
 from tollkeeper.observed import Observed
 
 TITLE: Final = "What the gate decided"
@@ -58,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         made=_made(),
         integrity=None if arguments.no_verify else _verified(found.folder, key),
         faults=found.faults,
+        latency=_latency(found.folder),
     )
     _check_place(arguments.out)
     _write(arguments.out, report.page(observed, about))
@@ -65,6 +69,28 @@ def run(arguments: argparse.Namespace) -> int:
     if about.integrity is not None and about.integrity.verdict == "broken":
         warning(f"the log is broken, and the page says so: tollkeeper audit verify {shown(str(found.folder))}")
     return found.exit_code()
+
+
+def _latency(folder: Path) -> list[tuple[int, int, int]] | None:
+    """How long checks took, by all gates that share the state of the configuration whose log this is.
+
+    One check of sixteen is timed, since the state directory was made. None where no configuration leads from the log to
+    a state directory.
+    """
+    for file in {folder.parent / config.FILE_NAME, config.find() or Path(config.FILE_NAME)}:
+        with contextlib.suppress(TollkeeperError, OSError):
+            settings = config.load(file)
+            if settings.audit_dir is None or settings.audit_dir.resolve() != folder.resolve():
+                continue
+            if settings.state_dir is None or not (settings.state_dir / CONTROL_NAME).is_file():
+                continue
+            table = _native.Control.open(settings.state_dir / CONTROL_NAME)
+            bins: dict[tuple[int, int], int] = {}
+            for gate in [*table.gates(), table.retired()]:
+                for low, high, count in gate["histogram"]:
+                    bins[low, high] = bins.get((low, high), 0) + count
+            return [(low, high, count) for (low, high), count in sorted(bins.items())] or None
+    return None
 
 
 def _observed(found: logs.Logs, arguments: argparse.Namespace) -> Observed:

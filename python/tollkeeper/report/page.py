@@ -315,7 +315,11 @@ def _latency(latency: Sequence[Bin] | None) -> Iterator[str]:
         return
     bins = latency[counted[0] : counted[-1] + 1]
     total = sum(count for *_, count in bins)
-    yield paragraph(f"{total:,} checks. " + "; ".join(_percentile(bins, total, part) for part in (50, 99, 99.9)) + ".")
+    yield paragraph(
+        f"{total:,} checks that were timed, one of sixteen. "
+        + "; ".join(_percentile(bins, total, part) for part in (50, 99, 99.9))
+        + "."
+    )
     grouped = _grouped(bins)
     labels = [charts.nanoseconds(high) for _, high, _ in grouped]
     counts = [count for *_, count in grouped]

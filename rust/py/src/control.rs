@@ -194,9 +194,9 @@ impl PyControl {
         py.detach(|| self.inner.wait_approvals(seen, timeout_ms));
     }
 
-    /// Every gate of the host: `pid`, `alive`, `started_ms`, `bundle`, `shadow`,
-    /// `generation`, `codes`, `timed`, `p50_ns`, `p99_ns`, `p999_ns`, `max_ns`. One that died is among them until
-    /// another takes its place.
+    /// Every gate of the host: `pid`, `alive`, `started_ms`, `bundle`, `shadow`, `generation`, `codes`, `timed`, `p50_ns`,
+    /// `p99_ns`, `p999_ns`, `max_ns`, `histogram` (from, below, count). One that died is among them until another takes
+    /// its place.
     #[pyo3(signature = () -> "list[dict[str, typing.Any]]")]
     fn gates<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         self.inner.gates().iter().map(|gate| row(py, gate)).collect()
@@ -314,5 +314,6 @@ pub(crate) fn row<'py>(py: Python<'py>, row: &CountersRow) -> PyResult<Bound<'py
     dict.set_item("p99_ns", row.p99_ns)?;
     dict.set_item("p999_ns", row.p999_ns)?;
     dict.set_item("max_ns", row.max_ns)?;
+    dict.set_item("histogram", &row.histogram)?;
     Ok(dict)
 }

@@ -70,6 +70,23 @@ pub struct CountersRow {
     pub p999_ns: u64,
     /// The longest
     pub max_ns: u64,
+    /// From, below, and how many took that long; empty ones at either end are left out
+    pub histogram: Vec<(u64, u64, u64)>,
+}
+
+/// The buckets with where they begin and end, from the first to the last that is not empty.
+fn histogram(buckets: &[u64], max_ns: u64) -> Vec<(u64, u64, u64)> {
+    let mut from = 0;
+    let mut all = Vec::with_capacity(buckets.len());
+    for (bucket, count) in buckets.iter().enumerate() {
+        let end = end_of(bucket).unwrap_or_else(|| max_ns.max(from).saturating_add(1));
+        all.push((from, end, *count));
+        from = end;
+    }
+    let used = |bin: &(u64, u64, u64)| bin.2 > 0;
+    let first = all.iter().position(used).unwrap_or(all.len());
+    let last = all.iter().rposition(used).map_or(0, |last| last.saturating_add(1));
+    all.get(first..last).unwrap_or_default().to_vec()
 }
 
 pub(super) fn row(slot: &GateSlot, alive: bool) -> CountersRow {
@@ -94,6 +111,7 @@ pub(super) fn row(slot: &GateSlot, alive: bool) -> CountersRow {
         p99_ns: quantile(990),
         p999_ns: quantile(999),
         max_ns,
+        histogram: histogram(&buckets, max_ns),
     }
 }
 
