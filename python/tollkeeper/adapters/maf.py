@@ -30,18 +30,18 @@ from agent_framework import (
     FunctionInvocationContext,
     FunctionMiddleware,
     FunctionTool,
+    MiddlewareFailure,
 )
 
-from tollkeeper.adapters._base import Crossing, Host, ModelPassage, Passage, Refusal, failure
+from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, failure
+from tollkeeper.adapters._hosts import TABLE
 from tollkeeper.errors import ConfigError
 
 __all__ = ["HOST", "Guard"]
 
-HOST: Final = Host("maf", "Microsoft Agent Framework", "agent-framework-core", oldest="1.0.0", newest="1.23.0")
+HOST: Final = TABLE["maf"]
 
 Next = Callable[[], Awaitable[None]]
-# Ends a run out of a function call; releases before it had only the quiet end.
-HARD_STOP: Final[type[Exception]] = getattr(agent_framework, "MiddlewareFailure", agent_framework.MiddlewareTermination)
 # The tool whose `invoke` runs in this context, until it calls its function: that call has been decided.
 _INVOKED: ContextVar[list[FunctionTool] | None] = ContextVar("tollkeeper_maf_invoked", default=None)
 _INSTALLING = threading.Lock()
@@ -123,7 +123,7 @@ class Guard:
             passage = await _entered(crossing, tool, given, _ids(context, call, None))
             if isinstance(passage, Refusal):
                 if crossing.halt:
-                    raise HARD_STOP(passage.text) from passage.denied()
+                    raise MiddlewareFailure(passage.text) from passage.denied()
                 if call is None:
                     raise passage.denied()
                 return [agent_framework.Content.from_text(passage.text)]
@@ -223,7 +223,7 @@ class _Functions(FunctionMiddleware):
         passage = await _entered(self._crossing, context.function, context.arguments, ids)
         if isinstance(passage, Refusal):
             if self._crossing.halt:
-                raise HARD_STOP(passage.text) from passage.denied()
+                raise MiddlewareFailure(passage.text) from passage.denied()
             context.result = passage.text
             return
         context.arguments = passage.arguments

@@ -101,7 +101,7 @@ class Driver:
         try:
             ran.output = asyncio.run(self._run(guard, plan, ran))
         except BaseException as error:  # noqa: BLE001 - the suite looks at whatever reaches the caller
-            ran.error, ran.stopped = error, isinstance(error, maf.HARD_STOP)
+            ran.error, ran.stopped = error, isinstance(error, agent_framework.MiddlewareFailure)
         return ran
 
     def direct(self, guard: maf.Guard, tool: Callable[..., Any], arguments: dict[str, Any]) -> str:
