@@ -95,6 +95,7 @@ CASES: Final = {
     "sub-agent without hooks": "the same where its author forgot them",
     "handoff": "the tools of an agent that takes over, with the guard's hooks",
     "handoff without hooks": "the same where its author forgot them",
+    "models without hooks": "the model calls of an agent whose author forgot the hooks",
     "direct": "a tool object called by other code",
     "unknown tool": "a name that nobody has registered does no harm",
     "sync and async": "every way to run an agent gives the same decision",

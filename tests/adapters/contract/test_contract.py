@@ -267,6 +267,17 @@ def test_handoff(driver: Any, gate: Gate, book: Book, installed: bool, careful: 
     assert "look" in inner.names()
 
 
+def test_models_without_hooks(driver: Any, gate: Gate, folder: Path, book: Book, installed: bool) -> None:  # noqa: FBT001 - as above
+    sub = Sub("helper", [], [DONE], guarded=False)
+    turns = [Turn((Call("helper", {"task": "help"}, "call-1"),)), DONE]
+    ran = go(driver, gate, Plan(Tools().all, turns, sub=sub), installed=installed)
+    assert ran.error is None
+    gate.close()
+    asked = [entry for entry in entries(folder, "decision") if entry.get("model")]
+    assert len(asked) in (2, 3)
+    book.note(driver, "models without hooks", installed=installed, held=len(asked) == 3)
+
+
 def test_direct(driver: Any, gate: Gate, book: Book, installed: bool) -> None:  # noqa: FBT001 - as above
     tools = Tools()
     with (

@@ -86,6 +86,7 @@ class Driver:
         "direct": "FunctionTool.invoke and FunctionTool.__call__ pass no middleware",
         "mutation": "middleware further in may change arguments",
         "sub-agent without hooks": "an agent used as a tool has middleware of its own",
+        "models without hooks": "an agent has middleware of its own",
         "handoff without hooks": "each agent of a workflow has middleware of its own",
     }
     uncovered: ClassVar[dict[str, str]] = {}
