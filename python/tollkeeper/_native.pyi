@@ -72,6 +72,7 @@ class Action:
         scope: Scope | None = None,
         parent: str | None = None,
     ) -> Decision:
+        asserted: collections.abc.Mapping[str, str] | None = None,
         """
         As `Gate.check`, for this tool.
 
@@ -80,6 +81,7 @@ class Action:
             scope: A scope other than the current one.
             parent: Id of the decision that this call follows from.
         """
+            asserted: As in `Gate.check`.
     @property
     def name(self, /) -> str:
         """
@@ -633,6 +635,11 @@ class Decision:
         """
     @property
     def code(self, /) -> str:
+    def asserted(self, /) -> dict[str, str]:
+        """
+        What the host said of the call: `runtime`, `agent`, `session`, `run`, `call`, those that were given.
+        """
+    @property
         """
         Stable name of the outcome, such as `allow` or `policy.no_permit`.
         """
@@ -1049,6 +1056,7 @@ class Gate:
         scope: Scope | None = None,
         parent: str | None = None,
     ) -> Decision:
+        asserted: collections.abc.Mapping[str, str] | None = None,
         """
         The same for callers that may wait: the arguments may have 4 MiB instead of 64 KiB.
         """
@@ -1076,7 +1084,14 @@ class Gate:
             arguments: The tool's arguments, of any size that can be recorded.
             model: Name, tokens of the prompt, most tokens of a completion, completions.
         """
-    def _delegate(self, /, outer: Scope, inner: Scope, parent: str | None) -> Decision:
+    def _delegate(
+        self,
+        /,
+        outer: Scope,
+        inner: Scope,
+        parent: str | None = None,
+        asserted: collections.abc.Mapping[str, str] | None = None,
+    ) -> Decision:
         """
         Decides on a delegation: whether `outer`'s principals may have the principal of `inner` act for them. Allowed, the
         inner scope counts from now on.
@@ -1121,6 +1136,7 @@ class Gate:
         scope: Scope | None = None,
         parent: str | None = None,
     ) -> Decision:
+        asserted: collections.abc.Mapping[str, str] | None = None,
         """
         Decides whether the current scope's principal may call a tool with these arguments. Never raises on a denial.
 
@@ -1130,6 +1146,11 @@ class Gate:
             scope: A scope other than the current one.
             parent: Id of the decision that this call follows from, such as that of the model call which asked for it.
         """
+            asserted: Ids of the call as its host has them, for the audit log: `runtime`, `agent`, `session`, `run`,
+                `call`. Nobody checks them; of each 256 bytes are kept.
+
+        Raises:
+            ValueError: `asserted` holds something else.
     def check_many(
         self,
         /,
@@ -1139,6 +1160,7 @@ class Gate:
         scope: Scope | None = None,
         parent: str | None = None,
     ) -> Decisions:
+        asserted: collections.abc.Mapping[str, str] | None = None,
         """
         Decides many calls of one tool in the current scope, each as `check` does and in the order of the rows. The
         interpreter's lock is released meanwhile.
@@ -1150,6 +1172,7 @@ class Gate:
             scope: A scope other than the current one.
             parent: Id of the decision that the calls follow from.
 
+            asserted: As in `check`, for all rows.
         Raises:
             TypeError: A column holds something else.
             ValueError: Columns differ in length, or there are more than 65,536 rows.
@@ -1709,7 +1732,15 @@ class ModelCall:
     def __enter__(self, /) -> typing.Self: ...
     def __exit__(self, /, *exc: object) -> None: ...
     def __new__(
-        cls, /, gate: Gate, model: str, prompt_tokens: int, max_tokens: int, n: int = ..., parent: str | None = None
+        cls,
+        /,
+        gate: Gate,
+        model: str,
+        prompt_tokens: int,
+        max_tokens: int,
+        n: int = ...,
+        parent: str | None = None,
+        asserted: collections.abc.Mapping[str, str] | None = None,
     ) -> typing.Self:
         """
         Args:
@@ -1745,6 +1776,7 @@ class ModelCall:
         Ends the call with what the provider says was used.
 
         Args:
+            asserted: As in `Gate.check`.
             prompt: Tokens of the prompt, cached ones included; without it those the call was asked with.
             cached: Tokens of the prompt that came from a cache; they cost the price of `cached`.
             completion: Tokens that were generated; without it those that were charged.

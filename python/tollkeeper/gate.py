@@ -193,16 +193,20 @@ class Delegation(Run):
     Entering it decides, and raises `Denied` where the gate or one of the principals does not allow it.
     """
 
-    def __init__(self, scope: Scope, outer: Scope, parent: str | None) -> None:
+    def __init__(
+        self, scope: Scope, outer: Scope, parent: str | None, asserted: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(scope)
-        self._outer, self._parent = outer, parent
+        self._outer, self._parent, self._asserted = outer, parent, asserted
         self.decision: Decision | None = None
         """The decision, once the run was entered."""
 
     def __enter__(self) -> Scope:
         if self.decision is None:
             gate = self.scope._gate  # noqa: SLF001 - the native half of this module
-            self.decision = gate._delegate(self._outer, self.scope, self._parent)  # noqa: SLF001 - as above
+            self.decision = gate._delegate(  # noqa: SLF001 - as above
+                self._outer, self.scope, self._parent, self._asserted
+            )
         self.decision.require()
         return super().__enter__()
 
@@ -573,7 +577,7 @@ class Gate(_native.Gate):
             outer=outer,
             request=request,
         )
-        return Delegation(inner, outer, parent)
+        return Delegation(inner, outer, parent, asserted)
 
     def approval(self, decision: Decision, *, timeout: float = 3600.0) -> Approval:
         """Asks somebody to approve what a decision with `approval.required` denied.
@@ -601,8 +605,16 @@ class Gate(_native.Gate):
         answers = self._answers.get(os.getpid()) or self._answers.setdefault(os.getpid(), Answers(self._table))
         return ask(answers, self._state_dir, decision, timeout)
 
-    def model_call(
-        self, *, model: str, prompt_tokens: int, max_tokens: int, n: int = 1, parent: str | None = None
+        asserted: Mapping[str, str] | None = None,
+    def model_call(  # noqa: PLR0913 - as many as a model call has
+        self,
+        *,
+        model: str,
+        prompt_tokens: int,
+        max_tokens: int,
+        n: int = 1,
+        parent: str | None = None,
+        asserted: Mapping[str, str] | None = None,
     ) -> ModelCall:
         r"""A call of a model, from the decision to what it has used.
 
@@ -618,6 +630,7 @@ class Gate(_native.Gate):
             parent: Id of the decision that the call follows from, for the audit log.
 
         Example:
+            asserted: As in `check`; looked at when it is entered.
             >>> import pathlib, tempfile
             >>> from tollkeeper import Gate
             >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -637,7 +650,7 @@ class Gate(_native.Gate):
             1511
         """
         made = ModelCall if self._spans is None else self._spans.model_call
-        return made(self, model, prompt_tokens, max_tokens, n, parent)
+        return made(self, model, prompt_tokens, max_tokens, n, parent, asserted)
 
     async def acheck(  # noqa: PLR0913 - as many as a check that waits has
         self,
@@ -666,7 +679,7 @@ class Gate(_native.Gate):
             AuditError: The action is allowed, and its record did not get to the disk in time: it must not begin, and
                 what was reserved is given back.
         """
-        decision = await self._acheck(tool, arguments, scope, parent, timeout)
+        decision = await self._acheck(tool, arguments, scope, (parent, asserted), timeout)
         if approval_timeout is None or decision.code not in {"approval.required", "approval.expired"}:
             return decision
         from tollkeeper import aio  # noqa: PLC0415 - loads asyncio
@@ -674,13 +687,17 @@ class Gate(_native.Gate):
         # In a thread, for the question is written to the disk.
         await (await aio.in_thread(lambda: self.approval(decision, timeout=approval_timeout)))
         # Whatever was answered: the check says what came of it.
-        return await self._acheck(tool, arguments, scope, decision.id, timeout)
+        return await self._acheck(tool, arguments, scope, (decision.id, asserted), timeout)
 
     async def _acheck(
         self,
         tool: str,
         arguments: Mapping[str, Any] | None,
         scope: Scope | None,
+            asserted: As in `check`.
+
+        Raises:
+            ValueError: A count is none, or as in `check`.
         parent: str | None,
         timeout: float,  # noqa: ASYNC109 - as everywhere in this package
     ) -> Decision:
@@ -696,7 +713,7 @@ class Gate(_native.Gate):
                     # The check says why there is no room.
                     hopeless = True
                     break
-            decision = self._check_large(tool, arguments, scope=scope, parent=parent)
+            decision = self._check_large(tool, arguments, scope=scope, parent=parent, asserted=asserted)
             if decision.code != "audit.unavailable" or hopeless or _now() >= end or self._room_after() is None:
                 break
         if decision.allowed and decision.durability not in (None, "group"):
@@ -711,6 +728,7 @@ class Gate(_native.Gate):
         *,
         scope: Scope | None = None,
         parent: str | None = None,
+        asserted: Mapping[str, str] | None = None,
         timeout: float = 1.0,
     ) -> Decision:
         """As `acheck`, for threads: waits without the interpreter's lock.
@@ -723,6 +741,7 @@ class Gate(_native.Gate):
             timeout: Seconds, for room in the log and the record together.
 
         Raises:
+            asserted: As in `check`.
             AuditError: The action is allowed, and its record did not get to the disk in time: it must not begin, and
                 what was reserved is given back.
         """
@@ -734,7 +753,7 @@ class Gate(_native.Gate):
                 except TollkeeperError:
                     hopeless = True
                     break
-            decision = self._check_large(tool, arguments, scope=scope, parent=parent)
+            decision = self._check_large(tool, arguments, scope=scope, parent=parent, asserted=asserted)
             if decision.code != "audit.unavailable" or hopeless or _now() >= end or self._room_after() is None:
                 break
         if decision.allowed:
@@ -751,6 +770,7 @@ class Gate(_native.Gate):
         duration_ms: int | None = None,
     ) -> bool:
         """Records what became of an action: once for each decision, and never by waiting.
+        parent, asserted = said
 
         Guards and model calls do it themselves.
 
@@ -776,6 +796,7 @@ class Gate(_native.Gate):
 
         @overload
         def guard(self, function: Callable[P, R], /) -> Callable[P, R]: ...
+        asserted: Mapping[str, str] | None = None,
 
         @overload
         def guard(self, /, *, tool: str) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
@@ -785,6 +806,7 @@ class Gate(_native.Gate):
 
         The call's arguments, by parameter name and with defaults filled in, are what policies read. Lists and dicts
         are copied before the check, so that nobody can change them between the decision and the call. What is reserved
+            asserted: As in `check`.
         for the call ends when the function returns or raises, or its task is cancelled: in full, since it ran.
 
         Args:

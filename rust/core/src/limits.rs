@@ -122,6 +122,8 @@ pub const RUN_FORBID_BYTES_MAX: usize = 64 << 10;
 pub const RUN_FORBID_SETS_MAX: usize = 8;
 /// Labels of one session.
 pub const SESSION_LABELS_MAX: usize = 64;
+/// Bytes of one id that a host asserts: names of agents and ids of calls, as hosts make them.
+pub const ASSERTED_BYTES_MAX: usize = 256;
 /// Bytes of a session id or a label.
 pub const SESSION_TEXT_BYTES_MAX: usize = 256;
 

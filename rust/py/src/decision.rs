@@ -129,6 +129,12 @@ impl PyDecision {
     }
 
     /// Id of the approval that was used; `None` if none was needed.
+    /// What the host said of the call: `runtime`, `agent`, `session`, `run`, `call`, those that were given.
+    #[getter]
+    fn asserted(&self) -> BTreeMap<&str, &str> {
+        self.inner.asserted().collect()
+    }
+
     #[getter]
     fn approval(&self) -> Option<String> {
         self.inner.grant().map(|id| id.to_string())

@@ -10,11 +10,12 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyInt, PyTuple};
 use tollkeeper_core::gate::evidence::{Ending, Status};
+use tollkeeper_core::gate::asserted::Asserted;
 use tollkeeper_core::gate::model_call::{ModelCall, ModelRequest, ModelUsage};
 
 use crate::decision::PyDecision;
 use crate::errors::Error;
-use crate::gate::PyGate;
+use crate::gate::{PyGate, read_asserted};
 use crate::guard::guard;
 use crate::hold::{PyHold, Whole, whole};
 
@@ -35,6 +36,7 @@ pub(crate) struct PyModelCall {
     n: i64,
     parent: Option<String>,
     begun: PyOnceLock<Begun>,
+    asserted: Option<Arc<Asserted>>,
 }
 
 impl PyModelCall {
@@ -57,7 +59,8 @@ impl PyModelCall {
     ///     n: How many completions.
     ///     parent: Id of the decision that the call follows from.
     #[new]
-    #[pyo3(signature = (gate, model, prompt_tokens: "int", max_tokens: "int", n: "int" = Whole::Value(1), parent: "str | None" = None))]
+    ///     asserted: As in `Gate.check`.
+    #[pyo3(signature = (gate, model, prompt_tokens: "int", max_tokens: "int", n: "int" = Whole::Value(1), parent: "str | None" = None, asserted: "collections.abc.Mapping[str, str] | None" = None))]
     fn new(
         gate: Py<PyGate>,
         model: String,
@@ -66,9 +69,11 @@ impl PyModelCall {
         n: Whole<'_, '_>,
         parent: Option<String>,
     ) -> PyResult<Self> {
+        asserted: Option<&Bound<'_, PyAny>>,
         let prompt_tokens = whole("prompt_tokens", prompt_tokens, 0)?;
         let (max_tokens, n) = (whole("max_tokens", max_tokens, 0)?, whole("n", n, 1)?);
-        Ok(Self { gate, model, prompt_tokens, max_tokens, n, parent, begun: PyOnceLock::new() })
+        let asserted = read_asserted(asserted)?;
+        Ok(Self { gate, model, prompt_tokens, max_tokens, n, parent, asserted, begun: PyOnceLock::new() })
     }
 
     /// The decision on this call.
@@ -150,7 +155,8 @@ impl PyModelCall {
             max_tokens: this.max_tokens,
             n: this.n,
         };
-        let (decision, call) = PyGate::decide_model(this.gate.bind(py), &request, this.parent.as_deref())?;
+        let (decision, call) =
+            PyGate::decide_model(this.gate.bind(py), &request, this.parent.as_deref(), this.asserted.as_ref())?;
         let decision = Bound::new(py, decision)?;
         if this.begun.set(py, Begun { decision: decision.clone().unbind(), call }).is_err() {
             return Err(PyValueError::new_err("this call was begun twice at once"));

@@ -319,6 +319,7 @@ impl Gate {
             ended: AtomicBool::new(false),
             read: AtomicBool::new(false),
         }
+            asserted: None,
     }
 
     /// Looks at what may have changed since the last check, before anything is decided.
@@ -520,6 +521,7 @@ fn recorded(
     if !state.publish_record(opened, decision, scope, call, now_ms, buffers) {
         // It said less beforehand than it had to say: a defect, and nothing that goes on unrecorded.
         if let Some(hold) = decision.hold.take() {
+    decision.asserted = links.asserted.map(Arc::clone);
             hold.hold().release();
         }
         decision.deny_unrecorded("the record is larger than what was claimed for it".to_owned());

@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use super::approve::Approver;
+use super::asserted::Asserted;
 use super::code::Code;
 use super::control::Revoked;
 use super::decision::{Decision, DecisionId, Detail, RunForbid};
@@ -71,6 +72,8 @@ pub struct Links<'a> {
     pub parent: Option<&'a str>,
     /// Trace and span ids of W3C trace context
     pub trace: Option<(u128, u64)>,
+    /// What the host says of the call
+    pub asserted: Option<&'a Arc<Asserted>>,
 }
 
 /// Where a decision's record is.
@@ -415,6 +418,9 @@ impl GateState {
         }
         if let Some(parent) = links.parent {
             push_text(head, "parent", shortened(parent, NAME_BYTES_MAX));
+        }
+        if let Some(asserted) = links.asserted {
+            head.extend_from_slice(asserted.member());
         }
         match call {
             Call::Tool { name, index, .. } => {

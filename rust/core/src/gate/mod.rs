@@ -11,6 +11,7 @@
 //! A gate knows nothing of transports, runtimes or files: it is handed texts, values, an open ledger and an open log.
 
 pub mod approve;
+pub mod asserted;
 mod budget_context;
 pub mod check;
 pub mod code;
