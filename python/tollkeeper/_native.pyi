@@ -1187,6 +1187,20 @@ class Gate:
         Whether the gate was closed.
         """
     @property
+    def may_call(self, /, tool: str, *, scope: Scope | None = None) -> bool:
+        """
+        Whether a check of this tool could come out as allowed, for some arguments: what a list of tools may leave out.
+        It decides nothing and records nothing; true promises nothing.
+
+        Args:
+            tool: Name of a tool.
+            scope: A scope other than the current one.
+
+        Returns:
+            False where it is certain that nobody in the scope can call it whatever the arguments are: it is not
+            registered or is withheld, the run is narrowed to other tools, no permit speaks of it, a forbid without a
+            condition does; or there is no run.
+        """
     def mode(self, /) -> str:
         """
         `"enforce"` or `"shadow"`.

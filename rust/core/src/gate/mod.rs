@@ -20,6 +20,7 @@ pub mod decision;
 pub mod evidence;
 mod follow;
 pub mod model_call;
+mod may_call;
 pub mod names;
 pub mod narrowing;
 pub mod payer;
