@@ -47,6 +47,7 @@ __all__ = [
     "_measure_arguments",
     "_panic_in_check",
     "_panic_on_purpose",
+    "_tool_pin",
     "audit_check_consistency",
     "audit_check_inclusion",
     "audit_check_proof",
@@ -71,8 +72,8 @@ class Action:
         *,
         scope: Scope | None = None,
         parent: str | None = None,
-    ) -> Decision:
         asserted: collections.abc.Mapping[str, str] | None = None,
+    ) -> Decision:
         """
         As `Gate.check`, for this tool.
 
@@ -80,8 +81,8 @@ class Action:
             arguments: Plain data with str keys; `None` is no arguments.
             scope: A scope other than the current one.
             parent: Id of the decision that this call follows from.
-        """
             asserted: As in `Gate.check`.
+        """
     @property
     def name(self, /) -> str:
         """
@@ -634,12 +635,12 @@ class Decision:
         `@approval` of the permits that need one.
         """
     @property
-    def code(self, /) -> str:
     def asserted(self, /) -> dict[str, str]:
         """
         What the host said of the call: `runtime`, `agent`, `session`, `run`, `call`, those that were given.
         """
     @property
+    def code(self, /) -> str:
         """
         Stable name of the outcome, such as `allow` or `policy.no_permit`.
         """
@@ -1055,8 +1056,8 @@ class Gate:
         *,
         scope: Scope | None = None,
         parent: str | None = None,
-    ) -> Decision:
         asserted: collections.abc.Mapping[str, str] | None = None,
+    ) -> Decision:
         """
         The same for callers that may wait: the arguments may have 4 MiB instead of 64 KiB.
         """
@@ -1107,7 +1108,7 @@ class Gate:
         self, /, tools: list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]]
     ) -> None:
         """
-        Registers tools that a runtime describes: all of them or, if one is wrong, none.
+        See `Gate.register_many`.
         """
     def _reload(self, /, sources: dict[str, typing.Any], ledger: Ledger | None = None) -> None:
         """
@@ -1135,8 +1136,8 @@ class Gate:
         *,
         scope: Scope | None = None,
         parent: str | None = None,
-    ) -> Decision:
         asserted: collections.abc.Mapping[str, str] | None = None,
+    ) -> Decision:
         """
         Decides whether the current scope's principal may call a tool with these arguments. Never raises on a denial.
 
@@ -1145,12 +1146,12 @@ class Gate:
             arguments: Plain data with str keys; `None` is no arguments.
             scope: A scope other than the current one.
             parent: Id of the decision that this call follows from, such as that of the model call which asked for it.
-        """
             asserted: Ids of the call as its host has them, for the audit log: `runtime`, `agent`, `session`, `run`,
                 `call`. Nobody checks them; of each 256 bytes are kept.
 
         Raises:
             ValueError: `asserted` holds something else.
+        """
     def check_many(
         self,
         /,
@@ -1159,8 +1160,8 @@ class Gate:
         *,
         scope: Scope | None = None,
         parent: str | None = None,
-    ) -> Decisions:
         asserted: collections.abc.Mapping[str, str] | None = None,
+    ) -> Decisions:
         """
         Decides many calls of one tool in the current scope, each as `check` does and in the order of the rows. The
         interpreter's lock is released meanwhile.
@@ -1171,11 +1172,11 @@ class Gate:
                 the same length, or single values for every row.
             scope: A scope other than the current one.
             parent: Id of the decision that the calls follow from.
-
             asserted: As in `check`, for all rows.
+
         Raises:
             TypeError: A column holds something else.
-            ValueError: Columns differ in length, or there are more than 65,536 rows.
+            ValueError: Columns differ in length, or there are more than 65,536 rows; or as in `check`.
         """
     def close(self, /) -> None:
         """
@@ -1186,7 +1187,6 @@ class Gate:
         """
         Whether the gate was closed.
         """
-    @property
     def may_call(self, /, tool: str, *, scope: Scope | None = None) -> bool:
         """
         Whether a check of this tool could come out as allowed, for some arguments: what a list of tools may leave out.
@@ -1201,6 +1201,7 @@ class Gate:
             registered or is withheld, the run is narrowed to other tools, no permit speaks of it, a forbid without a
             condition does; or there is no run.
         """
+    @property
     def mode(self, /) -> str:
         """
         `"enforce"` or `"shadow"`.
@@ -1219,6 +1220,17 @@ class Gate:
     def warnings(self, /) -> list[str]:
         """
         Warnings of the last load.
+        """
+    def withhold(self, /, tools: collections.abc.Mapping[str, str]) -> None:
+        """
+        Refuses calls of these tools from now on with `tool.changed`, registered or not: their definitions are not those
+        that somebody has accepted. Whatever was withheld before is not any more; a reload changes nothing of it.
+
+        Args:
+            tools: Reasons by name, for whoever reads the denial; of each 4 KiB are kept. Empty: nothing is withheld.
+
+        Raises:
+            HandleError: In the child of a fork.
         """
 
 @final
@@ -1764,6 +1776,7 @@ class ModelCall:
             max_tokens: The most tokens of one completion.
             n: How many completions.
             parent: Id of the decision that the call follows from.
+            asserted: As in `Gate.check`.
         """
     def __repr__(self, /) -> str: ...
     def charge(self, n_tokens: int, /) -> bool:
@@ -1790,7 +1803,6 @@ class ModelCall:
         Ends the call with what the provider says was used.
 
         Args:
-            asserted: As in `Gate.check`.
             prompt: Tokens of the prompt, cached ones included; without it those the call was asked with.
             cached: Tokens of the prompt that came from a cache; they cost the price of `cached`.
             completion: Tokens that were generated; without it those that were charged.
@@ -2233,6 +2245,11 @@ def _panic_in_check(gate: Gate, /) -> Decision:
 def _panic_on_purpose() -> None:
     """
     Panics, to show what becomes of it.
+    """
+
+def _tool_pin(tool: tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]) -> str:
+    """
+    The digest of a tool's definition, as entries name it.
     """
 
 def audit_check_consistency(

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyDictMethods, PyMapping, PyString};
 use tollkeeper_core::arguments::{Argument, Arguments, ArgumentsError};
@@ -324,7 +324,7 @@ impl PyGate {
         })
     }
 
-    /// Registers tools that a runtime describes: all of them or, if one is wrong, none.
+    /// See `Gate.register_many`.
     #[pyo3(name = "_register", signature = (tools: "list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]]"))]
     fn register(&self, tools: Vec<ToolArg>) -> PyResult<()> {
         let specs = tools.into_iter().map(tool_spec).collect::<PyResult<Vec<ToolSpec>>>()?;
@@ -833,6 +833,14 @@ impl PyAction {
     fn __repr__(&self) -> String {
         format!("<Action {:?}>", self.prepared.name())
     }
+}
+
+/// The digest of a tool's definition, as entries name it.
+#[pyfunction(name = "_tool_pin")]
+#[pyo3(signature = (tool: "tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]") -> "str")]
+pub(crate) fn tool_pin(tool: ToolArg) -> PyResult<String> {
+    let spec = tool_spec(tool)?;
+    guard(|| Ok::<_, PyErr>(spec.pin_text()))
 }
 
 /// Every code a decision can have, with its meaning.

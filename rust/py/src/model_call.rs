@@ -4,13 +4,14 @@
 //! denial raises there, and whatever leaves it ends the hold.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyInt, PyTuple};
-use tollkeeper_core::gate::evidence::{Ending, Status};
 use tollkeeper_core::gate::asserted::Asserted;
+use tollkeeper_core::gate::evidence::{Ending, Status};
 use tollkeeper_core::gate::model_call::{ModelCall, ModelRequest, ModelUsage};
 
 use crate::decision::PyDecision;
@@ -35,8 +36,8 @@ pub(crate) struct PyModelCall {
     max_tokens: i64,
     n: i64,
     parent: Option<String>,
-    begun: PyOnceLock<Begun>,
     asserted: Option<Arc<Asserted>>,
+    begun: PyOnceLock<Begun>,
 }
 
 impl PyModelCall {
@@ -58,8 +59,8 @@ impl PyModelCall {
     ///     max_tokens: The most tokens of one completion.
     ///     n: How many completions.
     ///     parent: Id of the decision that the call follows from.
-    #[new]
     ///     asserted: As in `Gate.check`.
+    #[new]
     #[pyo3(signature = (gate, model, prompt_tokens: "int", max_tokens: "int", n: "int" = Whole::Value(1), parent: "str | None" = None, asserted: "collections.abc.Mapping[str, str] | None" = None))]
     fn new(
         gate: Py<PyGate>,
@@ -68,8 +69,8 @@ impl PyModelCall {
         max_tokens: Whole<'_, '_>,
         n: Whole<'_, '_>,
         parent: Option<String>,
-    ) -> PyResult<Self> {
         asserted: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
         let prompt_tokens = whole("prompt_tokens", prompt_tokens, 0)?;
         let (max_tokens, n) = (whole("max_tokens", max_tokens, 0)?, whole("n", n, 1)?);
         let asserted = read_asserted(asserted)?;

@@ -22,7 +22,7 @@ use super::model_call::ModelRequest;
 use super::narrowing::Narrowing;
 use super::scope::{Member, Scope};
 use super::state::{GateMode, GateSources, GateState};
-use super::tools::{Registry, ToolSpec};
+use super::tools::{Registry, Tool, ToolSpec};
 use crate::arguments::{Arguments, push_json_str};
 use crate::audit::entry::{Kind, Private, Record, push_hash, push_hex, push_name, push_number, push_text};
 use crate::audit::error::AuditError;
@@ -542,7 +542,7 @@ fn push_engine(out: &mut Vec<u8>) {
 }
 
 /// At most so many bytes of a text.
-fn shortened(text: &str, bytes_max: usize) -> &str {
+pub(super) fn shortened(text: &str, bytes_max: usize) -> &str {
     let mut end = text.len().min(bytes_max);
     while !text.is_char_boundary(end) {
         end = end.saturating_sub(1);
@@ -882,7 +882,7 @@ pub(super) fn record_observed(audit: &Audit, generation: u64, in_force: &[Revoke
     }
 }
 
-/// Keeps the definitions of tools that a runtime registers.
-pub(super) fn keep_tools(audit: &Audit, specs: &[ToolSpec]) -> Result<(), AuditError> {
-    specs.iter().try_for_each(|spec| audit.log.keep(tool_document(spec).to_string().as_bytes()).map(drop))
+/// Keeps the definitions of tools that are not, or not only, a file's.
+pub(super) fn keep_tools<'t>(audit: &Audit, mut tools: impl Iterator<Item = &'t Arc<Tool>>) -> Result<(), AuditError> {
+    tools.try_for_each(|tool| audit.log.keep(tool_document(tool.spec()).to_string().as_bytes()).map(drop))
 }
