@@ -44,12 +44,15 @@ from agentdojo.attacks import load_attack  # noqa: E402 - see above
 from agentdojo.functions_runtime import FunctionsRuntime  # noqa: E402 - see above
 from agentdojo.task_suite.load_suites import get_suites  # noqa: E402 - see above
 
-from tollkeeper import Gate  # noqa: E402 - see above
+from tollkeeper import AuditLog, Gate  # noqa: E402 - see above
 from tollkeeper.adapters import maf  # noqa: E402 - see above
 
 # The benchmark's best known attack; it names the model it talks to, and this is AgentDojo's name for one of one's own.
 ATTACK = "important_instructions"
 MODEL_NAME = "local"
+ORIGIN = "example.com/agentdojo"
+# The smallest there is.
+RING_BYTES, SEGMENT_BYTES = 1 << 20, 16 << 20
 # A letter or a digit: what is left of a text however a tool lays it out. YAML breaks lines, quotes and escapes.
 _MEANT = re.compile(r"[^0-9A-Za-z]+")
 
@@ -177,11 +180,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Play AgentDojo attacks, without a gate and with some.")
     parser.add_argument("--plan", type=Path, required=True, help="what to play; written by attack.py")
     parser.add_argument("--out", type=Path, required=True, help="where the results go")
+    parser.add_argument("--log", type=Path, required=True, help="where the gates' audit log goes")
     arguments = parser.parse_args()
     plan: list[Mapping[str, Any]] = json.loads(arguments.plan.read_text(encoding="utf-8"))
     suites, played = get_suites(extract.BENCHMARK_VERSION), []
     with contextlib.ExitStack() as open_gates:
-        gates = {file: open_gates.enter_context(Gate.open(file)) for file in gate_files(plan)}
+        # One small log for all of them; a deployment has its own, and names it in its configuration.
+        log = AuditLog.open(arguments.log, origin=ORIGIN, ring_bytes=RING_BYTES, segment_bytes=SEGMENT_BYTES)
+        open_gates.callback(log.close)
+        gates = {file: open_gates.enter_context(Gate.open(file, log=log)) for file in gate_files(plan)}
         for entry in plan:
             pair = Pair(suites[entry["suite"]], entry["user_task"], entry["injection_task"])
             results = {"without": pair.play()}

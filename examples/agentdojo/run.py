@@ -16,6 +16,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -40,7 +41,7 @@ class StepError(Exception):
         self.code = code
 
 
-def step(what: str, command: list[str]) -> None:
+def step(what: str, command: list[str], environment: Mapping[str, str] | None = None) -> None:
     """Run one command quietly; its last line of complaint becomes the error."""
     try:
         done = subprocess.run(  # noqa: S603 - the commands are written in this file, no shell is involved
@@ -51,6 +52,7 @@ def step(what: str, command: list[str]) -> None:
             encoding="utf-8",
             errors="replace",
             timeout=STEP_TIMEOUT_SECONDS,
+            env=environment,
         )
     except subprocess.TimeoutExpired as error:
         message = f"{what} did not finish in {STEP_TIMEOUT_SECONDS} s"

@@ -207,5 +207,5 @@ def toml(value: Any) -> str:
         entries = (f"{json.dumps(key)} = {toml(inner)}" for key, inner in value.items() if inner is not None)
         return "{ " + ", ".join(entries) + " }"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(toml, value)) + "]"
     return json.dumps(value)
