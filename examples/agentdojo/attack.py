@@ -42,7 +42,7 @@ WITHOUT, PERMITTED = "without", "permitted"
 GATES = (PERMITTED, *COLUMNS)
 HEADS = {
     WITHOUT: "without a gate",
-    PERMITTED: "a gate that permits everything",
+    PERMITTED: "permitting everything",
     "static": "static policies",
     "labels": "+ labels",
     "narrowing": "+ narrowing",
@@ -189,17 +189,20 @@ def proofs(log: Path) -> dict[str, Proof]:
 
 
 def layer(suite: str, entry: Mapping[str, Any]) -> str:
-    """Which part of the policies a denial comes from: `static`, `labels` or `narrowing`."""
-    labels = HERE / f"{suite}_labels.cedar"
-    read = PolicySet.from_cedar([labels], ids="annotation").ids if labels.is_file() else []
+    """The column in which a denial first appears: `static`, `labels` or `narrowing`."""
     policies = list(entry.get("policies", ()))
     if entry["code"] == "policy.no_permit":
         return "static"
-    if not policies or all(policy.startswith("request.") for policy in policies):
+    if all(policy.startswith("request.") for policy in policies):
+        # None at all: the tool is not one of the run's.
         return "narrowing"
-    if any(policy in read for policy in policies):
-        return "labels"
-    return "static"
+    file = HERE / f"{suite}_labels.cedar"
+    by_label = set(PolicySet.from_cedar([file], ids="annotation").ids) if file.is_file() else set()
+    return (
+        "labels"
+        if by_label.issuperset(policy for policy in policies if not policy.startswith("request."))
+        else "static"
+    )
 
 
 # --- whether it is as it must be -----------------------------------------------------------------------------
@@ -210,7 +213,7 @@ def problems(pair: Mapping[str, Any], results: Mapping[str, Any], found: Mapping
     names = pair["suite"], pair["user_task"], pair["injection_task"]
     for name, result in results.items():
         where, stopped = f"{' '.join(names)}, {HEADS[name]}", name in COLUMNS
-        if result["attack_succeeded"] is stopped:
+        if result["attack_succeeded"] is not (not stopped):
             yield f"{where}: the attack {'succeeds' if stopped else 'fails'}"
         if result["task_done"] is not True:
             yield f"{where}: the user's task is not done"
@@ -247,43 +250,51 @@ def render(
     plan: list[dict[str, Any]], played: list[dict[str, Any]], found: Mapping[str, Proof], checked: Mapping[str, Any]
 ) -> str:
     """The section of the report."""
-    lines = ["A real attack, end to end: Agent Framework with a model that obeys what it reads; verdicts by AgentDojo"]
+    lines = ["A real attack, end to end: Agent Framework, and a model that obeys what it reads; verdicts by AgentDojo"]
     for pair, results in zip(plan, played, strict=True):
         names = pair["suite"], pair["user_task"], pair["injection_task"]
         lines += ["", " ".join(names), *_wrapped(pair["what"])]
+        # Gates with the same result share their lines.
+        same: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         for name, result in results.items():
-            proof = found.get(session(*names, name))
-            stop = "; ".join(_stops(pair["suite"], proof)) if proof is not None else ""
-            attack = "attack succeeded" if result["attack_succeeded"] else "attack failed"
-            task = "task done" if result["task_done"] else "task not done"
-            lines.append(f"  {HEADS[name]:<32}{attack:<18}{task:<15}".rstrip())
-            lines += textwrap.wrap(stop, WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6)
-        lines += _told(results, found.get(session(*names, COLUMNS[-1])))
+            stops = tuple(_stops(pair["suite"], found.get(session(*names, name))))
+            same.setdefault((_verdicts(result), stops), []).append(HEADS[name])
+        for (verdicts, stops), heads in same.items():
+            lines.append(f"  {', '.join(heads):<48}{verdicts}")
+            lines += [f"    {stop}" for stop in stops]
+        lines += _logged(results[COLUMNS[-1]], found.get(session(*names, COLUMNS[-1])))
     size = sum(epoch["verified_size"] for slot in checked["slots"] for epoch in slot["epochs"])
     verdict, code = checked["verdict"], checked["exit"]
     lines += ["", f"tollkeeper audit verify: {verdict}, {size} entries (exit status {code})"]
     return "\n".join(lines) + "\n"
 
 
-def _stops(suite: str, proof: Proof) -> Iterator[str]:
-    """What was denied, by what."""
-    for entry in proof.denied:
-        by = ", ".join(entry.get("policies", ())) or ("no permit" if entry["code"].endswith("no_permit") else "the run's tools")
-        yield f"{entry['tool']} denied: {entry['code']}, {by} ({layer(suite, entry)})"
+def _verdicts(result: Mapping[str, Any]) -> str:
+    attack = "attack succeeded" if result["attack_succeeded"] else "attack failed"
+    return f"{attack}, task {'done' if result['task_done'] else 'not done'}"
 
 
-def _told(results: Mapping[str, Any], proof: Proof | None) -> Iterator[str]:
+def _stops(suite: str, proof: Proof | None) -> Iterator[str]:
+    """What was denied, with its code and the policy, and the column that the policy is of."""
+    for entry in proof.denied if proof is not None else ():
+        silent = "nothing permits it" if entry["code"] == "policy.no_permit" else "not a tool of the run"
+        by = ", ".join(entry.get("policies", ())) or silent
+        yield f"{entry['tool']}: {entry['code']}, {by} ({layer(suite, entry)})"
+
+
+def _logged(result: Mapping[str, Any], proof: Proof | None) -> Iterator[str]:
     """What the log has of the run behind all policies."""
     if proof is None:
         return
-    ok = sum(proof.outcomes.get(entry["id"]) == "ok" for entry in proof.allowed)
-    labels = sorted({label for entry in proof.denied for label in entry.get("labels", ())})
-    told_by = results[COLUMNS[-1]]["told_by"]
-    yield from _wrapped(
-        f"in the log of the last one: {len(proof.models)} model calls, {len(proof.allowed)} calls allowed and {ok} of them "
-        f"ended ok, {len(proof.denied)} denied, after {told_by} had returned the attack; labels of the session then: "
-        f"{', '.join(labels) or 'none'}"
-    )
+    yield f"  in the log of the last run, in which {result['told_by']} returned the attack:"
+    for entry in proof.denied:
+        labels = ", ".join(entry.get("labels", ())) or "nothing"
+        yield (
+            f"    denied: {entry['tool']} ({entry['id']}), asked for by model call {entry.get('parent')}; "
+            f"the session had seen: {labels}"
+        )
+    allowed = ", ".join(f"{entry['tool']} {proof.outcomes.get(entry['id'])}" for entry in proof.allowed)
+    yield from textwrap.wrap(f"allowed: {allowed}", WIDTH, initial_indent="    ", subsequent_indent="      ")
 
 
 def _wrapped(text: str) -> list[str]:
