@@ -1,15 +1,15 @@
 """Play real attacks from beginning to end, without a gate and behind one, and prove from the audit log what happened.
 
 For: `run.py`, and on its own with the Python in which `tollkeeper` is installed. The attacks of `attacks.toml` are
-played by `assistant.py` in AgentDojo's environment: its tools, its attack and its checks, in the loop of Microsoft Agent
-Framework, with a scripted model that obeys what it reads. Each is played without a gate, behind a gate that permits
-everything, and behind the three gates of the report's columns. What each run is held to comes from the user's
-request alone, as in the report.
+played by `assistant.py` in AgentDojo's environment: its tools, its attack and its checks, in the loop of Microsoft
+Agent Framework, with a scripted model that obeys what it reads. Each is played without a gate, behind a gate that
+permits everything, and behind the three gates of the report's columns. What each run is held to comes from the
+user's request alone, as in the report.
 
-Refuses to: take the gate's word for the result. Whether an attack succeeded and a task was done is what AgentDojo says
-of the environment that is left; what the gate decided is read from its log by `tollkeeper audit`, after that has verified
-it. It exits with 1 when an attack succeeds behind the policies or fails in front of them, when a user's task is not
-done, or when the log and what has run differ; with 3 when AgentDojo cannot be fetched; with 2 when a step fails.
+Refuses to: take the gate's word for the result. Whether an attack succeeded and a task was done is what AgentDojo
+says of the environment that is left; what the gate decided is read from its log by `tollkeeper audit`, which verifies
+it first. It exits with 1 when an attack succeeds behind the policies or fails in front of them, when a user's task is
+not done, or when the log and what has run differ; with 3 when AgentDojo cannot be fetched; with 2 when a step fails.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ HEADS = {
 }
 WIDTH = 110
 EXIT_SURPRISE = 1
+# What policies and what a run is held to deny with; an attack that fails for another reason was not stopped by them.
+POLICY_CODES = {"policy.no_permit", "policy.forbidden"}
 # Playing takes some seconds; a machine that needs minutes is stuck.
 STEP_TIMEOUT_SECONDS = 300
 
@@ -198,11 +200,8 @@ def layer(suite: str, entry: Mapping[str, Any]) -> str:
         return "narrowing"
     file = HERE / f"{suite}_labels.cedar"
     by_label = set(PolicySet.from_cedar([file], ids="annotation").ids) if file.is_file() else set()
-    return (
-        "labels"
-        if by_label.issuperset(policy for policy in policies if not policy.startswith("request."))
-        else "static"
-    )
+    own = {policy for policy in policies if not policy.startswith("request.")}
+    return "labels" if own <= by_label else "static"
 
 
 # --- whether it is as it must be -----------------------------------------------------------------------------
@@ -239,6 +238,8 @@ def _differences(result: Mapping[str, Any], proof: Proof | None, *, stopped: boo
         yield "not every allowed call has an outcome `ok`"
     if any(entry.get("parent") not in proof.models for entry in [*proof.allowed, *proof.denied]):
         yield "a call does not name the model call that asked for it"
+    if other := {entry["code"] for entry in proof.denied} - POLICY_CODES:
+        yield f"a call was denied by no policy: {', '.join(sorted(other))}"
     if bool(proof.denied) is not stopped:
         yield f"{len(proof.denied)} calls were denied"
 

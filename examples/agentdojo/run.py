@@ -145,9 +145,7 @@ def main() -> int:
     status = subprocess.run(report, check=False).returncode  # noqa: S603 - the command is written on the line above
     sys.stdout.write("\n")
     if arguments.calls is not None:
-        sys.stdout.write(
-            "The attacks from end to end are not played: --calls fetches nothing, and they need AgentDojo.\n"
-        )
+        sys.stdout.write("No attack is played from end to end: that needs AgentDojo, and --calls fetches nothing.\n")
         return status
     sys.stdout.flush()
     attack = [sys.executable, str(ATTACK), "--venv", str(venv)]
