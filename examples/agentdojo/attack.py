@@ -29,7 +29,7 @@ from typing import Any
 
 import narrowing
 import run
-from suite import COLUMNS, Suite, load, read_toml, toml
+from suite import COLUMNS, Suite, load, toml
 
 import tollkeeper
 from tollkeeper import PolicySet
@@ -37,6 +37,7 @@ from tollkeeper import PolicySet
 HERE = Path(__file__).resolve().parent
 ASSISTANT = HERE / "assistant.py"
 MODELS = HERE / "models.cedar"
+PAIRS = HERE / "attacks.toml"
 # In front of the gate's policies: no gate at all, and one whose policies permit everything.
 WITHOUT, PERMITTED = "without", "permitted"
 GATES = (PERMITTED, *COLUMNS)
@@ -85,9 +86,9 @@ class Proof:
 # --- what is played ------------------------------------------------------------------------------------------
 
 
-def planned(document: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+def planned(document: Mapping[str, Any], pairs: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """What `assistant.py` is to play: the pairs, and for each gate its file and what its run is held to."""
-    pairs, plan = read_toml("attacks.toml"), []
+    plan = []
     for suite in load(document, folder):
         files = {name: str(configuration(suite, name, folder)) for name in GATES}
         requests = {task.name: task.request for task in suite.user_tasks}
@@ -102,7 +103,7 @@ def planned(document: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
                 gates[name] = {"file": files[name], "run": held}
             plan.append({"suite": suite.name, **pair, "gates": gates})
     if pairs:
-        raise ValueError(f"attacks.toml describes {', '.join(sorted(pairs))}, which is no suite")
+        raise ValueError(f"the attacks are of {', '.join(sorted(pairs))}, which is no suite")
     return plan
 
 
@@ -302,10 +303,10 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
 
 
-def attack(venv: Path, calls: Path, folder: Path) -> tuple[str, list[str]]:
+def attack(venv: Path, calls: Path, pairs: Path, folder: Path) -> tuple[str, list[str]]:
     """Plays everything; the report, and what is not as it must be."""
     document = json.loads(calls.read_text(encoding="utf-8"))
-    plan = planned(document, folder)
+    plan = planned(document, tomllib.loads(pairs.read_text(encoding="utf-8")), folder)
     played = play(venv, plan, folder)
     checked, found = verified(folder / "audit"), proofs(folder / "audit")
     wrong = [problem for pair, results in zip(plan, played, strict=True) for problem in problems(pair, results, found)]
@@ -319,6 +320,7 @@ def main() -> int:
     """Prints the section; the exit code is in the module's docstring."""
     parser = argparse.ArgumentParser(description="Play AgentDojo attacks without a gate and behind one.")
     parser.add_argument("--venv", type=Path, default=run.DEFAULT_VENV, help="AgentDojo's own environment (%(default)s)")
+    parser.add_argument("--attacks", type=Path, default=PAIRS, help="the pairs to play (%(default)s)")
     parser.add_argument("--keep", type=Path, help="an empty folder, in which the configurations and the logs stay")
     arguments = parser.parse_args()
     try:
@@ -330,7 +332,7 @@ def main() -> int:
             if arguments.keep is not None:
                 folder = arguments.keep.resolve()
                 folder.mkdir(parents=True, exist_ok=True)
-            report, wrong = attack(venv, calls, folder)
+            report, wrong = attack(venv, calls, arguments.attacks, folder)
     except run.StepError as error:
         sys.stderr.write(f"{error}\n")
         return error.code
