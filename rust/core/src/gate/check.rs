@@ -46,13 +46,13 @@ use super::scope::{Member, Scope};
 use super::session::Seen;
 use super::state::{GateMode, GateState, OnError};
 use super::tools::{Prepared, Tool};
-use crate::arguments::{Argument, ArgumentRef, Arguments, ArgumentsError, Conversion, push_json_str};
+use crate::arguments::{Argument, ArgumentRef, Arguments, ArgumentsError, Conversion};
 use crate::budget::unit::Amounts;
 use crate::policy::eval::{Fault, Request};
 use crate::policy::set::{self, Outcome};
 use crate::policy::tree::Effect;
 use crate::uid::EntityUid;
-use crate::value::{Val, Value};
+use crate::value::Value;
 
 /// Buffers that are reused from check to check: with them a warm check allocates nothing.
 #[derive(Debug, Default)]
@@ -177,18 +177,15 @@ impl Gate {
         let mut decision = self.blank(Arc::clone(state));
         let begun = self.begin(state, Some(inner), now_ms, scratch);
         decision.delegate = Some(Arc::clone(inner.principal()));
-        decision.admit(admit_delegate(state, outer, inner, &begun, now_ms, scratch));
+        // Once, for what policies read, an approval is for and the log keeps.
+        let handed = hand_over(inner);
+        decision.admit(admit_delegate(state, (outer, inner), &handed, &begun, now_ms, scratch));
         decision.name_revoked(Some(outer));
-        if decision.code == Code::ApprovalRequired {
-            let input = delegate_json(inner);
-            let what = What { action: state.delegate(), resource: inner.principal(), pin: None, input: &input };
-            let binding = Binding::new(outer, &what, Some(inner), &decision.approvals());
-            decision.seek_grant(now_ms, Some(binding));
+        if let (Code::ApprovalRequired, Ok(handed)) = (decision.code, &handed) {
+            let binding = Binding::of_delegation(outer, state.delegate(), inner, handed, &decision.approvals());
+            decision.seek_grant(now_ms, binding);
         }
-        // Names of tools beyond what a record may have are left out, and the run's own entry has them all.
-        let mut handed = Arguments::new();
-        let arguments = hand_over(inner, &mut handed).ok().map(|()| &handed);
-        let call = Call::Delegate { to: inner.principal(), arguments };
+        let call = Call::Delegate { to: inner.principal(), arguments: handed.as_ref().ok() };
         recorded(state, &mut decision, Some(outer), &call, now_ms, links, scratch, |decision| {
             if stands(decision, Some(inner), None).is_some() && decision.goes_ahead() {
                 decision.use_grant(now_ms);
@@ -569,23 +566,25 @@ fn admit(
 
 fn admit_delegate(
     state: &GateState,
-    outer: &Scope,
-    inner: &Scope,
+    (outer, inner): (&Scope, &Scope),
+    handed: &Result<Arguments, ArgumentsError>,
     start: &Start,
     now_ms: i64,
     scratch: &mut Scratch,
 ) -> Result<Admitted, Denial> {
     refusal(inner, None, now_ms).map_or(Ok(()), Err)?;
-    let tools = inner.tools().map(|tools| Val::set(tools.iter().map(|tool| Val::Str(tool.clone())).collect()));
-    let mut input: SmallVec<[(&str, Value<'_>); 2]> = SmallVec::new();
-    input.extend(inner.budget().map(|budget| ("budget", Value::Str(budget))));
-    input.extend(tools.as_ref().map(|tools| ("tools", tools.as_value())));
-    let asked = Asked { action: state.delegate(), resource: inner.principal(), input: Value::RecordTemp(&input) };
+    let handed = handed.as_ref().map_err(|error| {
+        let (code, reason) = Gate::refusal_of(error);
+        (code, Detail::Text(format!("what is handed over: {reason}").into()))
+    })?;
+    let input = handed.root().map_or(Value::RecordTemp(&[]), Value::RecordArgs);
+    let asked = Asked { action: state.delegate(), resource: inner.principal(), input };
     evaluate((inner, outer.members()), state, start, &asked, false, now_ms, scratch)
 }
 
 /// What policies read of a delegation, as it is recorded.
-fn hand_over(inner: &Scope, arguments: &mut Arguments) -> Result<(), ArgumentsError> {
+fn hand_over(inner: &Scope) -> Result<Arguments, ArgumentsError> {
+    let mut arguments = Arguments::new();
     arguments.open_object(None)?;
     if let Some(budget) = inner.budget() {
         arguments.push_str(Some("budget"), budget)?;
@@ -596,28 +595,7 @@ fn hand_over(inner: &Scope, arguments: &mut Arguments) -> Result<(), ArgumentsEr
         arguments.close();
     }
     arguments.close();
-    Ok(())
-}
-
-/// What policies read of a delegation, as JSON with sorted keys.
-fn delegate_json(inner: &Scope) -> Vec<u8> {
-    let mut out = b"{".to_vec();
-    if let Some(budget) = inner.budget() {
-        out.extend_from_slice(b"\"budget\":");
-        push_json_str(&mut out, budget);
-    }
-    if let Some(tools) = inner.tools() {
-        out.extend_from_slice(if out.len() > 1 { b",\"tools\":[" } else { b"\"tools\":[" });
-        for (place, tool) in tools.iter().enumerate() {
-            if place > 0 {
-                out.push(b',');
-            }
-            push_json_str(&mut out, tool);
-        }
-        out.push(b']');
-    }
-    out.push(b'}');
-    out
+    Ok(arguments)
 }
 
 #[cold]
