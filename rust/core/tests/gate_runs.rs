@@ -10,9 +10,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
 
-use generate::{Seeded, Source as _};
+use generate::{Seeded, Source as _, filled, plain};
 use serde_json::{Value as Json, json};
-use tollkeeper_core::arguments::Arguments;
 use tollkeeper_core::budget::clock::SystemClock;
 use tollkeeper_core::budget::ledger::Ledger;
 use tollkeeper_core::budget::tree::{BudgetSpec, LedgerSpec, LimitSpec};
@@ -83,34 +82,8 @@ fn chain(gate: &Gate, ids: &[&str]) -> Scope {
     scope
 }
 
-fn push(arguments: &mut Arguments, key: Option<&str>, json: &Json) {
-    match json {
-        Json::Null => arguments.push_null(key).unwrap(),
-        Json::Bool(value) => arguments.push_bool(key, *value).unwrap(),
-        Json::Number(number) => match number.as_i64() {
-            Some(whole) => arguments.push_long(key, whole).unwrap(),
-            None => arguments.push_float(key, number.as_f64().unwrap()).unwrap(),
-        },
-        Json::String(text) => arguments.push_str(key, text).unwrap(),
-        Json::Array(items) => {
-            arguments.open_list(key).unwrap();
-            for item in items {
-                push(arguments, None, item);
-            }
-            arguments.close();
-        }
-        Json::Object(fields) => {
-            arguments.open_object(key).unwrap();
-            fields.iter().for_each(|(key, value)| push(arguments, Some(key), value));
-            arguments.close();
-        }
-    }
-}
-
 fn check_at(gate: &Gate, scope: &Scope, tool: &str, json: &Json, now_ms: i64) -> Decision {
-    let mut arguments = Arguments::new();
-    push(&mut arguments, None, json);
-    gate.check(Some(scope), tool, &mut arguments, now_ms, &mut Scratch::new())
+    gate.check(Some(scope), tool, &mut filled(json), now_ms, &mut Scratch::new())
 }
 
 fn check(gate: &Gate, scope: &Scope, json: &Json) -> Decision {
@@ -398,17 +371,6 @@ fn a_revoked_principal_stops_the_whole_chain() {
 
 // --- forbids of runs --------------------------------------------------------------------------------------------------
 
-/// The arguments of a request as the generator makes them, without what only Cedar's JSON has.
-fn plain(json: &Json) -> Json {
-    match json {
-        Json::Object(fields) if fields.contains_key("__entity") => json!("u1"),
-        Json::Object(fields) if fields.contains_key("__extn") => json!(1.5),
-        Json::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), plain(value))).collect(),
-        Json::Array(items) => items.iter().map(plain).collect(),
-        other => other.clone(),
-    }
-}
-
 #[test]
 fn forbids_of_a_run_never_widen() {
     let mut seed = Seeded(2);
@@ -658,13 +620,15 @@ fn a_prepared_action_answers_as_a_check_does_whatever_is_loaded() {
             }
             1 if round > 20 => drop(gate.register(&[tool("late")])),
             2 if round > 60 => drop(gate.register(&[tool("later")])),
+            3 if round > 90 => {
+                let resource = Arc::new(EntityUid::new("Mcp", &format!("m{}", seed.below(3))));
+                gate.register(&[ToolSpec { resource, ..tool("late") }]).unwrap();
+            }
+            4 => gate.withhold((seed.below(3) == 0).then_some((names[seed.below(5) as usize], "changed"))),
             _ => {}
         }
         let place = seed.below(5) as usize;
-        let (mut one, mut other) = (Arguments::new(), Arguments::new());
-        for arguments in [&mut one, &mut other] {
-            push(arguments, None, &json!({"n": 1}));
-        }
+        let [mut one, mut other] = [filled(&json!({"n": 1})), filled(&json!({"n": 1}))];
         let mut scratch = Scratch::new();
         let expected = gate.check(Some(&scope), names[place], &mut one, NOW, &mut scratch);
         let found =
