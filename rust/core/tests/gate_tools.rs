@@ -6,6 +6,7 @@
 
 mod generate;
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -125,7 +126,8 @@ fn a_file_says_everything_of_its_tools_but_for_a_schema_it_has_not() {
         (Code::BudgetUnavailable, Code::InputUnrepresentable)
     );
     // A runtime that says no more of it takes nothing back, a reload neither, and a file that has a schema counts.
-    gate.register(&[tool("other")]).unwrap();
+    gate.register(&[tool("other"), on("send", "m2")]).unwrap();
+    assert_eq!(code("send", json!("x")), Code::InputUnrepresentable);
     gate.reload(&sources(ALL, own())).unwrap();
     assert_eq!(code("send", json!("x")), Code::InputUnrepresentable);
     gate.reload(&sources(ALL, vec![with_schema("send", TEXT)])).unwrap();
@@ -153,7 +155,7 @@ fn a_description_that_cannot_be_used_registers_nothing() {
         (vec![tool("Late")], "the same name but for case"),
         (vec![tool("Call_Tool")], "is reserved"),
         (vec![tool("twice"), on("twice", "m1")], "described twice, in two ways"),
-        (vec![tool("read"), on("read", "m1")], "described twice, in two ways"),
+        (vec![with_schema("read", TEXT), with_schema("read", NUMBER)], "described twice, in two ways"),
     ] {
         let (code, message) = refused(&specs);
         assert!(code == "tool.name" && message.contains(says), "{code} {message}");
@@ -290,7 +292,7 @@ fn generated(seed: &mut Seeded) -> (String, Gate, Scope) {
         let head = if head.ends_with(')') { head.to_owned() } else { format!("{head})") };
         let head = if seed.below(2) == 0 { head.replacen("permit", "forbid", 1) } else { head };
         let mark = if seed.below(4) == 0 { "@mode(\"shadow\") " } else { "" };
-        text.push_str(&format!("{mark}{head};\n"));
+        let _ = writeln!(text, "{mark}{head};");
     }
     let entities = generate::entities(seed).to_string();
     let sources = GateSources {

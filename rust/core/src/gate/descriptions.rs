@@ -36,6 +36,10 @@ impl Descriptions {
         let mut by_runtime = self.by_runtime.clone();
         let (mut seen, mut changed) = (HashMap::<&str, Arc<Tool>>::new(), false);
         for spec in specs {
+            if spec.schema.is_none() && configured.contains_key(&*spec.name) {
+                // There is nothing to take over, and a schema that was is not taken back.
+                continue;
+            }
             let made = match (Tool::new(spec.clone()), configured.get(&*spec.name)) {
                 (Ok(tool), _) => Arc::new(tool),
                 // The file has a schema, often because nothing can be read off the runtime's.

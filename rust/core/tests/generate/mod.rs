@@ -391,7 +391,9 @@ pub fn push(arguments: &mut Arguments, key: Option<&str>, json: &Json) {
         Json::String(text) => arguments.push_str(key, text).unwrap(),
         Json::Array(items) => {
             arguments.open_list(key).unwrap();
-            items.iter().for_each(|item| push(arguments, None, item));
+            for item in items {
+                push(arguments, None, item);
+            }
             arguments.close();
         }
         Json::Object(fields) => {
