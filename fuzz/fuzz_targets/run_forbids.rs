@@ -4,8 +4,8 @@
 //! 2. They never widen: what is allowed with them is allowed without, in every mode, for one principal and for a chain.
 //! 3. What they change they say: a decision that is another one names policies of the run, or could not read something.
 //!
-//! The first byte chooses the gate and whether the text is the next bytes up to a NUL or made by the tests' generator; what
-//! is left makes the arguments.
+//! The first byte chooses the gate and whether the text is the next bytes up to a NUL or made by the tests' generator;
+//! what is left makes the arguments.
 
 #![no_main]
 #![expect(

@@ -10,9 +10,9 @@ import pytest
 
 from tollkeeper import Decision, Denied, Gate, PolicyError
 from tollkeeper._native import AuditReader
+from tollkeeper.cli import logs
 from tollkeeper.errors import EntityError
 from tollkeeper.reevaluate import Replay
-from tollkeeper.cli import logs
 
 POLICIES = """
 @id("web") permit(principal, action, resource == Mcp::"web");

@@ -1,6 +1,6 @@
-//! Runs inside the gate: chains of principals, the forbids that come with a run, how both meet shadow mode, approvals and
-//! revocation. Two properties are held over generated policies: a chain is decided as the principals in it are one by one,
-//! and forbids of a run never allow what is denied without them.
+//! Runs inside the gate: chains of principals, the forbids that come with a run, how both meet shadow mode, approvals
+//! and revocation. Two properties are held over generated policies: a chain is decided as the principals in it are one
+//! by one, and forbids of a run never allow what is denied without them.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -94,9 +94,11 @@ fn delegate(gate: &Gate, outer: &Scope, inner: &Scope) -> Decision {
     gate.check_delegate(outer, inner, NOW, Links::default(), &mut Scratch::new())
 }
 
-// --- chains -----------------------------------------------------------------------------------------------------------
+// --- chains
+// -----------------------------------------------------------------------------------------------------------
 
-/// What may be said of one principal. `n` is a number without a value in Cedar, so that reading it cannot be represented.
+/// What may be said of one principal. `n` is a number without a value in Cedar, so that reading it cannot be
+/// represented.
 const RULES: [&str; 8] = [
     "permit(principal == Agent::\"ID\", action, resource);",
     "@approval(\"boss\") permit(principal == Agent::\"ID\", action, resource);",
@@ -369,7 +371,8 @@ fn a_revoked_principal_stops_the_whole_chain() {
     }
 }
 
-// --- forbids of runs --------------------------------------------------------------------------------------------------
+// --- forbids of runs
+// --------------------------------------------------------------------------------------------------
 
 #[test]
 fn forbids_of_a_run_never_widen() {
@@ -589,7 +592,8 @@ fn how_long_a_run_with_forbids_takes_to_begin() {
     }
 }
 
-// --- what the caller prepares, and time -------------------------------------------------------------------------------
+// --- what the caller prepares, and time
+// -------------------------------------------------------------------------------
 
 #[test]
 fn a_prepared_action_answers_as_a_check_does_whatever_is_loaded() {

@@ -1,5 +1,5 @@
-//! Tools that runtimes describe: whose word counts, what another description replaces, what is withheld, and whether a run
-//! could call a tool at all. One property is held over generated policies: what is said to be out of reach is never
+//! Tools that runtimes describe: whose word counts, what another description replaces, what is withheld, and whether a
+//! run could call a tool at all. One property is held over generated policies: what is said to be out of reach is never
 //! allowed.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
@@ -75,7 +75,8 @@ fn check(gate: &Gate, scope: &Scope, tool: &str, json: &Json) -> Decision {
     gate.check(Some(scope), tool, &mut filled(json), NOW, &mut Scratch::new())
 }
 
-// --- whose word counts ------------------------------------------------------------------------------------------------
+// --- whose word counts
+// ------------------------------------------------------------------------------------------------
 
 #[test]
 fn what_is_known_changes_nothing_and_another_description_replaces_it() {
@@ -200,7 +201,8 @@ fn every_definition_that_decided_is_kept() {
     let _ = std::fs::remove_dir_all(&folder);
 }
 
-// --- what is withheld -------------------------------------------------------------------------------------------------
+// --- what is withheld
+// -------------------------------------------------------------------------------------------------
 
 #[test]
 fn what_is_withheld_is_refused_whatever_happens_to_the_rest() {
@@ -235,7 +237,8 @@ fn what_is_withheld_is_refused_whatever_happens_to_the_rest() {
     assert_eq!(code("late"), Code::Allow);
 }
 
-// --- what could be called ---------------------------------------------------------------------------------------------
+// --- what could be called
+// ---------------------------------------------------------------------------------------------
 
 #[test]
 fn heads_and_bare_forbids_put_tools_out_of_reach() {

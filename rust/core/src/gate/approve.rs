@@ -1,9 +1,9 @@
 //! Approvals: what exactly somebody is asked to approve, and whether a grant is theirs.
 //!
-//! A grant is for one principal chain as the run describes it, one action on one resource, one snapshot of the arguments
-//! and one definition of the tool, by the kinds of approval that were asked for: [`Binding`] writes these down, and its
-//! digest is what the control table keeps. Where the gate knows the public keys of those who may approve, a grant counts
-//! only with a signature of one of them.
+//! A grant is for one principal chain as the run describes it, one action on one resource, one snapshot of the
+//! arguments and one definition of the tool, by the kinds of approval that were asked for: [`Binding`] writes these
+//! down, and its digest is what the control table keeps. Where the gate knows the public keys of those who may approve,
+//! a grant counts only with a signature of one of them.
 //!
 //! Nothing is held while somebody thinks about it, and no check waits here.
 

@@ -1,15 +1,15 @@
 //! The pipeline of one check. Each step either lets the call on or names the code of its denial; the first one that
 //! denies is the answer.
 //!
-//! 1. **scope**: somebody is acting, their time is not over, and nobody has revoked them, their session or the tool. The
-//!    table of revocations is one word read, here and again when the check has its place in the log: so no allowed action
-//!    is recorded behind the entry that says the revocation was seen;
+//! 1. **scope**: somebody is acting, their time is not over, and nobody has revoked them, their session or the tool.
+//!    The table of revocations is one word read, here and again when the check has its place in the log: so no allowed
+//!    action is recorded behind the entry that says the revocation was seen;
 //! 2. **tool**: the name is not withheld, it is registered, the arguments have the shape its schema declares, its paths
 //!    stay where they are;
 //! 3. **policy**: principal from the scope, action and resource from the registry, arguments under `context.input`;
-//!    errors, shadow policies and approvals are the gate's own rules on top of Cedar's answer. Every principal of a chain
-//!    has to be allowed, and the forbids that came with the run must not apply. What needs an approval goes on with a
-//!    grant for exactly this, which is used up once step 4 has reserved;
+//!    errors, shadow policies and approvals are the gate's own rules on top of Cedar's answer. Every principal of a
+//!    chain has to be allowed, and the forbids that came with the run must not apply. What needs an approval goes on
+//!    with a grant for exactly this, which is used up once step 4 has reserved;
 //! 4. **budget**: what step 3 allowed is reserved at the run's budget and all above it, or denied. It comes last, so a
 //!    denial anywhere leaves nothing behind. What costs is denied in a run that names no budget; a tool without a cost
 //!    costs a run that has one a request;
@@ -74,7 +74,8 @@ impl Scratch {
 impl Gate {
     /// Decides whether `scope`'s principal may call `tool` with `arguments` at `now_ms` (since 1970, UTC).
     ///
-    /// The arguments are converted in place as the tool's schema says, so what is read afterwards is what was decided on.
+    /// The arguments are converted in place as the tool's schema says, so what is read afterwards is what was decided
+    /// on.
     ///
     /// # Concurrency
     /// Any number of threads may check at once, during a reload too; each needs its own `scratch`.
@@ -263,8 +264,8 @@ impl Gate {
         let mut decision = self.refused(Arc::clone(state), code, Some(reason));
         decision.tool = state.registry().find(tool);
         self.begin(state, scope, now_ms, scratch);
-        // What is wrong with those who act comes first: whoever was stopped is told so, whatever the arguments are. So is
-        // who asks for what nobody may call.
+        // What is wrong with those who act comes first: whoever was stopped is told so, whatever the arguments are. So
+        // is who asks for what nobody may call.
         let stopped = |scope| refusal(scope, Some(tool), now_ms).or_else(|| withheld(state, tool));
         if let Some((code, detail)) = scope.and_then(stopped) {
             (decision.code, decision.detail) = (code, detail);
@@ -392,8 +393,8 @@ fn withheld(state: &GateState, tool: &str) -> Option<Denial> {
     Some((Code::ToolChanged, if reason.is_empty() { Detail::None } else { Detail::Text(reason.into()) }))
 }
 
-/// The scope, if the action is allowed so far and those who act still may: what was revoked since the check began is seen
-/// here, when it has its place in the log.
+/// The scope, if the action is allowed so far and those who act still may: what was revoked since the check began is
+/// seen here, when it has its place in the log.
 #[inline]
 fn stands<'s>(decision: &mut Decision, scope: Option<&'s Scope>, tool: Option<&str>) -> Option<&'s Scope> {
     let scope = scope.filter(|_| decision.allowed())?;
@@ -504,8 +505,8 @@ impl Decision {
     }
 }
 
-/// Runs the budget step between the claim of a place in the log and the record's publication. Without a log it only runs
-/// the step; without a place it is not run, unless the configuration lets such actions pass.
+/// Runs the budget step between the claim of a place in the log and the record's publication. Without a log it only
+/// runs the step; without a place it is not run, unless the configuration lets such actions pass.
 #[inline]
 #[expect(clippy::too_many_arguments, reason = "everything that a record says")]
 fn recorded(
@@ -531,11 +532,7 @@ fn recorded(
     pay(decision);
     let Some(opened) = opened else { return };
     if !state.publish_record(opened, decision, scope, call, now_ms, buffers) {
-        // It said less beforehand than it had to say: a defect, and nothing that goes on unrecorded.
-        if let Some(hold) = decision.hold.take() {
-            hold.hold().release();
-        }
-        decision.deny_unrecorded("the record is larger than what was claimed for it".to_owned());
+        decision.withdraw();
     }
 }
 
@@ -799,8 +796,8 @@ impl Verdict {
         !matches!(self.code, Code::Allow | Code::ApprovalRequired)
     }
 
-    /// Which of two verdicts counts: what denies, what would have, what an approval would settle, what policies in shadow
-    /// would deny, nothing.
+    /// Which of two verdicts counts: what denies, what would have, what an approval would settle, what policies in
+    /// shadow would deny, nothing.
     fn weight(&self) -> u8 {
         match (self.code, self.would_deny) {
             (Code::Allow, None) => 0,

@@ -1,8 +1,8 @@
 //! Which description of a tool counts, where a file and a runtime both have one.
 //!
 //! What the configuration says of a tool stands, whatever a runtime says of one with that name; only a schema that the
-//! file leaves out is taken from the runtime. Of a tool that the configuration does not name the runtime says everything,
-//! and what it said last. A call never says what a tool is.
+//! file leaves out is taken from the runtime. Of a tool that the configuration does not name the runtime says
+//! everything, and what it said last. A call never says what a tool is.
 
 use std::collections::HashMap;
 use std::sync::Arc;

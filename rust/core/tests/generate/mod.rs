@@ -1,8 +1,8 @@
 //! Makes policies, entities and requests that share their names, so that many policies apply to one request.
 //!
-//! Agent-shaped on purpose: tools as actions in groups, conditions over `context.input`, guards, ranges, prefixes, and a
-//! share of conditions that err. Driven by any source of numbers: a seeded generator in tests, bytes in fuzzing. And it
-//! turns JSON into the arguments of a call.
+//! Agent-shaped on purpose: tools as actions in groups, conditions over `context.input`, guards, ranges, prefixes, and
+//! a share of conditions that err. Driven by any source of numbers: a seeded generator in tests, bytes in fuzzing. And
+//! it turns JSON into the arguments of a call.
 
 #![allow(
     dead_code,
