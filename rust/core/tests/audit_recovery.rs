@@ -225,7 +225,7 @@ fn a_full_ring_becomes_several_frames() {
     loop {
         let private = Private::Arguments { structure: &structure, text: &text, more: &[] };
         let big = Record { kind: Kind::Approve, private, ..record(&members) };
-        let Ok(claim) = log.claim(tollkeeper_core::audit::log::LogClaim::bytes_for(&big)) else { break };
+        let Ok(mut claim) = log.claim(tollkeeper_core::audit::log::LogClaim::bytes_for(&big)) else { break };
         assert!(claim.publish(&big));
         put += 1;
     }
@@ -499,7 +499,7 @@ fn a_claim_outlives_a_close_and_harms_nobody() {
     assert_eq!(texts(&entries), ["before", "late"]);
     // One that is dropped is given up, and says so.
     let log = Log::open(&folder, options(4)).unwrap();
-    let mut claim = log.claim(100).unwrap();
+    let claim = log.claim(100).unwrap();
     drop(claim);
     log.close().unwrap();
     let entries = reopen(&folder, 5);
