@@ -7,6 +7,7 @@ Standard output belongs to the protocol, and standard error to the server and to
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -159,6 +160,9 @@ def _on_stdio(arguments: argparse.Namespace, limits: Limits, made: Callable[[], 
     except OSError as error:
         screen.close()
         raise InputError(f"{shown(arguments.command[0])}: {error.strerror or error}", "name a program") from None
+    # What there is now stays: the collector has to look at messages only.
+    gc.collect()
+    gc.freeze()
     return stdio.Proxy(screen, server, client_in=0, client_out=1, limits=limits, say=say).run()
 
 
