@@ -31,7 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--principal", metavar="UID", required=True, help="who acts, such as 'Agent::\"researcher\"'")
     parser.add_argument("--session", metavar="ID", help="default: one of its own for each run")
     parser.add_argument("--budget", metavar="PATH", help="the budget that pays")
-    parser.add_argument("--lock", metavar="FILE", type=Path, help="what pins the tools; default: beside the configuration")
+    parser.add_argument(
+        "--lock", metavar="FILE", type=Path, help="what pins the tools; default: beside the configuration"
+    )
     parser.add_argument(
         "--locked", action="store_true", help="pin nothing: what the lock file does not hold may not be called"
     )

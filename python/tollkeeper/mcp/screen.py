@@ -41,6 +41,8 @@ BAD_REQUEST: Final = 400
 READ_RESOURCE: Final = "read_resource"
 GET_PROMPT: Final = "get_prompt"
 SAMPLING: Final = "sampling/createMessage"
+CLIENT_BYTES_MAX: Final = 4 << 20
+SERVER_BYTES_MAX: Final = 16 << 20
 META: Final = "io.modelcontextprotocol/"
 # A record of this class, or of none, is waited for by nobody.
 GROUP: Final = (None, "group")
@@ -89,9 +91,9 @@ GUESSED_BYTES: Final = 4096
 class Limits:
     """The bounds of what is read and remembered."""
 
-    client_bytes: int = 4 << 20
+    client_bytes: int = CLIENT_BYTES_MAX
     """Of one message of the client: as large as the gate takes arguments."""
-    server_bytes: int = 16 << 20
+    server_bytes: int = SERVER_BYTES_MAX
     """Of one message of the server: results hold pictures."""
     depth: int = strict.DEPTH_MAX
     """How deep values nest in a message."""

@@ -139,7 +139,11 @@ def refuse_folded(value: dict[str, Any]) -> None:
         return
     if len({folded(key) for key in keys}) != len(keys):
         raise Malformed("two keys in one object that differ by case alone", INVALID)
-    if len(_clean) < _CLEAN_MAX and len(keys) <= _CLEAN_KEYS_MAX and max(map(len, keys), default=0) <= FOLDED_KEY_CHARS_MAX:
+    if (
+        len(_clean) < _CLEAN_MAX
+        and len(keys) <= _CLEAN_KEYS_MAX
+        and max(map(len, keys), default=0) <= FOLDED_KEY_CHARS_MAX
+    ):
         _clean.add(keys)
 
 
