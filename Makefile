@@ -30,9 +30,10 @@ HOSTS := .venv-hosts/.created .venv-hosts-oldest/.created
 
 build: $(NATIVE)
 
-# The main job on real input: the tool calls of a public benchmark, decided. Status 3 says that it cannot be fetched;
-# then the example that `tollkeeper init` writes is decided instead. After that the requests of a public trace, through
-# budgets: TOLLKEEPER_AZURE_TRACES names its folder, and requests are made up where it is absent.
+# The main job on real input: the tool calls of a public benchmark, decided, and some of its attacks played from end to
+# end. Status 3 says that it cannot be fetched; then the example that `tollkeeper init` writes is decided instead. After
+# that the requests of a public trace, through budgets: TOLLKEEPER_AZURE_TRACES names its folder, and requests are made
+# up where it is absent.
 run: build
 	@$(BIN)/python examples/agentdojo/run.py || { status=$$?; [ $$status -eq 3 ] || exit $$status; \
 	folder=$$(mktemp -d) && $(BIN)/tollkeeper init $$folder && cd $$folder && $(abspath $(BIN))/tollkeeper decide actions.jsonl; }
