@@ -6,7 +6,6 @@ import copy
 import os
 import pickle
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +67,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "p.cedar").write_text(POLICIES)
     (tmp_path / "e.json").write_text(ENTITIES)
     return tmp_path
-
-
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    """An open gate."""
-    with Gate.open(folder / "tollkeeper.toml") as gate:
-        yield gate
 
 
 def code(gate: Gate, tool: str, arguments: Any = None) -> str:
