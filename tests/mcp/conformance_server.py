@@ -448,8 +448,8 @@ async def list_tools(_context: Context, _params: object) -> Wire:
 async def call_tool(context: Context, params: Any) -> Wire:
     found = TOOLS.get(params.name)
     if found is None:
-        message = f"Unknown tool: {params.name}"
-        raise MCPError(INVALID_PARAMS, message)
+        # As the SDK's own servers answer, and as a gate does that knows no such tool.
+        return said(text(f"Unknown tool: {params.name}"), error=True)
     return await found.run(context, context.params or {})
 
 

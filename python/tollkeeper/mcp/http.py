@@ -29,13 +29,15 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from tollkeeper.errors import TollkeeperError
 from tollkeeper.mcp import events, http_headers
 from tollkeeper.mcp.http_headers import METHOD, NAME, PARAM_PREFIX, SESSION, VERSION, Peers, Refused
-from tollkeeper.mcp.screen import Drop, Forward, Reply, Wait
+from tollkeeper.mcp.screen import Forward, Reply, Wait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterable
 
+    from tollkeeper._native import Decision
     from tollkeeper.mcp.screen import Screen, Verdict
 
 __all__ = ["HttpLimits", "Proxy", "Settings", "UsageError", "serve"]
@@ -406,9 +408,9 @@ class Proxy:
             id_ = None if exchange is None else exchange.id
             body = _failure(id_, refusal.message)
             return web.Response(status=refusal.status, body=body, content_type=JSON, headers=refusal.headers)
-        except (ConnectionResetError, asyncio.CancelledError):
-            # The client is gone, or the proxy stops: there is nobody to tell.
-            raise
+        except ConnectionError:
+            # The client is gone: there is nobody to tell.
+            return web.Response(status=500)
         except Exception as error:  # noqa: BLE001 - whatever fails here lets nothing through
             self._say(f"a request failed, so it is refused: {type(error).__name__}: {error}")
             id_ = None if exchange is None else exchange.id
@@ -457,6 +459,9 @@ class Proxy:
             exchange.move(exchange.begun)
         verdict = await self._decided(exchange, raw)
         if isinstance(verdict, Forward):
+            if verdict.record is not None and (reason := await self._unrecorded(verdict.record)) is not None:
+                told = exchange.session.screen.unrecorded(exchange, reason)
+                return await _replied(exchange, Reply(told[0] if told else _failure(None, reason)))
             # As it is decided, so its id is unambiguous.
             envelope = _envelope(verdict.raw)
             exchange.id = envelope.id if envelope.method is not None else None
@@ -488,6 +493,17 @@ class Proxy:
             await asyncio.shield(session.listing)
             verdict = session.screen.from_client(raw, headers=headers, exchange=exchange)
         return verdict
+
+    async def _unrecorded(self, record: Decision) -> str | None:
+        """Waits until the record of a decision is on the disk; why it is not, if it does not get there."""
+        try:
+            async with asyncio.timeout(self._limits.record_seconds):
+                await record.durable(record.durability or "sync")
+        except TimeoutError:
+            return f"the record of the decision is not on the disk after {self._limits.record_seconds:g} s"
+        except TollkeeperError as error:
+            return str(error)
+        return None
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -541,7 +557,7 @@ class Proxy:
         if not body or request.method == "DELETE":
             # What is said about the end of a session is its status.
             return web.Response(status=upstream.status, headers=headers)
-        answer = self._answer(exchange, upstream, body)
+        answer = await self._answer(exchange, upstream, body)
         return web.Response(status=upstream.status, body=answer, headers=headers, content_type=JSON)
 
     def _refuse_answer(self, upstream: aiohttp.ClientResponse) -> None:
@@ -580,10 +596,10 @@ class Proxy:
             raise Refused(502, "the server behind this proxy broke off its answer") from None
         return b"".join(kept)
 
-    def _answer(self, exchange: _Exchange, upstream: aiohttp.ClientResponse, body: bytes) -> bytes:
+    async def _answer(self, exchange: _Exchange, upstream: aiohttp.ClientResponse, body: bytes) -> bytes:
         """A body that is no stream, screened."""
         if upstream.content_type == JSON:
-            screened = self._screened(exchange, body)
+            screened = await self._screened(exchange, body)
             if screened is not None:
                 return screened
         elif upstream.status < 400:  # noqa: PLR2004 - what HTTP says of success
@@ -592,7 +608,7 @@ class Proxy:
         said = "" if upstream.content_type == JSON else f": {_shown(body[:SHOWN_CHARS].decode(errors='replace'))}"
         return _failure(exchange.id, f"the server behind this proxy answered {upstream.status}{said}")
 
-    def _screened(self, exchange: _Exchange, raw: bytes) -> bytes | None:
+    async def _screened(self, exchange: _Exchange, raw: bytes) -> bytes | None:
         """What becomes of a message of the upstream; None if nothing goes to the client."""
         session, asked = exchange.session, exchange
         envelope = _envelope(raw)
@@ -606,7 +622,10 @@ class Proxy:
         elif answers:
             exchange.answered = True
         if isinstance(verdict, Forward):
-            return verdict.raw
+            if verdict.record is None or (reason := await self._unrecorded(verdict.record)) is None:
+                return verdict.raw
+            # Of what the server asks of the client's model: what is held for it ends with the exchange.
+            verdict = Reply(_failure(envelope.id, f"Denied (audit.unavailable): {reason}"))
         if isinstance(verdict, Reply):
             self._spawn(self._tell(exchange, verdict.raw))
         return None
@@ -629,30 +648,36 @@ class Proxy:
         response = web.StreamResponse(status=upstream.status, headers=headers)
         await response.prepare(exchange.request)
         exchange.streaming = True
-        failure: str | None = None
+        failure = "the server behind this proxy ended its answer unfinished"
         try:
             async for pieces in self._events(upstream):
-                sent = b"".join(self._event(exchange, piece) for piece in pieces)
+                sent = b"".join([await self._event(exchange, piece) for piece in pieces])
                 if sent:
                     await response.write(sent)
-        except events.TooLarge as error:
-            failure = f"the server behind this proxy sent {error}"
-        except (aiohttp.ClientError, TimeoutError) as error:
-            self._say(f"the upstream broke off a stream: {type(error).__name__}: {error}")
-            failure = "the server behind this proxy broke off its answer"
+        except Refused as refusal:
+            failure = refusal.message
         if exchange.id is not None and not exchange.answered and not exchange.resumable:
             # Nobody else tells the client that nothing more will come.
-            body = _failure(exchange.id, failure or "the server behind this proxy ended its answer unfinished")
-            await response.write(b"event: message\ndata: " + body + b"\n\n")
-        await response.write_eof()
+            await response.write(b"event: message\ndata: " + _failure(exchange.id, failure) + b"\n\n")
         return response
 
     async def _events(self, upstream: aiohttp.ClientResponse) -> AsyncIterator[list[bytes]]:
-        splitter = events.Splitter(self._limits.answer_bytes)
-        while chunk := await upstream.content.readany():
-            yield splitter.feed(chunk)
+        """The events of a stream as they come.
 
-    def _event(self, exchange: _Exchange, event: bytes) -> bytes:
+        Raises:
+            Refused: The stream broke off, or cannot be cut into events.
+        """
+        splitter = events.Splitter(self._limits.answer_bytes)
+        try:
+            while chunk := await upstream.content.readany():
+                yield splitter.feed(chunk)
+        except events.TooLarge as error:
+            raise Refused(502, f"the server behind this proxy sent {error}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            self._say(f"the upstream broke off a stream: {type(error).__name__}: {error}")
+            raise Refused(502, "the server behind this proxy broke off its answer") from None
+
+    async def _event(self, exchange: _Exchange, event: bytes) -> bytes:
         """What becomes of an event: the very bytes, unless its data was decided or refused."""
         if not exchange.resumable and events.has_id(event):
             exchange.resumable = True
@@ -661,7 +686,7 @@ class Proxy:
         # Without data, or with an empty line of it, it says where the stream is and nothing else.
         if not message:
             return event if plain else events.with_data(event, None)
-        screened = self._screened(exchange, message)
+        screened = await self._screened(exchange, message)
         if screened is None:
             return events.with_data(event, None)
         return event if plain and screened == message else events.with_data(event, screened)
@@ -676,7 +701,7 @@ class Proxy:
             try:
                 async with asyncio.timeout(self._limits.list_seconds):
                     await self._asked(session, headers, ask)
-            except (Refused, TimeoutError, aiohttp.ClientError, events.TooLarge) as error:
+            except (Refused, TimeoutError) as error:
                 self._say(f"the upstream did not list its tools: {type(error).__name__}: {error}")
                 session.screen.asked_in_vain()
                 return
@@ -734,7 +759,6 @@ async def _replied(exchange: _Exchange, reply: Reply) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": SSE, "Cache-Control": "no-cache"})
         await response.prepare(exchange.request)
         await response.write(b"event: message\ndata: " + reply.raw + b"\n\n")
-        await response.write_eof()
         return response
     return web.Response(status=status, body=reply.raw, content_type=JSON)
 
