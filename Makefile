@@ -24,7 +24,9 @@ STUB := python/tollkeeper/_native.pyi
 # Passed to pytest; with it only the Python tests run: make test ARGS="tests/policy -k uid"
 ARGS ?=
 
-.PHONY: run test test-rust test-python test-verifiers build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate instr fuzz loom clean soak
+HOSTS := .venv-hosts/.created .venv-hosts-oldest/.created
+
+.PHONY: run test test-rust test-python test-hosts test-verifiers hosts build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate instr fuzz loom clean soak
 
 build: $(NATIVE)
 
@@ -71,7 +73,7 @@ dist/.built: $(RUST_SOURCES) $(PYTHON_SOURCES) pyproject.toml README.md LICENSE 
 # --- test -------------------------------------------------------------------------------------------------------
 
 ifeq ($(strip $(ARGS)),)
-test: test-rust test-python
+test: test-rust test-python test-hosts
 else
 test: test-python
 endif
@@ -79,8 +81,24 @@ endif
 test-rust:
 	cargo test --locked --quiet --package tollkeeper-core
 
-test-python: build wheel
-	$(BIN)/python -m pytest $(ARGS)
+# What runs a host or the MCP SDK as a process of its own finds them by the variable. The contract suite is left out: here
+# it could only be skipped.
+test-python: build wheel .venv-hosts/.created
+	TOLLKEEPER_HOSTS_PYTHON=$(abspath .venv-hosts/bin/python) \
+	$(BIN)/python -m pytest $(or $(ARGS),--ignore=tests/adapters/contract)
+
+# The adapters inside the frameworks themselves: the newest of each, then the oldest that is supported. A host that the
+# variable names and that cannot be imported is a failure.
+ALL_HOSTS := PYTHONPATH=python TOLLKEEPER_HOSTS=maf,langchain,openai_agents
+test-hosts: build hosts
+	$(ALL_HOSTS) .venv-hosts/bin/python -m pytest tests/adapters $(ARGS)
+	$(ALL_HOSTS) .venv-hosts-oldest/bin/python -m pytest tests/adapters $(ARGS)
+
+hosts: $(HOSTS)
+$(HOSTS): .venv-%/.created: requirements/%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --no-compile --no-deps -r $<
+	@touch $@
 
 # Every verifier of audit logs that we did not write: sigstore as well, in an environment of its own.
 test-verifiers: build .venv-verifiers/.created
@@ -204,5 +222,5 @@ fuzz: $(CARGO_FUZZ)
 	$(CARGO_FUZZ) fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -len_control=0 || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-litellm .venv-verifiers dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-agt .venv-hosts .venv-hosts-oldest .venv-litellm .venv-verifiers dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	cargo clean

@@ -140,6 +140,22 @@ def test_pinned_versions_cover_the_groups() -> None:
         fail_on([line for line in lines if not re.fullmatch(r"#.*|[A-Za-z0-9_.-]+==[0-9.]+(b[0-9]+)?", line)])
 
 
+def test_floors_of_the_hosts_are_what_is_tested() -> None:
+    """An extra promises the oldest release that `make test-hosts` runs, and the newest is another one."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    oldest, newest = pinned("hosts-oldest"), pinned("hosts")
+    floors = [entry.split(">=") for extra in ("maf", "langchain", "openai-agents") for entry in extras[extra]]
+    assert len(floors) == 4
+    for name, floor in floors:
+        assert oldest[name] == floor
+        assert newest[name] != floor
+
+
+def pinned(kind: str) -> dict[str, str]:
+    lines = (ROOT / "requirements" / f"{kind}.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 

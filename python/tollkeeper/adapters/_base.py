@@ -1,0 +1,493 @@
+"""What all adapters share: how the calls of one agent runtime cross a gate.
+
+A host module turns its runtime's events into `Crossing.enter` and `Crossing.model` and a `Refusal` back into the
+runtime's own refusal; everything that must be the same whatever the runtime is here: the copy that is decided on and
+that runs, what a refusal reads like, who ends what was held, which errors of ours deny.
+
+It refuses to let anything through that the gate did not allow: an exception of ours, of whatever kind, is a refusal.
+It decides nothing itself and imports no runtime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import json
+import logging
+import pathlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from tollkeeper.errors import Denied, TollkeeperError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from tollkeeper.gate import Decision, Gate, ModelCall
+
+__all__ = ["Adapter", "Crossing", "ModelPassage", "Passage", "Refusal", "failure", "refusal_text"]
+
+log = logging.getLogger("tollkeeper.adapters")
+
+# Ids of calls whose model call is remembered, so that a tool call names it as what led to it.
+ASKED_MAX: Final = 4096
+# Bytes of text that make a token, at least: English takes four, code and most other scripts three.
+BYTES_PER_TOKEN: Final = 3
+# Characters that make a token on average, for text that has appeared and is settled by the host's own count later.
+CHARACTERS_PER_TOKEN: Final = 4
+# Names and separators of a message that a model reads and that its text does not show.
+TOKENS_PER_PART: Final = 4
+# The owner in a registration that only brings a schema to a tool of the file, whose own owner stays.
+UNOWNED: Final = 'Mcp::"unowned"'
+CANCELLATIONS: Final = ("CancelledError", "KeyboardInterrupt", "GeneratorExit")
+PLAIN: Final = (str, int, float, bool, type(None))
+
+# What the hook has let through, for the choke point below it. A task or thread that runs a call has it in its own copy.
+_ADMITTED: ContextVar[Passage | None] = ContextVar("tollkeeper_admitted", default=None)
+
+
+class Adapter(Protocol):
+    """What each host module's `Guard` offers beside the hooks of its runtime.
+
+    A guard is made for one gate: `Guard(gate, resource=..., halt=..., ...)` takes what `Crossing` takes.
+    """
+
+    crossing: Crossing
+
+    def install(self) -> None:
+        """Gates every tool of the runtime in this process at the point that all ways to call it share.
+
+        Covers what no hook sees: direct calls, agents without the guard's hooks, arguments that a hook further in
+        changes after the decision.
+
+        Raises:
+            ConfigError: The version is not supported, or the runtime's code is not what it was tested with.
+            RuntimeError: Another guard is installed.
+        """
+
+    def uninstall(self) -> None:
+        """Puts the runtime back as it was. Nothing if it is not installed."""
+
+
+class Refusal:
+    """A call that must not run: what the host's own refusal says."""
+
+    __slots__ = ("code", "decision", "text")
+
+    def __init__(self, code: str, text: str, decision: Decision | None) -> None:
+        self.code, self.text, self.decision = code, text, decision
+
+    def denied(self) -> Denied:
+        """The same as an exception, for hosts and callers that have no other refusal."""
+        return Denied(self.decision, self.code, self.text)
+
+
+def refusal_text(decision: Decision) -> str:
+    """What a model reads of a denial: the stable code, the reason, and when another try makes sense."""
+    text = f"Denied ({decision.code}): {decision.reason}"
+    after = decision.retry_after
+    return text if after is None else f"{text} Try again in {max(after, 0.001):.3g} s."
+
+
+def _refused(decision: Decision) -> Refusal:
+    return Refusal(decision.code, refusal_text(decision), decision)
+
+
+def failure(what: str, error: BaseException) -> Refusal:
+    """An error of ours: nothing runs, and the log says why. The text holds no value of the arguments.
+
+    Args:
+        what: What was asked for, such as ``tool call `search` ``.
+        error: What was raised.
+    """
+    log.error("the gate failed at %s; the call was refused", what, exc_info=error)
+    name = type(error).__name__
+    reason = f"the gate failed ({name}) and nothing was done; this is no fault of the arguments, tell the operator"
+    code = error.code if isinstance(error, TollkeeperError) else "internal.panic"
+    return Refusal(code, f"Denied ({code}): {reason}", None)
+
+
+class Passage:
+    """An allowed tool call, until it is over.
+
+    `arguments` is a copy nobody else has, made before the decision: it is what has to run. Used as a context manager
+    around the call, it lets exactly that through the choke point, ends what is held and records the outcome.
+    """
+
+    __slots__ = ("_begun", "_over", "_token", "_used", "arguments", "decision", "name")
+
+    def __init__(self, name: str, arguments: Any, decision: Decision) -> None:  # noqa: ANN401 - what the host hands over
+        self.name, self.arguments, self.decision = name, arguments, decision
+        self._begun, self._over, self._used = time.monotonic(), False, False
+        self._token: Any = None
+
+    def covers(self, name: str, arguments: Any) -> bool:  # noqa: ANN401 - as above
+        """Whether this call is the one that was let through; true once."""
+        if self._used or self._over or name != self.name:
+            return False
+        self._used = same(plain(arguments), plain(self.arguments))
+        return self._used
+
+    def over(self, error: BaseException | None = None, *, failed: bool = False) -> None:
+        """Ends what was reserved and records the outcome; later calls do nothing.
+
+        Args:
+            error: What was raised.
+            failed: The host says that the tool failed, and swallowed what was raised.
+        """
+        if self._over:
+            return
+        self._over = True
+        status, kind = ("error", None) if failed else ("ok", None)
+        if error is not None:
+            kind = type(error).__name__
+            status = "cancelled" if kind in CANCELLATIONS else "error"
+        duration_ms = max(int((time.monotonic() - self._begun) * 1000), 0)
+        # The tool has run: its caller is told what it returned, and the next check that the log is broken.
+        with contextlib.suppress(TollkeeperError):
+            self.decision._finish(status, kind, duration_ms)  # noqa: SLF001 - the native half of the gate
+
+    def __enter__(self) -> Self:
+        self._token = _ADMITTED.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # In another context the variable is not ours to reset: the passage is used or over there.
+        with contextlib.suppress(ValueError):
+            _ADMITTED.reset(self._token)
+        self.over(error)
+
+
+class ModelPassage:
+    """An allowed model call, until its usage is known."""
+
+    __slots__ = ("_call", "_left", "_over", "decision")
+
+    def __init__(self, call: ModelCall, max_tokens: int) -> None:
+        self._call, self._left, self._over = call, max_tokens, False
+        self.decision = call.decision
+
+    def streamed(self, text: str) -> Refusal | None:
+        """Counts text that has appeared in a stream; a refusal says that it has to stop.
+
+        What the text comes to is an estimate, so it counts up to what is held and never stops a stream by itself; what
+        does is a revocation, or a hold that grows as it is used and finds no more room.
+        """
+        tokens = min(max(len(text) // CHARACTERS_PER_TOKEN, 1), self._left)
+        self._left -= tokens
+        if self._over or self._call.charge(tokens):
+            return None
+        reason = "the stream was stopped: what pays for it has no more room, or who asked for it was revoked"
+        return Refusal("budget.exhausted", f"Denied (budget.exhausted): {reason}", self.decision)
+
+    def settle(self, *, prompt: int | None, completion: int | None, cached: int | None = None) -> None:
+        """Ends the call with what the host reports; what it does not report counts as `ModelCall` says.
+
+        Args:
+            prompt: Tokens of the prompt, cached ones included.
+            completion: Tokens that were generated.
+            cached: Tokens of the prompt that came from a cache.
+        """
+        if self._over:
+            return
+        if prompt is None and completion is None:
+            self.over()
+            return
+        self._over = True
+        try:
+            within = max(min(cached or 0, prompt or 0), 0)
+            self._call.settle(prompt=prompt, cached=within, completion=completion)
+        except (TollkeeperError, TypeError, ValueError) as error:
+            # What the host reports cannot be counted: the hold ends in full, which is never too little.
+            log.error("usage that cannot be settled: %s", error)  # noqa: TRY400 - the error says it all
+            self._call.__exit__(None, None, None)
+
+    def over(self, error: BaseException | None = None) -> None:
+        """Ends the call without a report: what was charged counts, everything if nothing was."""
+        if self._over:
+            return
+        self._over = True
+        with contextlib.suppress(TollkeeperError):
+            self._call.__exit__(None if error is None else type(error), error, None)
+
+    def __del__(self) -> None:
+        # A stream that its consumer has left: nobody is told of that but the collector.
+        self.over()
+
+
+class Crossing:
+    """How the calls of one runtime cross one gate.
+
+    Args:
+        gate: The gate.
+        runtime: The host module's name, for the audit log.
+        resource: Who owns tools that ``tollkeeper.toml`` does not name, such as ``Mcp::"crm"``, or a function from the
+            tool's name to that. Without it only tools of the file can be called.
+        halt: A denied tool call stops the run, with the host's hard stop, instead of telling the model.
+        models: Model calls are decided and paid for too.
+        max_output_tokens: What a model call holds where the host states no limit of its own, in tokens.
+        timeout: Seconds that a call may wait for room in the audit log and for its record.
+        approval_timeout: Seconds to wait for an approval that a call needs; without it the call is refused, and the
+            refusal says that it needs one.
+    """
+
+    def __init__(  # noqa: PLR0913 - as many as a guard has
+        self,
+        gate: Gate,
+        runtime: str,
+        *,
+        resource: str | Callable[[str], str] | None = None,
+        halt: bool = False,
+        models: bool = True,
+        max_output_tokens: int = 4096,
+        timeout: float = 1.0,
+        approval_timeout: float | None = None,
+    ) -> None:
+        self.gate, self.runtime, self.halt, self.models = gate, runtime, halt, models
+        self.max_output_tokens, self.timeout, self.approval_timeout = max_output_tokens, timeout, approval_timeout
+        self._resource = resource
+        self._seen: dict[str, tuple[object, str | None]] = {}
+        self._asked: dict[str, str] = {}
+        self._registering = threading.Lock()
+
+    # --- tools ----------------------------------------------------------------------------------------------------
+
+    def see(self, name: str, definition: object, schema: Callable[[], Mapping[str, Any] | None]) -> None:
+        """Registers a tool as the runtime describes it; nothing where this definition was seen before.
+
+        Args:
+            name: As the model calls it.
+            definition: The host's object, which is kept: another one may be another definition.
+            schema: Makes the JSON Schema of its arguments.
+
+        Raises:
+            TollkeeperError: The gate cannot take it.
+        """
+        known = self._seen.get(name)
+        if known is not None and known[0] is definition:
+            return
+        described = schema()
+        text = None if described is None else json.dumps(described, sort_keys=True)
+        with self._registering:
+            known = self._seen.get(name)
+            if known is None or known[1] != text:
+                owner = self._resource(name) if callable(self._resource) else self._resource
+                if owner is not None or name in self.gate.tools:
+                    # What the file says of a tool stays; without a schema there, it gets this one.
+                    self.gate.register(name, owner if owner is not None else UNOWNED, schema=described)
+            self._seen[name] = (definition, text)
+
+    def enter(self, name: str, arguments: Any, asserted: Mapping[str, str]) -> Passage | Refusal:  # noqa: ANN401 - as the host has them
+        """Decides a tool call, and may wait. Never raises but for what is not an `Exception`.
+
+        Args:
+            name: The tool.
+            arguments: What would run; it is copied first.
+            asserted: Ids that the host gives: `agent`, `session`, `run`, `call`.
+        """
+        try:
+            copied = snapshot(arguments)
+            decision = self._wait_check(name, plain(copied), asserted)
+            return Passage(name, copied, decision) if decision.allowed else _refused(decision)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not let the call through
+            return failure(f"tool call `{name}`", error)
+
+    async def aenter(self, name: str, arguments: Any, asserted: Mapping[str, str]) -> Passage | Refusal:  # noqa: ANN401 - as above
+        """As `enter`, for event loops."""
+        try:
+            copied = snapshot(arguments)
+            decision = await self.gate.acheck(
+                name,
+                plain(copied),
+                parent=self._asked.get(asserted.get("call", "")),
+                timeout=self.timeout,
+                approval_timeout=self.approval_timeout,
+                asserted={"runtime": self.runtime, **asserted},
+            )
+            return Passage(name, copied, decision) if decision.allowed else _refused(decision)
+        except Exception as error:  # noqa: BLE001 - as above
+            return failure(f"tool call `{name}`", error)
+
+    def _wait_check(self, name: str, arguments: Any, asserted: Mapping[str, str]) -> Decision:  # noqa: ANN401 - as above
+        parent, ids = self._asked.get(asserted.get("call", "")), {"runtime": self.runtime, **asserted}
+        decision = self.gate.check_blocking(name, arguments, parent=parent, timeout=self.timeout, asserted=ids)
+        if self.approval_timeout is None or decision.code not in {"approval.required", "approval.expired"}:
+            return decision
+        with contextlib.suppress(TimeoutError):
+            self.gate.approval(decision, timeout=self.approval_timeout).wait(self.approval_timeout)
+        # Whatever was answered: the check says what came of it.
+        return self.gate.check_blocking(name, arguments, parent=decision.id, timeout=self.timeout, asserted=ids)
+
+    @staticmethod
+    def admitted(name: str, arguments: Any) -> bool:  # noqa: ANN401 - as above
+        """Whether a hook has let exactly this call through; true once. For the choke point."""
+        passage = _ADMITTED.get()
+        return passage is not None and passage.covers(name, arguments)
+
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    def model(
+        self, model: str, texts: Iterable[str], max_tokens: int | None, asserted: Mapping[str, str]
+    ) -> ModelPassage | Refusal:
+        """Decides a model call and holds its worst case.
+
+        Args:
+            model: Its name in the price table.
+            texts: Everything that the model is going to read.
+            max_tokens: The most tokens of the completion, if the host states it.
+            asserted: As in `enter`.
+        """
+        try:
+            most = self.max_output_tokens if max_tokens is None else max_tokens
+            call = self._model_call(model, texts, most, asserted)
+            call.__enter__()
+            return ModelPassage(call, most)
+        except Denied as denied:
+            return _denied(denied)
+        except Exception as error:  # noqa: BLE001 - as above
+            return failure(f"model call `{model}`", error)
+
+    async def amodel(
+        self, model: str, texts: Iterable[str], max_tokens: int | None, asserted: Mapping[str, str]
+    ) -> ModelPassage | Refusal:
+        """As `model`, for event loops."""
+        try:
+            most = self.max_output_tokens if max_tokens is None else max_tokens
+            call = self._model_call(model, texts, most, asserted)
+            await call.__aenter__()
+            return ModelPassage(call, most)
+        except Denied as denied:
+            return _denied(denied)
+        except Exception as error:  # noqa: BLE001 - as above
+            return failure(f"model call `{model}`", error)
+
+    def _model_call(self, model: str, texts: Iterable[str], max_tokens: int, asserted: Mapping[str, str]) -> ModelCall:
+        return self.gate.model_call(
+            model=model,
+            prompt_tokens=estimated_tokens(texts),
+            max_tokens=max_tokens,
+            asserted={"runtime": self.runtime, **asserted},
+        )
+
+    def asked(self, passage: ModelPassage, calls: Iterable[str | None]) -> None:
+        """Remembers that a model's answer asks for these tool calls, by their ids."""
+        for call in calls:
+            if call:
+                self._asked[call] = passage.decision.id
+        while len(self._asked) > ASKED_MAX:
+            self._asked.pop(next(iter(self._asked)), None)
+
+
+def _denied(denied: Denied) -> Refusal:
+    from tollkeeper.gate import Decision  # noqa: PLC0415 - importing an adapter's base needs no gate
+
+    if isinstance(denied.decision, Decision):
+        return _refused(denied.decision)
+    return Refusal(denied.code, f"Denied ({denied.code}): {denied}", None)
+
+
+def estimated_tokens(texts: Iterable[str]) -> int:
+    """A cautious count of the tokens of a prompt: a third of its bytes, and some for each part.
+
+    No host knows the count before the call; the hold is settled with what the host reports afterwards.
+    """
+    total = parts = 0
+    for text in texts:
+        parts += 1
+        total += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return total // BYTES_PER_TOKEN + parts * TOKENS_PER_PART
+
+
+# --- arguments ----------------------------------------------------------------------------------------------------
+
+
+def snapshot(value: Any) -> Any:  # noqa: ANN401 - arguments of any host
+    """A copy that shares nothing with the original that could change.
+
+    Plain containers are copied here, everything else by `copy.deepcopy`; a container that holds itself stays one.
+    """
+    return _snapshot(value, {})
+
+
+def _snapshot(value: Any, done: dict[int, Any]) -> Any:  # noqa: ANN401 - as above
+    kind = type(value)
+    if kind in PLAIN:
+        return value
+    if id(value) in done:
+        return done[id(value)]
+    if kind is dict:
+        fields: dict[Any, Any] = {}
+        done[id(value)] = fields
+        for key, item in value.items():
+            fields[key] = item if type(item) in PLAIN else _snapshot(item, done)
+        return fields
+    if kind is list:
+        items: list[Any] = []
+        done[id(value)] = items
+        items.extend(item if type(item) in PLAIN else _snapshot(item, done) for item in value)
+        return items
+    import copy  # noqa: PLC0415 - most calls have plain arguments
+
+    return copy.deepcopy(value)
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - as above
+    """The same as plain data, as policies see it; what has no such form is left, and the check refuses it.
+
+    Models and dataclasses are objects of their fields, enumerations their values; dates, paths, ids and decimals are
+    their text; sets are lists in the order of their text.
+    """
+    kind = type(value)
+    if kind in PLAIN:
+        return value
+    if kind is dict:
+        return {key: item if type(item) in PLAIN else plain(item) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return [item if type(item) in PLAIN else plain(item) for item in value]
+    return _unusual(value)
+
+
+def _unusual(value: Any) -> Any:  # noqa: ANN401, PLR0911 - one answer for each kind of thing
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    dump = getattr(type(value), "model_dump", None)
+    if dump is not None:
+        return plain(dump(value, mode="python", by_alias=True))
+    if isinstance(value, (dt.datetime, dt.date, dt.time)):
+        return value.isoformat()
+    if isinstance(value, (uuid.UUID, decimal.Decimal, pathlib.PurePath)):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(item) for item in value), key=repr)
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, str):
+        # A str of its own class: its text, not what its methods make of it.
+        return str.__str__(value)
+    return value
+
+
+def same(left: Any, right: Any) -> bool:  # noqa: ANN401 - as above
+    """Whether two plain values are equal with their types: 1 is not True, and not 1.0."""
+    if type(left) is not type(right):
+        return False
+    if type(left) is dict:
+        return left.keys() == right.keys() and all(same(item, right[key]) for key, item in left.items())
+    if type(left) is list:
+        return len(left) == len(right) and all(map(same, left, right))
+    # A NaN is no other NaN: such a call is decided again.
+    return bool(left == right)

@@ -1,0 +1,336 @@
+"""Microsoft Agent Framework: a gate around its function calls and model calls, as middleware.
+
+    guard = maf.Guard(gate, resource='Mcp::"crm"')
+    agent = Agent(client, tools=[...], middleware=guard.middleware())
+    with gate.run(principal='Agent::"researcher"'):
+        await agent.run("...")
+
+A denied call is a function result that the model reads, a denied model call raises `Denied` out of the run. `install`
+gates `FunctionTool` itself too: agents without this middleware, direct calls, arguments that other middleware changes.
+
+It refuses to run a call whose decision it could not ask for. It does not see tools that the model's provider runs;
+do not give an agent hosted tools that it may not use.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, Final
+
+import agent_framework
+from agent_framework import (
+    AgentContext,
+    AgentMiddleware,
+    ChatContext,
+    ChatMiddleware,
+    ChatMiddlewareLayer,
+    FunctionInvocationContext,
+    FunctionMiddleware,
+    FunctionTool,
+    MiddlewareFailure,
+)
+
+from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, failure
+from tollkeeper.adapters._hosts import TABLE
+from tollkeeper.errors import ConfigError
+
+__all__ = ["HOST", "Guard"]
+
+HOST: Final = TABLE["maf"]
+
+Next = Callable[[], Awaitable[None]]
+# The tool whose `invoke` runs in this context, until it calls its function: that call has been decided.
+_INVOKED: ContextVar[list[FunctionTool] | None] = ContextVar("tollkeeper_maf_invoked", default=None)
+_INSTALLING = threading.Lock()
+
+
+class Guard:
+    """A gate for agents of this framework. One guard serves any number of agents.
+
+    Args:
+        gate: The gate.
+        options: As in `Crossing`: `resource`, `halt`, `models`, `max_output_tokens`, `timeout`, `approval_timeout`.
+
+    Raises:
+        ConfigError: The framework is older than the oldest supported version.
+    """
+
+    _installed: Guard | None = None
+
+    def __init__(self, gate: Any, **options: Any) -> None:  # noqa: ANN401 - Crossing has the types
+        self.version = HOST.check()
+        self.crossing = Crossing(gate, HOST.name, **options)
+        self._originals: list[tuple[type, str, Any]] = []
+
+    def middleware(self) -> list[AgentMiddleware | FunctionMiddleware | ChatMiddleware]:
+        """What `Agent(middleware=...)` takes: a new set for each agent, since it learns that agent's name.
+
+        Put it first; only what repairs arguments may stand before it.
+        """
+        named = _Named()
+        found: list[AgentMiddleware | FunctionMiddleware | ChatMiddleware] = [named, _Functions(self.crossing, named)]
+        if self.crossing.models:
+            found.append(_Models(self.crossing, named))
+        return found
+
+    def install(self) -> None:
+        """Gates `FunctionTool.invoke`, direct calls of a `FunctionTool`, and chat clients, in the whole process.
+
+        Raises:
+            ConfigError: The framework has another shape than the versions this was tested with.
+            RuntimeError: Another guard is installed.
+        """
+        with _INSTALLING:
+            if Guard._installed is self:
+                return
+            if Guard._installed is not None:
+                message = "another guard is installed; uninstall it first"
+                raise RuntimeError(message)
+            for kind, names in CHOKE_POINTS.items():
+                for name in names:
+                    if not callable(vars(kind).get(name)):
+                        message = f"agent-framework-core {self.version}: {kind.__name__} has no `{name}` to gate"
+                        raise ConfigError(message, "host.unsupported", f"use a version up to {HOST.newest}")
+            self._originals = [(kind, name, vars(kind)[name]) for kind, names in CHOKE_POINTS.items() for name in names]
+            wrappers = {"invoke": self._invoke, "__call__": self._call, "get_response": self._get_response}
+            for kind, name, original in self._originals:
+                setattr(kind, name, wrappers[name](original))
+            Guard._installed = self
+
+    def uninstall(self) -> None:
+        """Puts the framework back as it was."""
+        with _INSTALLING:
+            if Guard._installed is self:
+                for kind, name, original in self._originals:
+                    setattr(kind, name, original)
+                Guard._installed = None
+
+    def _invoke(self, original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        crossing = self.crossing
+
+        @functools.wraps(original)
+        async def invoke(tool: FunctionTool, **named: Any) -> Any:  # noqa: ANN401 - as the framework's
+            context = named.get("context")
+            given = named.get("arguments")
+            if given is None and context is not None:
+                given = context.arguments
+            if given is None:
+                given = {name: value for name, value in named.items() if name not in OPTIONS}
+            if crossing.admitted(tool.name, given):
+                return await _inside(tool, original(tool, **named))
+            call = named.get("tool_call_id")
+            passage = await _entered(crossing, tool, given, _ids(context, call, None))
+            if isinstance(passage, Refusal):
+                if crossing.halt:
+                    raise MiddlewareFailure(passage.text) from passage.denied()
+                if call is None:
+                    raise passage.denied()
+                return [agent_framework.Content.from_text(passage.text)]
+            kept = {name: value for name, value in named.items() if name in OPTIONS}
+            with passage:
+                return await _inside(tool, original(tool, **{**kept, "arguments": passage.arguments}))
+
+        return invoke
+
+    def _call(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        crossing = self.crossing
+
+        @functools.wraps(original)
+        def call(tool: FunctionTool, *args: Any, **named: Any) -> Any:  # noqa: ANN401 - as the framework's
+            invoked = _INVOKED.get()
+            if invoked and invoked.pop() is tool:
+                return original(tool, *args, **named)
+            if args:
+                message = f"call `{tool.name}` with arguments by name: a policy needs their names"
+                raise TypeError(message)
+            try:
+                crossing.see(tool.name, tool, tool.parameters)
+                passage = crossing.enter(tool.name, named, {})
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not let the call through
+                passage = failure(f"tool call `{tool.name}`", error)
+            if isinstance(passage, Refusal):
+                raise passage.denied()
+            try:
+                result = original(tool, **passage.arguments)
+            except BaseException as error:
+                passage.over(error)
+                raise
+            if inspect.isawaitable(result):
+                return _awaited(passage, result)
+            passage.over()
+            return result
+
+        return call
+
+    def _get_response(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        models = _Models(self.crossing, _Named())
+
+        @functools.wraps(original)
+        def get_response(client: Any, *args: Any, **named: Any) -> Any:  # noqa: ANN401 - as the framework's
+            options = dict(named.get("client_kwargs") or {})
+            given = list(options.get("middleware") or ())
+            if self.crossing.models and not any(isinstance(one, _Models) for one in [*client.chat_middleware, *given]):
+                options["middleware"] = [models, *given]
+            return original(client, *args, **{**named, "client_kwargs": options})
+
+        return get_response
+
+
+OPTIONS: Final = ("arguments", "context", "tool_call_id", "skip_parsing")
+# What all ways to a tool and to a model share.
+CHOKE_POINTS: Final[dict[type, tuple[str, ...]]] = {
+    FunctionTool: ("invoke", "__call__"),
+    ChatMiddlewareLayer: ("get_response",),
+}
+
+
+async def _inside(tool: FunctionTool, running: Awaitable[Any]) -> Any:  # noqa: ANN401 - what the tool returns
+    token = _INVOKED.set([tool])
+    try:
+        return await running
+    finally:
+        _INVOKED.reset(token)
+
+
+async def _awaited(passage: Passage, running: Awaitable[Any]) -> Any:  # noqa: ANN401 - what the tool returns
+    with passage:
+        return await running
+
+
+async def _entered(crossing: Crossing, tool: FunctionTool, arguments: Any, ids: Mapping[str, str]) -> Passage | Refusal:  # noqa: ANN401 - mapping or model
+    try:
+        crossing.see(tool.name, tool, tool.parameters)
+        return await crossing.aenter(tool.name, arguments, ids)
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not let the call through
+        return failure(f"tool call `{tool.name}`", error)
+
+
+def _ids(context: Any, call: str | None, agent: str | None) -> dict[str, str]:  # noqa: ANN401 - of a function or a model call
+    session = getattr(getattr(context, "session", None), "session_id", None)
+    found = {"agent": agent, "session": session, "call": call}
+    return {name: value for name, value in found.items() if value}
+
+
+class _Named(AgentMiddleware):
+    """Learns the name of the agent, which function and chat middleware are not told."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+
+    @property
+    def name(self) -> str | None:
+        """The agent's name; `None` before it ran, or if several agents share the middleware."""
+        return next(iter(self._names)) if len(self._names) == 1 else None
+
+    async def process(self, context: AgentContext, call_next: Next) -> None:
+        """Notes the name."""
+        self._names.add(str(getattr(context.agent, "name", None) or ""))
+        await call_next()
+
+
+class _Functions(FunctionMiddleware):
+    """One decision for each function call, on a copy of the arguments that then runs."""
+
+    def __init__(self, crossing: Crossing, named: _Named) -> None:
+        self._crossing, self._named = crossing, named
+
+    async def process(self, context: FunctionInvocationContext, call_next: Next) -> None:
+        """Lets the call on, or makes its result the refusal."""
+        ids = _ids(context, str(context.metadata.get("call_id") or ""), self._named.name)
+        passage = await _entered(self._crossing, context.function, context.arguments, ids)
+        if isinstance(passage, Refusal):
+            if self._crossing.halt:
+                raise MiddlewareFailure(passage.text) from passage.denied()
+            context.result = passage.text
+            return
+        context.arguments = passage.arguments
+        with passage:
+            await call_next()
+
+
+class _Models(ChatMiddleware):
+    """One decision and one hold for each model call, settled with the usage that the response reports."""
+
+    def __init__(self, crossing: Crossing, named: _Named) -> None:
+        self._crossing, self._named = crossing, named
+
+    async def process(self, context: ChatContext, call_next: Next) -> None:
+        """Lets the call on, or raises `Denied` out of the run."""
+        passage = await self._entered(context)
+        if isinstance(passage, Refusal):
+            raise passage.denied()
+        if context.stream:
+            self._follow(context, passage)
+        try:
+            await call_next()
+        except BaseException as error:
+            passage.over(error)
+            raise
+        if not context.stream:
+            self._settle(passage, context.result)
+
+    async def _entered(self, context: ChatContext) -> ModelPassage | Refusal:
+        try:
+            options: Mapping[str, Any] = context.options or {}
+            client = context.client
+            model = options.get("model") or options.get("model_id") or getattr(client, "model", None)
+            model = model or getattr(client, "model_id", None) or "unknown"
+            most = options.get("max_tokens")
+            ids = _ids(context, None, self._named.name)
+            return await self._crossing.amodel(str(model), _texts(context, options), most, ids)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not let the call through
+            return failure("a model call", error)
+
+    def _follow(self, context: ChatContext, passage: ModelPassage) -> None:
+        """Settles a stream at its end; one that is left is settled when it is collected."""
+
+        def update(item: Any) -> Any:  # noqa: ANN401 - an update of the framework
+            refusal = passage.streamed(str(getattr(item, "text", "") or ""))
+            if refusal is not None:
+                raise refusal.denied()
+            return item
+
+        def result(response: Any) -> Any:  # noqa: ANN401 - a response of the framework
+            self._settle(passage, response)
+            return response
+
+        context.stream_transform_hooks.append(update)
+        context.stream_result_hooks.append(result)
+
+    def _settle(self, passage: ModelPassage, response: Any) -> None:  # noqa: ANN401 - a response of the framework
+        self._crossing.asked(passage, _calls(response))
+        usage: Mapping[str, Any] = getattr(response, "usage_details", None) or {}
+        passage.settle(
+            prompt=usage.get("input_token_count"),
+            completion=usage.get("output_token_count"),
+            cached=usage.get("cache_read_input_token_count"),
+        )
+
+
+def _calls(response: Any) -> Iterator[str | None]:  # noqa: ANN401 - a response of the framework
+    for message in getattr(response, "messages", None) or ():
+        for content in message.contents:
+            if getattr(content, "type", None) == "function_call":
+                yield content.call_id
+
+
+def _texts(context: ChatContext, options: Mapping[str, Any]) -> Iterator[str]:
+    """What the model is going to read: instructions, messages, and the tools with their schemas."""
+    yield str(options.get("instructions") or "")
+    for message in context.messages:
+        for content in message.contents:
+            for name in ("text", "arguments", "result"):
+                part = getattr(content, name, None)
+                if part is not None:
+                    yield part if isinstance(part, str) else str(part)
+    for tool in options.get("tools") or ():
+        if isinstance(tool, FunctionTool):
+            yield tool.name
+            yield tool.description or ""
+            yield str(tool.parameters())
+        else:
+            yield str(tool)

@@ -1,0 +1,1 @@
+"""One module per host; see `driver.py`."""
