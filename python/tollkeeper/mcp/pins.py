@@ -26,7 +26,7 @@ from tollkeeper.errors import ConfigError
 from tollkeeper.mcp import strict
 from tollkeeper.mcp.strict import folded
 
-__all__ = ["BUILT_IN", "FILE_NAME", "Pins", "accept", "difference", "digest", "pending_path", "read_pending"]
+__all__ = ["BUILT_IN", "FILE_NAME", "Pins", "accept", "difference", "digest", "pending_path", "pinned", "read_pending"]
 
 FILE_NAME: Final = "mcp.lock.json"
 VERSION: Final = 1
@@ -162,6 +162,16 @@ def read_pending(lock: Path) -> Pending:
         ConfigError: The file cannot be used.
     """
     return cast("Pending", _load(pending_path(lock), Pending))
+
+
+def pinned(lock: Path, server: str) -> dict[str, Definition]:
+    """The definitions that are pinned of a server, by name.
+
+    Raises:
+        ConfigError: The lock file cannot be used.
+    """
+    found = _load_lock(lock).servers.get(server)
+    return {} if found is None else {name: entry.definition for name, entry in found.tools.items()}
 
 
 @contextlib.contextmanager

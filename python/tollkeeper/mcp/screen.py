@@ -596,7 +596,7 @@ class Screen:
         except (StateError, ValueError) as error:
             self._say_once(f"approvals cannot be asked for: {error}")
             return ""
-        return f" Approval {approval.id} was asked for. Once it is granted, repeating this very call passes, once."
+        return f". Approval {approval.id} was asked for. Once it is granted, repeating this very call passes, once."
 
     def _sampling(self, params: dict[str, Any]) -> tuple[int, int]:
         """An estimate of the prompt's tokens, and the most that may be generated."""
@@ -832,17 +832,12 @@ class Screen:
 
     def _registered(self, name: str, definition: dict[str, Any]) -> str | None:
         """Registers a tool; why it cannot be used, if it cannot."""
-        schema = definition.get("inputSchema")
+        # Without a schema that it can use the gate would not know a list from a text, and a forbid could be dodged.
         try:
-            try:
-                self._gate.register(name, self._resource, schema=schema)
-            except TollkeeperError as error:
-                # Without its schema the arguments are read as what they are, which policies decide on all the same.
-                self._gate.register(name, self._resource)
-                self._say_once(f"tool {_shown(name)} is decided without its schema: {_line(str(error))}")
-        except TollkeeperError as error:
-            self._say_once(f"hidden: tool {_shown(name)}: {_line(str(error))}")
-            return "its name cannot be used: it misleads, or is that of another tool."
+            self._gate.register(name, self._resource, schema=definition.get("inputSchema"))
+        except (TollkeeperError, TypeError) as error:
+            self._say_once(f"withheld: {_shown(name)}: {_line(str(error))}")
+            return "the gate cannot use its name or its inputSchema; the operator has been told why."
         return None
 
     def _visible(self, tool: dict[str, Any]) -> bool:
