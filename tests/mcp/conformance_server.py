@@ -27,6 +27,7 @@ from mcp_types import (
     CreateMessageRequest,
     CreateMessageResult,
     JSONRPCMessage,
+    RequestParams,
     SetLevelRequestParams,
 )
 
@@ -509,6 +510,12 @@ async def get_prompt(context: Context, params: Any) -> Wire:
     return {"messages": [{"role": "user", "content": each} for each in content]}
 
 
+async def no_task(_context: Context, _params: object) -> Wire:
+    """This server knows the methods of the extension and has no task."""
+    message = "Unknown task"
+    raise MCPError(INVALID_PARAMS, message)
+
+
 async def nothing(_context: Context, _params: object) -> Wire:
     return {}
 
@@ -545,6 +552,8 @@ def server() -> Server[Any]:
         on_completion=whole(complete),
     )
     made.add_request_handler("logging/setLevel", SetLevelRequestParams, nothing)
+    for method in ("tasks/get", "tasks/update", "tasks/cancel"):
+        made.add_request_handler(method, RequestParams, no_task)
     made.middleware.append(RequestStateBoundary(RequestStateSecurity.ephemeral(), default_audience=NAME))
     return made
 
@@ -560,7 +569,7 @@ def main() -> None:
     if given.ready is not None:
         # Renamed, so that nobody reads half a number.
         partial = given.ready.with_suffix(".partial")
-        partial.write_text(str(listener.getsockname()[1]))
+        partial.write_text(f"{listener.getsockname()[1]}\n")
         partial.rename(given.ready)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
 

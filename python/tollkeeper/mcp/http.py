@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import hashlib
 import re
+import secrets
 import signal
 import sys
 from collections import OrderedDict
@@ -236,7 +237,8 @@ class _Sessions:
         """For a client that wants a session. It is none until the upstream has said its id."""
         if len(self._open) >= self._max and all(session.open for session in self._open.values()):
             raise Refused(503, f"{self._max} sessions are open, the most there may be", {"Retry-After": "5"})
-        return _Session(self._make(None), None)
+        # The upstream's id is what a client proves itself by, so it is no name for the records.
+        return _Session(self._make(f"mcp-{secrets.token_hex(8)}"), None)
 
     def opened(self, session: _Session, id_: str) -> None:
         """The upstream has given it this id."""
