@@ -50,6 +50,8 @@ FAILED: Final = -1
 # What a server of the newer revision answers with where the error has such a number.
 STATUS_OF: Final = {-32700: 400, -32600: 400, -32601: 404, -32602: 400, -32020: 400, -32021: 400, -32022: 400}
 UNAUTHORIZED: Final = (401, 403, 407)
+# A call waits for so many of the upstream's lists, of which each may be stale at once or cannot be read.
+LISTS_MAX: Final = 3
 TOKEN_CHARS_MIN: Final = 16
 SHOWN_CHARS: Final = 200
 _SESSION_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
@@ -488,7 +490,13 @@ class Proxy:
     async def _decided(self, exchange: _Exchange, raw: bytes) -> Verdict:
         session, headers = exchange.session, exchange.request.headers
         verdict = session.screen.from_client(raw, headers=headers, exchange=exchange)
+        lists = 0
         while isinstance(verdict, Wait):
+            if lists == LISTS_MAX:
+                session.screen.asked_in_vain()
+            elif lists > LISTS_MAX:
+                raise Refused(502, "the server behind this proxy does not say which tools it has")
+            lists += 1
             if session.listing is None or session.listing.done():
                 session.listing = self._spawn(self._list(session, exchange))
             # A client that goes away must not take the list from the others that wait for it.
@@ -714,7 +722,10 @@ class Proxy:
         try:
             self._refuse_answer(answer)
             if answer.content_type != SSE:
-                session.screen.from_server(await self._read(answer))
+                body = await self._read(answer)
+                if answer.content_type != JSON or _envelope(body).id != id_:
+                    raise Refused(502, f"it answered {answer.status}, with {_shown(answer.content_type)}")
+                session.screen.from_server(body)
                 return
             async for pieces in self._events(answer):
                 for piece in pieces:
