@@ -192,10 +192,18 @@ def compared(revision: str, direct: Result, through: Result) -> list[str]:
         ("passes directly and not through the proxy", direct.passed, through.passed),
         ("passes through the proxy and not directly", through.passed, direct.passed),
     ):
-        wrong += [
-            f"{revision}: {text}: {check.scenario}: {check.id}: {check.description}" for check in more - fewer
-        ]
+        wrong += [f"{revision}: {text}: {check.scenario}: {check.id}: {check.description}" for check in more - fewer]
     return wrong
+
+
+def there(*parts: Path) -> None:
+    missing = [str(part) for part in parts if not part.exists()]
+    if missing:
+        raise Missing(f"not there: {', '.join(missing)}")
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
 
 
 def main() -> int:
@@ -205,22 +213,20 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="a folder for logs and checks; default: one that is removed")
     given = parser.parse_args()
     try:
-        for part in (given.npm / NODE, given.npm / SUITE, given.python):
-            if not part.exists():
-                raise Missing(f"{part} is not there")
+        there(given.npm / NODE, given.npm / SUITE, given.python)
         with tempfile.TemporaryDirectory() as made:
             folder = given.keep or Path(made)
             results = {revision: both(given.npm, given.python, revision, folder) for revision in REVISIONS}
     except (Missing, subprocess.TimeoutExpired) as error:
-        print(f"conformance: {error}", file=sys.stderr)
+        sys.stderr.write(f"conformance: {error}\n")
         return 2
-    print(f"{'revision':<12}{'':<10}{'pass':>6}{'fail':>6}{'scored':>8}{'seconds':>9}")
+    say(f"{'revision':<12}{'':<10}{'pass':>6}{'fail':>6}{'scored':>8}{'seconds':>9}")
     for revision, sides in results.items():
         for name, result in zip(("direct", "proxied"), sides, strict=True):
             counts = f"{result.passed.total():>6}{result.failed.total():>6}"
-            print(f"{revision:<12}{name:<10}{counts}{'no' if result.status else 'all':>8}{result.seconds:>9.1f}")
+            say(f"{revision:<12}{name:<10}{counts}{'no' if result.status else 'all':>8}{result.seconds:>9.1f}")
     wrong = [line for revision, sides in results.items() for line in compared(revision, *sides)]
-    print("\n".join(wrong) if wrong else "the same checks pass directly and through the proxy")
+    say("\n".join(wrong) if wrong else "the same checks pass directly and through the proxy")
     return 1 if wrong else 0
 
 

@@ -179,10 +179,10 @@ BUS = InMemorySubscriptionBus()
 def tool(
     description: str, schema: Wire | None = None, name: str | None = None
 ) -> Callable[[Callable[[Context, Mapping[str, Any]], Awaitable[Wire]]], None]:
-    """Lists the function below as a tool of its name."""
+    """Lists the function below as a tool of its name, with the suite's prefix."""
 
     def listed(run: Callable[[Context, Mapping[str, Any]], Awaitable[Wire]]) -> None:
-        TOOLS[name or run.__name__] = Tool(description, run, schema or {"type": "object", "properties": {}})
+        TOOLS[name or f"test_{run.__name__}"] = Tool(description, run, schema or {"type": "object", "properties": {}})
 
     return listed
 
@@ -203,37 +203,37 @@ def filled(answer: object, field: str) -> str | None:
 
 
 @tool("Says one line of text")
-async def test_simple_text(_context: Context, _params: Mapping[str, Any]) -> Wire:
+async def simple_text(_context: Context, _params: Mapping[str, Any]) -> Wire:
     return said(text("This is a simple text response for testing."))
 
 
 @tool("Shows a picture")
-async def test_image_content(_context: Context, _params: Mapping[str, Any]) -> Wire:
+async def image_content(_context: Context, _params: Mapping[str, Any]) -> Wire:
     return said(image())
 
 
 @tool("Plays nothing")
-async def test_audio_content(_context: Context, _params: Mapping[str, Any]) -> Wire:
+async def audio_content(_context: Context, _params: Mapping[str, Any]) -> Wire:
     return said({"type": "audio", "data": WAV, "mimeType": "audio/wav"})
 
 
 @tool("Gives a resource inside its result")
-async def test_embedded_resource(_context: Context, _params: Mapping[str, Any]) -> Wire:
+async def embedded_resource(_context: Context, _params: Mapping[str, Any]) -> Wire:
     return said(embedded("test://embedded-resource", "text/plain", "This is an embedded resource content."))
 
 
 @tool("Gives text, a picture and a resource")
-async def test_multiple_content_types(_context: Context, _params: Mapping[str, Any]) -> Wire:
+async def multiple_content_types(_context: Context, _params: Mapping[str, Any]) -> Wire:
     resource = embedded("test://mixed-content-resource", "application/json", '{"test":"data","value":123}')
     return said(text("Multiple content types test:"), image(), resource)
 
 
 @tool("Fails")
-async def test_error_handling(_context: Context, _params: Mapping[str, Any]) -> Wire:
+async def error_handling(_context: Context, _params: Mapping[str, Any]) -> Wire:
     return said(text("This tool intentionally returns an error for testing"), error=True)
 
 
-@tool("Has a schema with many keywords", SCHEMA_2020_12)
+@tool("Has a schema with many keywords", SCHEMA_2020_12, name="json_schema_2020_12_tool")
 async def json_schema_2020_12_tool(_context: Context, params: Mapping[str, Any]) -> Wire:
     return said(text(json.dumps(params.get("arguments") or {})))
 
@@ -242,12 +242,12 @@ async def json_schema_2020_12_tool(_context: Context, params: Mapping[str, Any])
     "Has an argument that is also a header",
     {"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}},
 )
-async def test_x_mcp_header(_context: Context, params: Mapping[str, Any]) -> Wire:
+async def x_mcp_header(_context: Context, params: Mapping[str, Any]) -> Wire:
     return said(text(f"region={(params.get('arguments') or {}).get('region')}"))
 
 
 @tool("Needs a client that can sample")
-async def test_missing_capability(context: Context, _params: Mapping[str, Any]) -> Wire:
+async def missing_capability(context: Context, _params: Mapping[str, Any]) -> Wire:
     capabilities = context.session.client_capabilities
     if capabilities is None or capabilities.sampling is None:
         message = "the client cannot sample"
@@ -263,7 +263,7 @@ async def log(context: Context, message: str) -> None:
 
 
 @tool("Writes three lines of log")
-async def test_tool_with_logging(context: Context, _params: Mapping[str, Any]) -> Wire:
+async def tool_with_logging(context: Context, _params: Mapping[str, Any]) -> Wire:
     for line in ("Tool execution started", "Tool processing data", "Tool execution completed"):
         await log(context, line)
         await asyncio.sleep(STEP_SECONDS)
@@ -271,14 +271,14 @@ async def test_tool_with_logging(context: Context, _params: Mapping[str, Any]) -
 
 
 @tool("Writes a line of log")
-async def test_logging_tool(context: Context, _params: Mapping[str, Any]) -> Wire:
+async def logging_tool(context: Context, _params: Mapping[str, Any]) -> Wire:
     # To a client of the newer revision only if it has asked for logs: the SDK sees to that.
     await log(context, "Tool execution started")
     return said(text("A line was logged."))
 
 
 @tool("Reports progress")
-async def test_tool_with_progress(context: Context, _params: Mapping[str, Any]) -> Wire:
+async def tool_with_progress(context: Context, _params: Mapping[str, Any]) -> Wire:
     for step in (0, 50, 100):
         await context.session.report_progress(step, 100, f"Completed step {step} of 100")
         await asyncio.sleep(STEP_SECONDS)
@@ -286,7 +286,7 @@ async def test_tool_with_progress(context: Context, _params: Mapping[str, Any]) 
 
 
 @tool("Closes the stream of its call and ends on the next one")
-async def test_reconnection(context: Context, _params: Mapping[str, Any]) -> Wire:
+async def reconnection(context: Context, _params: Mapping[str, Any]) -> Wire:
     await log(context, "before the stream is closed")
     if context.close_sse_stream is not None:
         await context.close_sse_stream()
@@ -295,13 +295,13 @@ async def test_reconnection(context: Context, _params: Mapping[str, Any]) -> Wir
 
 
 @tool("Changes the list of tools")
-async def test_trigger_tool_change(_context: Context, _params: Mapping[str, Any]) -> Wire:
+async def trigger_tool_change(_context: Context, _params: Mapping[str, Any]) -> Wire:
     await BUS.publish(ToolsListChanged())
     return said(text("Told everybody who listens."))
 
 
 @tool("Changes the list of prompts")
-async def test_trigger_prompt_change(_context: Context, _params: Mapping[str, Any]) -> Wire:
+async def trigger_prompt_change(_context: Context, _params: Mapping[str, Any]) -> Wire:
     await BUS.publish(PromptsListChanged())
     return said(text("Told everybody who listens."))
 
@@ -313,7 +313,7 @@ async def test_trigger_prompt_change(_context: Context, _params: Mapping[str, An
     "Asks the client's model",
     {"type": "object", "properties": {"prompt": {"type": "string"}}, "required": ["prompt"]},
 )
-async def test_sampling(context: Context, params: Mapping[str, Any]) -> Wire:
+async def sampling(context: Context, params: Mapping[str, Any]) -> Wire:
     request = CreateMessageRequest.model_validate(sample(params["arguments"]["prompt"], 100))
     related = ServerMessageMetadata(related_request_id=context.request_id)
     answer = await context.session.send_request(request, CreateMessageResult, metadata=related)
@@ -326,40 +326,41 @@ async def elicited(context: Context, message: str, schema: Wire) -> Wire:
 
 
 @tool(
-    "Asks the user", {"type": "object", "properties": {"message": {"type": "string"}}, "required": ["message"]}
+    "Asks the user",
+    {"type": "object", "properties": {"message": {"type": "string"}}, "required": ["message"]},
 )
-async def test_elicitation(context: Context, params: Mapping[str, Any]) -> Wire:
+async def elicitation(context: Context, params: Mapping[str, Any]) -> Wire:
     return await elicited(context, params["arguments"]["message"], ANSWER_FORM)
 
 
 @tool("Asks with defaults")
-async def test_elicitation_sep1034_defaults(context: Context, _params: Mapping[str, Any]) -> Wire:
+async def elicitation_sep1034_defaults(context: Context, _params: Mapping[str, Any]) -> Wire:
     return await elicited(context, "Please look over these", DEFAULTS_FORM)
 
 
 @tool("Asks with choices")
-async def test_elicitation_sep1330_enums(context: Context, _params: Mapping[str, Any]) -> Wire:
+async def elicitation_sep1330_enums(context: Context, _params: Mapping[str, Any]) -> Wire:
     return await elicited(context, "Please choose", ENUMS_FORM)
 
 
-# --- the same in several rounds, in the revision without ---------------------------------------------------------------
+# --- the same in several rounds, in the revision without --------------------------------------------------------------
 
 
 @tool("Asks for a name")
-async def test_input_required_result_elicitation(_context: Context, params: Mapping[str, Any]) -> Wire:
+async def input_required_result_elicitation(_context: Context, params: Mapping[str, Any]) -> Wire:
     name = filled(answers(params).get("user_name"), "name")
     return said(text(f"Hello, {name}!")) if name else asked(user_name=form("What is your name?", NAME_FORM))
 
 
 @tool("Reports progress and then asks for a name")
-async def test_streaming_elicitation(context: Context, params: Mapping[str, Any]) -> Wire:
+async def streaming_elicitation(context: Context, params: Mapping[str, Any]) -> Wire:
     await context.session.report_progress(0, 1, "about to ask")
     name = filled(answers(params).get("user_name"), "name")
     return said(text(f"Hello, {name}!")) if name else asked(user_name=form("What is your name?", NAME_FORM))
 
 
 @tool("Asks the client's model")
-async def test_input_required_result_sampling(_context: Context, params: Mapping[str, Any]) -> Wire:
+async def input_required_result_sampling(_context: Context, params: Mapping[str, Any]) -> Wire:
     answer = answers(params).get("capital_question")
     if isinstance(answer, Mapping):
         return said(text(f"The model said: {answer.get('content')}"))
@@ -367,7 +368,7 @@ async def test_input_required_result_sampling(_context: Context, params: Mapping
 
 
 @tool("Asks for the client's roots")
-async def test_input_required_result_list_roots(_context: Context, params: Mapping[str, Any]) -> Wire:
+async def input_required_result_list_roots(_context: Context, params: Mapping[str, Any]) -> Wire:
     answer = answers(params).get("client_roots")
     if isinstance(answer, Mapping):
         return said(text(f"{len(answer.get('roots', []))} roots"))
@@ -375,14 +376,14 @@ async def test_input_required_result_list_roots(_context: Context, params: Mappi
 
 
 @tool("Gives the client something to carry")
-async def test_input_required_result_request_state(_context: Context, params: Mapping[str, Any]) -> Wire:
+async def input_required_result_request_state(_context: Context, params: Mapping[str, Any]) -> Wire:
     if "confirm" in answers(params) and params.get("requestState") == "carried":
         return said(text("state-ok"))
     return asked("carried", confirm=form("Please confirm", CONFIRM_FORM))
 
 
 @tool("Asks for three things at once")
-async def test_input_required_result_multiple_inputs(_context: Context, params: Mapping[str, Any]) -> Wire:
+async def input_required_result_multiple_inputs(_context: Context, params: Mapping[str, Any]) -> Wire:
     if {"user_name", "greeting", "client_roots"} <= answers(params).keys():
         return said(text("Everything has come."))
     return asked(
@@ -394,7 +395,7 @@ async def test_input_required_result_multiple_inputs(_context: Context, params: 
 
 
 @tool("Asks twice")
-async def test_input_required_result_multi_round(_context: Context, params: Mapping[str, Any]) -> Wire:
+async def input_required_result_multi_round(_context: Context, params: Mapping[str, Any]) -> Wire:
     state = params.get("requestState")
     if state is not None:
         name = json.loads(state).get("name")
@@ -408,7 +409,7 @@ async def test_input_required_result_multi_round(_context: Context, params: Mapp
 
 
 @tool("Refuses state that it did not give")
-async def test_input_required_result_tampered_state(_context: Context, params: Mapping[str, Any]) -> Wire:
+async def input_required_result_tampered_state(_context: Context, params: Mapping[str, Any]) -> Wire:
     # What was tampered with never comes here: the middleware refuses it.
     if params.get("requestState") == "mine":
         return said(text("state-ok"))
@@ -416,7 +417,7 @@ async def test_input_required_result_tampered_state(_context: Context, params: M
 
 
 @tool("Asks for what the client can do")
-async def test_input_required_result_capabilities(context: Context, _params: Mapping[str, Any]) -> Wire:
+async def input_required_result_capabilities(context: Context, _params: Mapping[str, Any]) -> Wire:
     can = context.session.client_capabilities
     requests: dict[str, Wire] = {}
     if can is None or can.sampling is not None:
@@ -456,9 +457,7 @@ async def call_tool(context: Context, params: Any) -> Wire:
 
 async def list_resources(_context: Context, _params: object) -> Wire:
     names = {"static-text": "text/plain", "static-binary": "image/png", "watched-resource": "text/plain"}
-    return {
-        "resources": [{"uri": f"test://{name}", "name": name, "mimeType": kind} for name, kind in names.items()]
-    }
+    return {"resources": [{"uri": f"test://{name}", "name": name, "mimeType": kind} for name, kind in names.items()]}
 
 
 async def list_templates(_context: Context, _params: object) -> Wire:

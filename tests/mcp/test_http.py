@@ -93,6 +93,13 @@ def event(raw: bytes, number: int | None = None) -> bytes:
     return lines + b"event: message\n" + b"".join(b"data: " + line + b"\n" for line in raw.splitlines()) + b"\n"
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        # Of what another process or a thread does there is no event.
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 class Upstream:
     """A server that answers as the test says, and notes what it received."""
 
@@ -153,9 +160,7 @@ class Rig:
         self.proxy: Proxy
         self.url = ""
 
-    async def post(
-        self, request: tuple[dict[str, str], Any], **more: Any
-    ) -> tuple[int, dict[str, str], bytes]:
+    async def post(self, request: tuple[dict[str, str], Any], **more: Any) -> tuple[int, dict[str, str], bytes]:
         headers, body = request
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         async with self.client.post(self.url, data=raw, headers={**headers, **more}) as answer:
@@ -173,9 +178,7 @@ class Rig:
 
     async def settled(self) -> None:
         """Waits until nothing is held."""
-        async with asyncio.timeout(5):
-            while self.held():
-                await asyncio.sleep(0.01)
+        await until(lambda: not self.held())
 
     def outcomes(self) -> list[tuple[str, str | None]]:
         assert self.gate.log is not None
@@ -330,9 +333,7 @@ def test_a_denial_is_a_result_that_the_model_can_read(tmp_path: Path) -> None:
         assert (status, headers["Content-Type"].split(";")[0], answer["id"]) == (200, "application/json", "a")
         assert answer["result"]["isError"] is True
         assert answer["result"]["resultType"] == "complete"
-        assert answer["result"]["content"] == [
-            {"type": "text", "text": "Denied (policy.forbidden): Not this text."}
-        ]
+        assert answer["result"]["content"] == [{"type": "text", "text": "Denied (policy.forbidden): Not this text."}]
         assert answer["result"]["_meta"]["tollkeeper/code"] == "policy.forbidden"
         assert made.upstream.calls() == []
         # A client that reads streams only gets one.
@@ -567,8 +568,7 @@ def test_open_exchanges_have_a_limit(tmp_path: Path) -> None:
 
         made.upstream.answer = late
         open_ = [asyncio.create_task(made.post(call("echo", number))) for number in range(3)]
-        while len(made.upstream.calls()) < 3:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(made.upstream.calls()) == 3)
         status, headers, _ = await made.post(call("echo", 9))
         assert (status, headers["Retry-After"]) == (503, "1")
         go.set()
@@ -712,8 +712,7 @@ def test_a_client_that_goes_away_ends_the_call(tmp_path: Path) -> None:
         for name in ("slow", "echo"):
             headers, message = call(name)
             task = asyncio.create_task(made.post((headers, message)))
-            while made.held() != 1 or len(made.upstream.calls()) != len(made.outcomes()) + 1:
-                await asyncio.sleep(0.01)
+            await until(lambda: made.held() == 1 and len(made.upstream.calls()) == len(made.outcomes()) + 1)
             made.upstream.gone.clear()
             task.cancel()
             await asyncio.wait_for(made.upstream.gone.wait(), 5)
@@ -817,8 +816,7 @@ def test_the_session_that_was_idle_for_longest_makes_room(tmp_path: Path) -> Non
 
         made.upstream.answer = late
         open_ = [asyncio.create_task(made.post((each, old_call("echo", "late")))) for each in (one, three)]
-        while made.held() != 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: made.held() == 2)
         status, headers, _ = await made.post((JSON, INITIALIZE))
         assert (status, headers["Retry-After"]) == (503, "5")
         for task in open_:
@@ -1069,9 +1067,7 @@ def test_an_address_that_others_reach_is_said_to_be_open(tmp_path: Path) -> None
     file = tmp_path / "tokens"
     file.write_text("0123456789abcdef\n")
     for token_file, lines in ((None, 1), (file, 1)):
-        wanted = Settings(
-            upstream="http://127.0.0.1:1/", listen="0.0.0.0:0", allow_remote=True, token_file=token_file
-        )
+        wanted = Settings(upstream="http://127.0.0.1:1/", listen="0.0.0.0:0", allow_remote=True, token_file=token_file)
         Proxy(wanted, lambda _: pytest.fail("no screen is made"), said.append)
         assert len(said) == lines
     assert "--token-file" in said[0]

@@ -2,8 +2,8 @@
 
 One process listens, and sends what its screens let through to one upstream URL, over connections that it keeps. Both
 shapes of the transport go through it: sessions with their streams (2025-11-25) and requests that stand alone
-(2026-07-28). An event is screened and sent on at once; nothing waits for a stream to end. A client that goes away closes
-its request at the upstream, and what was held for it ends.
+(2026-07-28). An event is screened and sent on at once; nothing waits for a stream to end. A client that goes away
+closes its request at the upstream, and what was held for it ends.
 
 It refuses what it cannot read: compressed bodies, other charsets, events and bodies beyond the limits, answers of other
 kinds. It follows no redirect, repeats no request, decides nothing itself, and hands no credential on unless it was told
@@ -22,7 +22,6 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -37,6 +36,7 @@ from tollkeeper.mcp.screen import Forward, Reply, Wait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterable
+    from pathlib import Path
 
     from tollkeeper._native import Decision
     from tollkeeper.mcp.screen import Screen, Verdict
@@ -438,7 +438,9 @@ class Proxy:
         if twice is not None:
             raise Refused(400, f"the header {twice} is there twice")
         if len(self._exchanges) >= self._limits.exchanges:
-            raise Refused(503, f"{self._limits.exchanges} requests are open, the most there may be", {"Retry-After": "1"})
+            raise Refused(
+                503, f"{self._limits.exchanges} requests are open, the most there may be", {"Retry-After": "1"}
+            )
 
     def _session_of(self, request: web.BaseRequest) -> _Session:
         id_ = request.headers.get(SESSION)

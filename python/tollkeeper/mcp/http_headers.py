@@ -133,8 +133,8 @@ class HeaderCheck:
         """
         params = message.get("params")
         given = cast("dict[str, Any]", params) if type(params) is dict else {}
-        meta = given.get("_meta")
-        version = cast("dict[str, Any]", meta).get(VERSION_META) if type(meta) is dict else None
+        meta: object = given.get("_meta")
+        version: object = cast("dict[str, Any]", meta).get(VERSION_META) if type(meta) is dict else None
         stated = headers.get(VERSION)
         if version is not None and version != stated:
             return f"the header {VERSION} does not say the body's revision"
@@ -157,7 +157,7 @@ class HeaderCheck:
         if type(name) is not str:
             return None
         for mirrored in self._of(name):
-            value: object = cast("dict[str, Any]", arguments) if type(arguments) is dict else _ABSENT
+            value: object = arguments
             for step in mirrored.path:
                 value = cast("dict[str, Any]", value).get(step, _ABSENT) if type(value) is dict else _ABSENT
             text = headers.get(mirrored.header)
