@@ -37,7 +37,7 @@ POLICY = "".join(
     '@id("prompt") permit(principal, action == Action::"get_prompt", resource)\n'
     '  when { context.input.name == "greeting" };\n'
     '@id("model") permit(principal, action == Action::"call_model", resource == Model::"sampling")\n'
-    '  when { context.input.max_tokens <= 100 };\n'
+    "  when { context.input.max_tokens <= 100 };\n"
 )
 BUDGETS = """[budget."acme"]
 limits = [
@@ -167,6 +167,7 @@ def text_of(answer: dict[str, Any]) -> str:
 
 def entries(folder: Path) -> list[dict[str, Any]]:
     """What the log holds, after it was verified."""
+
     def command(*words: str) -> str:
         done = subprocess.run(  # noqa: S603 - the words are above and below
             [sys.executable, "-m", "tollkeeper", *words],

@@ -7,6 +7,7 @@ Standard output belongs to the protocol, and standard error to the server and to
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--principal", metavar="UID", required=True, help="who acts, such as 'Agent::\"researcher\"'")
     parser.add_argument("--session", metavar="ID", help="default: one of its own for each run")
     parser.add_argument("--budget", metavar="PATH", help="the budget that pays")
-    parser.add_argument("--lock", metavar="FILE", type=Path, help="what pins the tools; default: beside the configuration")
+    parser.add_argument(
+        "--lock", metavar="FILE", type=Path, help="what pins the tools; default: beside the configuration"
+    )
     parser.add_argument(
         "--locked", action="store_true", help="pin nothing: what the lock file does not hold may not be called"
     )
@@ -159,6 +162,9 @@ def _on_stdio(arguments: argparse.Namespace, limits: Limits, made: Callable[[], 
     except OSError as error:
         screen.close()
         raise InputError(f"{shown(arguments.command[0])}: {error.strerror or error}", "name a program") from None
+    # What there is now stays: the collector has to look at messages only.
+    gc.collect()
+    gc.freeze()
     return stdio.Proxy(screen, server, client_in=0, client_out=1, limits=limits, say=say).run()
 
 

@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, Final, cast
@@ -285,6 +286,7 @@ class Pins:
         self._say = _to_stderr if say is None else say
         self._lock = Lock()
         self._stamp: tuple[int, ...] | None = None
+        self._looked = 0.0
         self._first: dict[str, Definition] = {}
         """What was listed first, until all of it is written."""
         self._twice: set[str] = set()
@@ -301,10 +303,19 @@ class Pins:
             self._stamp = _stamp(path)
             self._lock = _load_lock(path)
 
-    def refresh(self) -> bool:
-        """Looks whether the lock file has changed, and judges anew if it has."""
+    def refresh(self, within_seconds: float = 0.0) -> bool:
+        """Looks whether the lock file has changed, and judges anew if it has.
+
+        Args:
+            within_seconds: Does not look if somebody has, so long ago at most.
+        """
         if self._path is None:
             return False
+        if within_seconds:
+            now = time.monotonic()
+            if now - self._looked < within_seconds:
+                return False
+            self._looked = now
         stamp = _stamp(self._path)
         if stamp == self._stamp:
             return False

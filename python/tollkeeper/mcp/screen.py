@@ -8,7 +8,6 @@ module reads and writes no stream, and no file but the lock file of `pins`. What
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
@@ -42,7 +41,11 @@ BAD_REQUEST: Final = 400
 READ_RESOURCE: Final = "read_resource"
 GET_PROMPT: Final = "get_prompt"
 SAMPLING: Final = "sampling/createMessage"
+CLIENT_BYTES_MAX: Final = 4 << 20
+SERVER_BYTES_MAX: Final = 16 << 20
 META: Final = "io.modelcontextprotocol/"
+# A record of this class, or of none, is waited for by nobody.
+GROUP: Final = (None, "group")
 DECIDED: Final = frozenset({"tools/call", "resources/read", "prompts/get", SAMPLING})
 # A task was made by a call that was allowed; these speak of one by its id.
 OF_A_TASK: Final = frozenset({"tasks/get", "tasks/result", "tasks/cancel", "tasks/update"})
@@ -74,6 +77,8 @@ TOKENS_MAX: Final = 1 << 40
 APPROVAL_SECONDS: Final = 3600.0
 # A server whose lists are stale at once would be asked before every call.
 LIST_SECONDS_MIN: Final = 30.0
+# How soon calls see that the lock file has changed.
+LOCK_SECONDS: Final = 0.1
 CHAINS_MAX: Final = 64
 SAID_MAX: Final = 256
 SHOWN_CHARS: Final = 80
@@ -86,9 +91,9 @@ GUESSED_BYTES: Final = 4096
 class Limits:
     """The bounds of what is read and remembered."""
 
-    client_bytes: int = 4 << 20
+    client_bytes: int = CLIENT_BYTES_MAX
     """Of one message of the client: as large as the gate takes arguments."""
-    server_bytes: int = 16 << 20
+    server_bytes: int = SERVER_BYTES_MAX
     """Of one message of the server: results hold pictures."""
     depth: int = strict.DEPTH_MAX
     """How deep values nest in a message."""
@@ -101,7 +106,9 @@ class Limits:
     one_line: bool = False
     """Whether a message is a line, so that it must hold nothing that some reader takes for the end of one."""
     wait_seconds: float = 1.0
-    """How long a decision may wait for its record."""
+    """How long a decision may wait for room in the log."""
+    record_seconds: float = 10.0
+    """How long an allowed action may wait for its record to be on the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -535,7 +542,7 @@ class Screen:
         tool, arguments = _action(method, params)
         if side is self._client and method == "tools/call" and (verdict := self._list_first(key, message)) is not None:
             return verdict
-        if self._pins.refresh():
+        if self._pins.refresh(LOCK_SECONDS):
             self._learned()
         self._remember(side, key, pending)
         try:
@@ -561,16 +568,25 @@ class Screen:
         return Forward(strict.write(message), self._awaited(decision))
 
     def _checked(self, tool: str, arguments: dict[str, Any], asserted: dict[str, str]) -> Decision:
-        if self._waits:
+        decision = self._gate._check_large(  # noqa: SLF001 - what `check_blocking` is made of, without its waiting
+            tool, arguments, scope=self._scope, asserted=asserted
+        )
+        if not self._waits:
+            return decision
+        if decision.code == "audit.unavailable":
             return self._gate.check_blocking(
                 tool, arguments, scope=self._scope, timeout=self._limits.wait_seconds, asserted=asserted
             )
-        return self._gate._check_large(  # noqa: SLF001 - what `acheck` is made of, without its waiting
-            tool, arguments, scope=self._scope, asserted=asserted
-        )
+        if decision.allowed and decision.durability not in GROUP:
+            try:
+                decision.wait_durable(decision.durability or "sync", self._limits.record_seconds)
+            except BaseException as error:
+                _finish(_Pending("", modern=False, decision=decision), "cancelled", type(error).__name__, began=False)
+                raise
+        return decision
 
     def _awaited(self, decision: Decision) -> Decision | None:
-        return None if self._waits or decision.durability in {None, "group"} else decision
+        return None if self._waits or decision.durability in GROUP else decision
 
     def _forget(self, side: _Side, key: Key) -> None:
         with self._lock:
@@ -989,8 +1005,9 @@ def _status(message: dict[str, Any]) -> tuple[str, str | None]:
 def _finish(pending: _Pending, status: str, error: str | None, *, began: bool = True) -> None:
     """Ends what was reserved for a request, and records how it ended."""
     call, decision = pending.model_call, pending.decision
-    # The next check says what is wrong with the log, by refusing.
-    with contextlib.suppress(TollkeeperError):
+    if call is None and decision is None:
+        return
+    try:
         if call is not None:
             failure = None if status == "ok" else _Ended(error)
             call.__exit__(None if failure is None else type(failure), failure, None)
@@ -999,6 +1016,9 @@ def _finish(pending: _Pending, status: str, error: str | None, *, began: bool = 
                 decision._release()  # noqa: SLF001 - the native half of `Gate.guard`, which ends calls in this way too
             duration_ms = max(int((time.monotonic() - pending.begun) * 1000), 0)
             decision._finish(status, error, duration_ms)  # noqa: SLF001 - as above
+    except TollkeeperError:
+        # The next check says what is wrong with the log, by refusing.
+        return
 
 
 class _Ended(Exception):  # noqa: N818 - how a model call ended, for its record

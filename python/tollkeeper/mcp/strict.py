@@ -14,6 +14,8 @@ import re
 import unicodedata
 from typing import Any, Final, NoReturn
 
+import msgspec
+
 __all__ = ["DEPTH_MAX", "INVALID", "PARSE", "Malformed", "folded", "read", "refuse_folded", "write"]
 
 # JSON-RPC's numbers for what is no JSON, and for JSON that is no request.
@@ -36,7 +38,12 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{}:,]|[^\s\[\]{}:,"]+', re.DOTALL)
 _LONE: Final = re.compile("[\ud800-\udfff]")
 
+# Keys of objects that were looked at and are well: messages have the same ones again and again.
+_CLEAN_MAX: Final = 1024
+_CLEAN_KEYS_MAX: Final = 16
+
 _folds: dict[str, str] = {}
+_clean: set[tuple[str, ...]] = set()
 
 
 class Malformed(ValueError):  # noqa: N818 - as JSON-RPC calls it
@@ -117,6 +124,7 @@ def _decoder(hook: Any) -> json.JSONDecoder:  # noqa: ANN401 - a function of pai
 
 _EXACT: Final = _decoder(_object)
 _FOLDING: Final = _decoder(_folded_object)
+_encode: Final = msgspec.json.Encoder().encode
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False)
 
 
@@ -126,8 +134,17 @@ def refuse_folded(value: dict[str, Any]) -> None:
     Raises:
         Malformed: It has such keys.
     """
-    if len({folded(key) for key in value}) != len(value):
+    keys = tuple(value)
+    if keys in _clean:
+        return
+    if len({folded(key) for key in keys}) != len(keys):
         raise Malformed("two keys in one object that differ by case alone", INVALID)
+    if (
+        len(_clean) < _CLEAN_MAX
+        and len(keys) <= _CLEAN_KEYS_MAX
+        and max(map(len, keys), default=0) <= FOLDED_KEY_CHARS_MAX
+    ):
+        _clean.add(keys)
 
 
 def read(raw: bytes, *, bytes_max: int, depth_max: int = DEPTH_MAX, fold: bool = True) -> Any:  # noqa: ANN401 - JSON
@@ -160,13 +177,20 @@ def read(raw: bytes, *, bytes_max: int, depth_max: int = DEPTH_MAX, fold: bool =
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise Malformed("not UTF-8", PARSE, error.start) from None
+    decoder = _FOLDING if fold else _EXACT
     try:
-        value = (_FOLDING if fold else _EXACT).decode(text)
+        # As `decode` does, without its looking for white space, of which a message has none.
+        value, end = decoder.scan_once(text, 0) if text[:1] == "{" else (None, -1)
+        if end != len(text):
+            value = decoder.decode(text)
     except Malformed as error:
         raise Malformed(error.what, error.code, _place(raw, fold=fold)) from None
     except json.JSONDecodeError as error:
         what = error.msg[:1].lower() + error.msg[1:]
         raise Malformed(f"not JSON: {what}", PARSE, len(text[: error.pos].encode(errors="replace"))) from None
+    except StopIteration as error:
+        # What the scanner raises where a value is missing.
+        raise Malformed("not JSON: expecting value", PARSE, len(text[: error.value].encode())) from None
     except RecursionError:
         raise Malformed("nested too deeply", INVALID) from None
     if _SURROGATE.search(raw) is not None:
@@ -182,7 +206,11 @@ def write(value: Any) -> bytes:  # noqa: ANN401 - JSON
         >>> strict.write({"a": [1, None, 2.50]})
         b'{"a":[1,null,2.5]}'
     """
-    return _ENCODER.encode(value).encode()
+    try:
+        return _encode(value)
+    except (OverflowError, ValueError):
+        # An integer of more than 64 bits.
+        return _ENCODER.encode(value).encode()
 
 
 def _refuse_deep(raw: bytes, depth_max: int) -> None:
