@@ -5,8 +5,8 @@
     with gate.run(principal='Agent::"researcher"'):
         agent.invoke({"messages": [("user", "...")]})
 
-A denied call is a tool message that the model reads, a denied model call raises `Denied` out of the run. `install` gates
-`BaseTool` and `BaseChatModel` too: graphs without this middleware, direct calls, arguments that middleware changes.
+A denied call is a tool message that the model reads, a denied model call raises `Denied` out of the run. `install`
+gates `BaseTool` and `BaseChatModel` too: graphs without this middleware, direct calls, arguments that were changed.
 
 It refuses to run a call whose decision it could not ask for. It does not see tools that the model's provider runs, nor
 the function inside a tool (`tool.func`), which is the application's own code.
@@ -17,10 +17,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, Final, get_origin
+from typing import Any, Final, get_args, get_origin
 
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.callbacks import BaseCallbackHandler
@@ -55,6 +54,7 @@ TEXT_ARGUMENT: Final[Mapping[str, Any]] = {
 GATED: Final = (
     (BaseTool, "run"),
     (BaseTool, "arun"),
+    (BaseTool, "_parse_input"),
     (BaseChatModel, "generate"),
     (BaseChatModel, "agenerate"),
     (BaseChatModel, "stream"),
@@ -64,10 +64,12 @@ GATED: Final = (
 # The model call that a hook has decided in this context, until it is made: name and most tokens.
 _PAID: ContextVar[list[tuple[str, int | None]] | None] = ContextVar("tollkeeper_langchain_paid", default=None)
 _INSTALLING = threading.Lock()
-# Schema -> how its values are checked without what the runtime supplies. Tools share schemas and outlive calls.
-_CHECKERS: weakref.WeakKeyDictionary[type[BaseModel], tuple[type[BaseModel], frozenset[str]]] = (
-    weakref.WeakKeyDictionary()
-)
+# The tool that has been let run here, and a copy of its arguments that callbacks are not shown.
+_LET: ContextVar[list[tuple[BaseTool, Any]] | None] = ContextVar("tollkeeper_langchain_let", default=None)
+# Whether a model call that is going on here has a decision of its own, below the one that a hook has asked for.
+_OWN: ContextVar[bool] = ContextVar("tollkeeper_langchain_own", default=False)
+# Schemas whose checkers are kept: applications make some anew for each request.
+SCHEMAS_MAX: Final = 1024
 
 
 class Halted(Denied, GraphBubbleUp):
@@ -134,7 +136,10 @@ class Guard:
             return _ended(entered, handler(changed))
 
     async def awrap_tool_call(
-        self, request: Any, handler: Callable[[Any], Awaitable[Any]], agent: str | None = None  # noqa: ANN401 - as above
+        self,
+        request: Any,  # noqa: ANN401 - as above
+        handler: Callable[[Any], Awaitable[Any]],
+        agent: str | None = None,
     ) -> Any:  # noqa: ANN401 - as above
         """As `wrap_tool_call`, for `ToolNode(awrap_tool_call=...)`."""
         try:
@@ -154,7 +159,8 @@ class Guard:
         tool = request.tool
         if tool is None:
             # A name that the model made up; the gate knows it only if the file does.
-            return request.tool_call["name"], request.tool_call["args"], request.tool_call["args"]
+            given = snapshot(request.tool_call["args"])
+            return request.tool_call["name"], given, given
         self.crossing.see(tool.name, tool, functools.partial(_schema, tool))
         # The runtime supplies its own again, so that a model cannot.
         given = {key: value for key, value in request.tool_call["args"].items() if key not in _supplied(tool)}
@@ -168,7 +174,7 @@ class Guard:
     # --- below all hooks ------------------------------------------------------------------------------------------
 
     def install(self) -> None:
-        """Gates `run` and `arun` of `BaseTool`, and `generate`, `stream` and both for event loops of `BaseChatModel`.
+        """Gates `run` and `arun` of `BaseTool`; `generate` and `stream` of `BaseChatModel`, and theirs for event loops.
 
         Raises:
             ConfigError: The framework has another shape than the versions this was tested with.
@@ -184,7 +190,7 @@ class Guard:
                 if not callable(vars(owner).get(name)):
                     message = f"langchain {self.version}: {owner.__name__} has no method `{name}` to gate"
                     raise ConfigError(message, "host.unsupported", f"use a version up to {HOST.newest}")
-            made = {"run": self._run, "arun": self._arun}
+            made = {"run": self._run, "arun": self._arun, "_parse_input": self._parse_input}
             if self.crossing.models:
                 below = _Below(self.crossing)
                 made |= {name: getattr(below, name) for name in ("generate", "agenerate", "stream", "astream")}
@@ -216,7 +222,7 @@ class Guard:
                 entered = failure(f"tool call `{tool.name}`", error)
             if isinstance(entered, Refusal):
                 return self._refused_below(entered, tool, call)
-            with _running(entered):
+            with _running(entered), _let(tool, given):
                 return _ended(entered, original(tool, given, *args, **named))
 
         return run
@@ -235,16 +241,37 @@ class Guard:
                 entered = failure(f"tool call `{tool.name}`", error)
             if isinstance(entered, Refusal):
                 return self._refused_below(entered, tool, call)
-            with _running(entered):
+            with _running(entered), _let(tool, given):
                 return _ended(entered, await original(tool, given, *args, **named))
 
         return arun
+
+    @staticmethod
+    def _parse_input(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def parse_input(tool: BaseTool, tool_input: Any, *args: Any, **named: Any) -> Any:  # noqa: ANN401 - as above
+            let = _LET.get()
+            if let and let[-1][0] is tool:
+                # What callbacks have made of the arguments since then is not what runs.
+                tool_input = let.pop()[1]
+            return original(tool, tool_input, *args, **named)
+
+        return parse_input
 
     def _refused_below(self, refusal: Refusal, tool: BaseTool, call: str | None) -> ToolMessage:
         if call is None and not self.crossing.halt:
             # Code called the tool and takes what it returns for its result.
             raise refusal.denied()
         return self._refused(refusal, tool.name, call)
+
+
+@contextlib.contextmanager
+def _let(tool: BaseTool, given: Any) -> Iterator[None]:  # noqa: ANN401 - text or a mapping
+    token = _LET.set([(tool, _copied(tool, given))])
+    try:
+        yield
+    finally:
+        _LET.reset(token)
 
 
 @contextlib.contextmanager
@@ -317,27 +344,30 @@ def _schema(tool: BaseTool) -> Mapping[str, Any]:
 
 
 def _supplied(tool: BaseTool) -> frozenset[str]:
+    """The arguments that come from the runtime, whatever the model gives."""
     schema = tool.args_schema
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return _checker(schema)[1]
-    return frozenset()
+    # A schema that is plain JSON names none of them; the function's signature does, from release 1.1 on.
+    return frozenset(getattr(tool, "_injected_args_keys", ()))
 
 
+@functools.lru_cache(maxsize=SCHEMAS_MAX)
 def _checker(schema: type[BaseModel]) -> tuple[type[BaseModel], frozenset[str]]:
     """The schema with its own checks, but for fields that the runtime supplies; and their names."""
-    known = _CHECKERS.get(schema)
-    if known is None:
-        names = frozenset(name for name, field in schema.model_fields.items() if _is_supplied(field))
-        anything: dict[str, Any] = dict.fromkeys(names, (Any, None))
-        known = (create_model(schema.__name__, __base__=schema, **anything) if names else schema, names)
-        _CHECKERS[schema] = known
-    return known
+    fields = schema.model_fields.items()
+    names = frozenset(name for name, field in fields if _is_supplied(field.annotation, field.metadata))
+    anything: dict[str, Any] = dict.fromkeys(names, (Any, None))
+    return (create_model(schema.__name__, __base__=schema, **anything) if names else schema), names
 
 
-def _is_supplied(field: Any) -> bool:  # noqa: ANN401 - of pydantic
-    if (get_origin(field.annotation) or field.annotation) is ToolRuntime:
+def _is_supplied(annotation: Any, marks: Iterable[Any]) -> bool:  # noqa: ANN401 - a type, or what stands for one
+    if (get_origin(annotation) or annotation) is ToolRuntime:
         return True
-    return any(isinstance(mark, SUPPLIED) or mark in SUPPLIED for mark in field.metadata if not _is_data(mark))
+    if any(isinstance(mark, SUPPLIED) or any(mark is kind for kind in SUPPLIED) for mark in marks):
+        return True
+    # Within an optional one, say.
+    return any(_is_supplied(part, getattr(part, "__metadata__", ())) for part in get_args(annotation))
 
 
 def _arguments(tool: BaseTool, given: Any) -> tuple[Any, Any]:  # noqa: ANN401 - text or a mapping
@@ -348,12 +378,12 @@ def _arguments(tool: BaseTool, given: Any) -> tuple[Any, Any]:  # noqa: ANN401 -
     schema = tool.args_schema
     if isinstance(given, str):
         return given, {_first(tool): given}
+    supplied = _supplied(tool)
+    run = _copied(tool, given)
+    shown = {key: value for key, value in run.items() if key not in supplied}
     if not (isinstance(schema, type) and issubclass(schema, BaseModel)):
-        copied = snapshot(given)
-        return copied, copied
-    checker, supplied = _checker(schema)
-    shown = snapshot({key: value for key, value in given.items() if key not in supplied})
-    run = {**shown, **{key: value for key, value in given.items() if key in supplied}}
+        return run, shown
+    checker, _ = _checker(schema)
     try:
         checked = checker.model_validate(snapshot(shown))
     except Exception:  # noqa: BLE001 - validators raise what they like; the runtime refuses this itself
@@ -362,20 +392,27 @@ def _arguments(tool: BaseTool, given: Any) -> tuple[Any, Any]:  # noqa: ANN401 -
     for name, field in checker.model_fields.items():
         if name in supplied:
             continue
-        alias = field.validation_alias
-        key = alias if isinstance(alias, str) else field.alias or name
         value = plain(getattr(checked, name))
         if name in checked.model_fields_set:
-            # What has no plain form, such as a secret, is seen as the model gave it.
-            view[key] = value if _is_data(value) else shown.get(key, shown.get(name))
+            # What has no plain form, such as a secret, is seen as the model gave it. The schema that the model is shown
+            # has the names of fields, whatever else they may be given by.
+            view[name] = value if _is_data(value) else shown.get(name, shown.get(field.alias))
         elif value is not None and name not in {"args", "kwargs"} and _is_data(value):
-            view[key] = value
+            view[name] = value
             if field.default_factory is not None:
                 # Made anew each time: what runs is the one that was decided on.
-                run[key] = snapshot(value)
+                run[name] = snapshot(value)
     for key, value in (checked.model_extra or {}).items():
         view[key] = plain(value)
     return run, view
+
+
+def _copied(tool: BaseTool, given: Any) -> Any:  # noqa: ANN401 - text or a mapping
+    """A copy that nobody else has, but for what the runtime supplies, such as the state of the graph."""
+    if isinstance(given, str):
+        return given
+    supplied = _supplied(tool)
+    return {key: value if key in supplied else snapshot(value) for key, value in given.items()}
 
 
 def _first(tool: BaseTool) -> str:
@@ -409,7 +446,9 @@ class _Models(AgentMiddleware):
         """Lets the call on, or raises `Denied` out of the run."""
         try:
             name, most = _model(request.model, request.model_settings)
-            passage = self._crossing.model(name, _request_texts(request), most, _ids(ensure_config(), None, self._agent))
+            passage = self._crossing.model(
+                name, _request_texts(request), most, _ids(ensure_config(), None, self._agent)
+            )
         except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not let the call through
             passage = failure("a model call", error)
         if isinstance(passage, Refusal):
@@ -448,6 +487,8 @@ class _Meter(BaseCallbackHandler):
 
     def on_llm_new_token(self, token: Any, *, chunk: Any = None, **_: Any) -> None:  # noqa: ANN401 - as the framework's
         """Counts a piece of the answer."""
+        if _OWN.get():
+            return
         message = getattr(chunk, "message", None)
         refusal = self._passage.streamed(str(token) if message is None else _said(message))
         if refusal is not None:
@@ -455,7 +496,8 @@ class _Meter(BaseCallbackHandler):
 
     def on_llm_end(self, response: Any, **_: Any) -> None:  # noqa: ANN401 - as the framework's
         """Notes an answer: there are several where middleware further in tries again."""
-        self._reported += [messages[0] for messages in _answers(response)]
+        if not _OWN.get():
+            self._reported += [messages[0] for messages in _answers(response)]
 
     def settle(self, response: Any = None) -> None:  # noqa: ANN401 - of the framework
         """Ends the call with what was reported to the meter, or else with what the response says."""
@@ -571,8 +613,11 @@ class _Below:
         self._crossing = crossing
 
     def _asks(
-        self, model: Any, prompts: list[Any], named: Mapping[str, Any]  # noqa: ANN401 - a chat model, lists of messages
-    ) -> tuple[str, int | None, list[str], dict[str, str]] | None:
+        self,
+        model: Any,  # noqa: ANN401 - a chat model
+        prompts: list[Any],
+        named: Mapping[str, Any],
+    ) -> tuple[str, list[str], int, dict[str, str]] | None:
         """What to ask the gate; `None` if a hook has asked for this very call."""
         name, most = _model(model, named)
         paid = _PAID.get()
@@ -581,7 +626,7 @@ class _Below:
         texts = [text for messages in prompts for text in _texts(messages)]
         texts += [str(tool) for tool in named.get("tools") or ()]
         whole = (self._crossing.max_output_tokens if most is None else most) * max(len(prompts), 1)
-        return name, whole, texts, _ids(ensure_config(named.get("config")))
+        return name, texts, whole, _ids(ensure_config(named.get("config")))
 
     def _enter(self, model: Any, prompts: list[Any], named: Mapping[str, Any]) -> ModelPassage | None:  # noqa: ANN401 - as above
         try:
@@ -636,20 +681,15 @@ class _Below:
         def stream(model: BaseChatModel, input: Any, *args: Any, **named: Any) -> Iterator[Any]:  # noqa: A002, ANN401 - as the framework's
             passage = self._enter(model, [_messages(input)], named)
             paid, whole = _model(model, named), None
-            with _paying(passage), contextlib.closing(original(model, input, *args, **named)) as pieces:
+            with _flowing(passage), contextlib.closing(original(model, input, *args, **named)) as pieces:
                 while True:
-                    # A model that cannot stream generates: that has been decided. Only while it runs, not its reader.
-                    told = _PAID.set([paid])
-                    try:
+                    with _turning(paid, passage):
                         piece = next(pieces, None)
-                    finally:
-                        _PAID.reset(told)
                     if piece is None:
                         break
                     whole = _counted(passage, whole, piece)
                     yield piece
-                if passage is not None:
-                    _settle(self._crossing, passage, [whole] if whole is not None else [])
+                self._flowed(passage, whole)
 
         return stream
 
@@ -660,22 +700,22 @@ class _Below:
         async def astream(model: BaseChatModel, input: Any, *args: Any, **named: Any) -> AsyncIterator[Any]:  # noqa: A002, ANN401 - as above
             passage = await self._aenter(model, [_messages(input)], named)
             paid, whole = _model(model, named), None
-            with _paying(passage):
+            with _flowing(passage):
                 async with contextlib.aclosing(original(model, input, *args, **named)) as pieces:
                     while True:
-                        told = _PAID.set([paid])
-                        try:
+                        with _turning(paid, passage):
                             piece = await anext(pieces, None)
-                        finally:
-                            _PAID.reset(told)
                         if piece is None:
                             break
                         whole = _counted(passage, whole, piece)
                         yield piece
-                if passage is not None:
-                    _settle(self._crossing, passage, [whole] if whole is not None else [])
+                self._flowed(passage, whole)
 
         return astream
+
+    def _flowed(self, passage: ModelPassage | None, whole: Any) -> None:  # noqa: ANN401 - a message of all pieces
+        if passage is not None:
+            _settle(self._crossing, passage, [whole] if whole is not None else [])
 
     def _end(self, passage: ModelPassage | None, result: Any) -> None:  # noqa: ANN401 - an LLMResult
         if passage is not None:
@@ -684,6 +724,35 @@ class _Below:
 
 @contextlib.contextmanager
 def _paying(passage: ModelPassage | None) -> Iterator[None]:
+    """Around a call that answers at once; what hooks hear of it is none of theirs if it has its own decision."""
+    token = _OWN.set(passage is not None)
+    try:
+        yield
+    except BaseException as error:
+        if passage is not None:
+            passage.over(error)
+        raise
+    finally:
+        _OWN.reset(token)
+
+
+@contextlib.contextmanager
+def _turning(paid: tuple[str, int | None], passage: ModelPassage | None) -> Iterator[None]:
+    """Around one piece of a stream: what is set here must not be seen by its reader.
+
+    A model that cannot stream generates instead, and that has been decided.
+    """
+    told, token = _PAID.set([paid]), _OWN.set(passage is not None)
+    try:
+        yield
+    finally:
+        _PAID.reset(told)
+        _OWN.reset(token)
+
+
+@contextlib.contextmanager
+def _flowing(passage: ModelPassage | None) -> Iterator[None]:
+    """Around a stream, which its reader may leave."""
     try:
         yield
     except BaseException as error:
