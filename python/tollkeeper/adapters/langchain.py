@@ -393,15 +393,16 @@ def _arguments(tool: BaseTool, given: Any) -> tuple[Any, Any]:  # noqa: ANN401 -
         if name in supplied:
             continue
         value = plain(getattr(checked, name))
+        alias = field.validation_alias if isinstance(field.validation_alias, str) else name
         if name in checked.model_fields_set:
             # What has no plain form, such as a secret, is seen as the model gave it. The schema that the model is shown
             # has the names of fields, whatever else they may be given by.
-            view[name] = value if _is_data(value) else shown.get(name, shown.get(field.alias))
+            view[name] = value if _is_data(value) else shown.get(alias, shown.get(name, value))
         elif value is not None and name not in {"args", "kwargs"} and _is_data(value):
             view[name] = value
             if field.default_factory is not None:
                 # Made anew each time: what runs is the one that was decided on.
-                run[name] = snapshot(value)
+                run[alias] = snapshot(value)
     for key, value in (checked.model_extra or {}).items():
         view[key] = plain(value)
     return run, view
