@@ -1,12 +1,12 @@
 """What the contract suite does not ask of the LangChain adapter: its own ways to go around a hook, and its own results.
 
-The scripted model and the gate's files are those of the suite.
+The scripted model is the suite's.
 """
 
 import asyncio
 import gc
-import importlib.util
 import inspect
+import json
 import sys
 import threading
 import time
@@ -16,8 +16,7 @@ from typing import Annotated, Any
 
 import pytest
 
-if importlib.util.find_spec("langchain") is None:
-    pytest.skip("no langchain: run `make test-hosts`", allow_module_level=True)
+pytest.importorskip("langchain", reason="no langchain: run `make test-hosts`")
 sys.path.insert(0, str(Path(__file__).resolve().parent / "contract"))
 
 from driver import Call, Turn
@@ -33,21 +32,50 @@ from langgraph.prebuilt import InjectedState, ToolNode, ToolRuntime
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel, Field, SecretStr, field_validator
 
-from conftest import BUDGETS, CONFIG, POLICIES, entries
 from tollkeeper import Denied, Gate
+from tollkeeper._native import AuditReader
 from tollkeeper.adapters.langchain import Guard, Halted
 
 DONE = Turn(text="all done now")
-MORE = """
-@id("deep") @reason("Not that deep.") forbid(principal, action, resource)
-when { context has input && context.input has path && context.input.path like "/etc/*" };
+POLICIES = """
+@id("tools") permit(principal, action in Action::"call_tool", resource);
+@id("models") permit(principal, action == Action::"call_model", resource);
+@id("secrets") @reason("Secrets are not for agents.") forbid(principal, action == Action::"look", resource)
+when { context.input has q && context.input.q like "*secret*" };
+@id("never") @reason("Nobody wipes anything.") forbid(principal, action == Action::"wipe", resource);
+@id("deep") @reason("Not that deep.") forbid(principal, action in Action::"call_tool", resource)
+when { context.input has path && context.input.path like "/etc/*" };
 """
+CONFIG = """
+[policy]
+files = ["p.cedar"]
+[audit]
+origin = "example.com/langchain"
+[budget]
+file = "budgets.toml"
+[tools.scarce]
+resource = 'Mcp::"vault"'
+cost = { in_flight = 0, requests = 1000 }
+"""
+BUDGETS = """
+[budget."acme"]
+limits = [
+    { unit = "tokens", window = "1d", limit = 100000 },
+    { unit = "requests", window = "1d", limit = 1000000 },
+]
+"""
+
+
+def entries(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The entries of a closed gate's log."""
+    reader = AuditReader(folder / "audit" / "0")
+    return [entry for _, raw in reader.entries() if (entry := json.loads(raw))["kind"] == kind]
 
 
 @pytest.fixture(name="folder")
 def folder_fixture(tmp_path: Path) -> Path:
-    """The files of the suite's gate, and a rule about paths."""
-    (tmp_path / "p.cedar").write_text(POLICIES + MORE)
+    """The files of a gate."""
+    (tmp_path / "p.cedar").write_text(POLICIES)
     (tmp_path / "budgets.toml").write_text(BUDGETS)
     (tmp_path / "tollkeeper.toml").write_text(CONFIG)
     return tmp_path

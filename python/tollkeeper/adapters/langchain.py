@@ -32,12 +32,13 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.prebuilt import InjectedState, InjectedStore, ToolNode, ToolRuntime
 from pydantic import BaseModel, create_model
 
-from tollkeeper.adapters._base import PLAIN, Crossing, Host, ModelPassage, Passage, Refusal, failure, plain, snapshot
+from tollkeeper.adapters._base import PLAIN, Crossing, ModelPassage, Passage, Refusal, failure, plain, snapshot
+from tollkeeper.adapters._hosts import TABLE
 from tollkeeper.errors import ConfigError, Denied
 
 __all__ = ["HOST", "Guard", "Halted"]
 
-HOST: Final = Host("langchain", "LangChain and LangGraph", "langchain", oldest="1.0.3", newest="1.5.0")
+HOST: Final = TABLE["langchain"]
 
 # What the runtime itself puts among a tool's arguments, whatever the model gave: policies do not see it.
 SUPPLIED: Final = (InjectedState, InjectedStore, InjectedToolCallId)

@@ -118,6 +118,7 @@ class Driver:
         "direct": "BaseTool.invoke passes no middleware",
         "mutation": "middleware further in may change arguments; with the guard last there is none",
         "sub-agent without hooks": "an agent inside a tool has middleware of its own",
+        "models without hooks": "an agent has middleware of its own",
         "handoff without hooks": "each agent of a graph has middleware of its own",
     }
     uncovered: ClassVar[dict[str, str]] = {}
