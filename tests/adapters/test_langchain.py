@@ -24,6 +24,7 @@ from drivers.langchain import Scripted, Tamper
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ToolRetryMiddleware
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import InjectedToolCallId, StructuredTool, Tool, tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -698,6 +699,38 @@ def test_an_agent_streams_and_is_paid_for_once(models: Gate, folder: Path) -> No
     assert used(models) == (110, 0)
     models.close()
     assert len(entries(folder, "decision")) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*is in beta")
+def test_a_model_that_streams_events_is_paid_for(models: Gate, folder: Path) -> None:
+    if not hasattr(BaseChatModel, "stream_events"):
+        pytest.skip("this release has no third version of events")
+    stream = say("one two three").stream_events("hello", version="v3")
+    assert "".join(stream.text) == "one two three"
+    assert used(models) == (110, 0)
+
+    async def read() -> str:
+        stream = await say("one two three").astream_events("hello", version="v3")
+        return str(await stream.text)
+
+    assert asyncio.run(read()) == "one two three"
+    assert used(models) == (220, 0)
+
+    async def second() -> list[Any]:
+        return [event async for event in say("one two three").astream_events("hello", version="v2")]
+
+    assert asyncio.run(second())
+    assert used(models) == (330, 0)
+    left = say("one two three").stream_events("hello", version="v3")
+    next(iter(left))
+    del left
+    gc.collect()
+    assert used(models)[1] == 0
+    assert 330 < used(models)[0] < 390
+    with pytest.raises(Denied, match="budget"):
+        Scripted.of([], [], max_tokens=1_000_000).stream_events("hello", version="v3")
+    models.close()
+    assert len(outcomes(folder)) == 4
 
 
 class Again(AgentMiddleware):

@@ -61,6 +61,8 @@ GATED: Final = (
     (BaseChatModel, "stream"),
     (BaseChatModel, "astream"),
 )
+# A second way to stream, from release 1.1 on.
+EVENTS: Final = ((BaseChatModel, "stream_events"), (BaseChatModel, "astream_events"))
 
 # The model call that a hook has decided in this context, until it is made: name and most tokens.
 _PAID: ContextVar[list[tuple[str, int | None]] | None] = ContextVar("tollkeeper_langchain_paid", default=None)
@@ -195,8 +197,9 @@ class Guard:
             if self.crossing.models:
                 below = _Below(self.crossing)
                 made |= {name: getattr(below, name) for name in ("generate", "agenerate", "stream", "astream")}
-            for owner, name in GATED:
-                if name in made:
+                made |= {name: below.events for _, name in EVENTS}
+            for owner, name in (*GATED, *EVENTS):
+                if name in made and name in vars(owner):
                     self._original[owner, name] = vars(owner)[name]
                     setattr(owner, name, made[name](vars(owner)[name]))
             Guard._installed = self
@@ -486,13 +489,25 @@ class _Meter(BaseCallbackHandler):
         super().__init__()
         self._crossing, self._passage = crossing, passage
         self._reported: list[Any] = []
+        self._pieces = 0
 
     def on_llm_new_token(self, token: Any, *, chunk: Any = None, **_: Any) -> None:  # noqa: ANN401 - as the framework's
         """Counts a piece of the answer."""
         if _OWN.get():
             return
+        self._pieces += 1
         message = getattr(chunk, "message", None)
-        refusal = self._passage.streamed(str(token) if message is None else _said(message))
+        self._count(str(token) if message is None else _said(message))
+
+    def on_stream_event(self, event: Any, **_: Any) -> None:  # noqa: ANN401 - as the framework's
+        """The same, of a model that says it in events; some say it in both ways."""
+        if _OWN.get() or self._pieces or event.get("event") != "content-block-delta":
+            return
+        block = event.get("delta") or {}
+        self._count(str(block.get("text") or block.get("reasoning") or block.get("args") or block.get("fields") or ""))
+
+    def _count(self, text: str) -> None:
+        refusal = self._passage.streamed(text)
         if refusal is not None:
             raise refusal.denied()
 
@@ -511,6 +526,19 @@ class _Meter(BaseCallbackHandler):
         if self._reported:
             self.settle()
         self._passage.over(error)
+
+
+class _Ending(_Meter):
+    """A meter that nobody stands around: it ends the call with the answer."""
+
+    def on_llm_end(self, response: Any, **named: Any) -> None:  # noqa: ANN401 - as the framework's
+        """Settles with the answer."""
+        super().on_llm_end(response, **named)
+        self.settle()
+
+    def on_llm_error(self, error: BaseException, **_: Any) -> None:  # noqa: ANN401 - as the framework's
+        """Ends a call that failed."""
+        self.left(error)
 
 
 @contextlib.contextmanager
@@ -714,6 +742,36 @@ class _Below:
                 self._flowed(passage, whole)
 
         return astream
+
+    def events(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """`stream_events` and `astream_events`, whose third version calls nothing of the above."""
+
+        @functools.wraps(original)
+        def events(model: BaseChatModel, input: Any, config: Any = None, **named: Any) -> Any:  # noqa: A002, ANN401 - as above
+            if named.get("version") != "v3":
+                return original(model, input, config, **named)
+            if original.__name__ == "astream_events":
+                return self._aevents(original, model, input, config, named)
+            passage = self._enter(model, [_messages(input)], named)
+            return original(model, input, self._ending(config, passage), **named)
+
+        return events
+
+    async def _aevents(
+        self,
+        original: Callable[..., Any],
+        model: BaseChatModel,
+        given: Any,  # noqa: ANN401 - as above
+        config: Any,  # noqa: ANN401 - as above
+        named: Mapping[str, Any],
+    ) -> Any:  # noqa: ANN401 - as above
+        passage = await self._aenter(model, [_messages(given)], named)
+        return await original(model, given, self._ending(config, passage), **named)
+
+    def _ending(self, config: Any, passage: ModelPassage | None) -> Any:  # noqa: ANN401 - of the framework
+        if passage is None:
+            return config
+        return merge_configs(ensure_config(config), {"callbacks": [_Ending(self._crossing, passage)]})
 
     def _flowed(self, passage: ModelPassage | None, whole: Any) -> None:  # noqa: ANN401 - a message of all pieces
         if passage is not None:
