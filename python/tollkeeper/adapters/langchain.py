@@ -484,6 +484,8 @@ class _Meter(BaseCallbackHandler):
 
     raise_error = True
     run_inline = True
+    # For beginnings the framework would write the whole conversation into one text.
+    ignore_chat_model = True
 
     def __init__(self, crossing: Crossing, passage: ModelPassage) -> None:
         super().__init__()
