@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "contract"))
 from driver import Call, Turn
 from drivers.langchain import Scripted, Tamper
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware, ToolRetryMiddleware
+from langchain.agents.middleware import AgentMiddleware, ModelFallbackMiddleware, ToolRetryMiddleware
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, ToolMessage
-from langchain_core.tools import InjectedToolCallId, StructuredTool, Tool, tool
+from langchain_core.tools import InjectedToolArg, InjectedToolCallId, StructuredTool, Tool, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import InjectedState, ToolNode, ToolRuntime
@@ -225,6 +225,20 @@ def test_what_the_runtime_supplies_is_no_argument(gate: Gate, folder: Path, inst
     assert decision["code"] == "allow"
 
 
+def test_an_injected_argument_of_the_authors_own_is_seen(gate: Gate) -> None:
+    ran: list[str] = []
+
+    @tool
+    def read(path: Annotated[str, InjectedToolArg] = "/srv") -> str:
+        """Reads what it was set up to read."""
+        ran.append(path)
+        return path
+
+    inputs, _ = run(guard(gate).middleware(), [read], [ask("read", path="/etc/shadow"), ask("read", "call-2"), DONE])
+    assert ran == ["/srv"]
+    assert "Not that deep." in inputs[1]
+
+
 def test_a_tool_described_in_json(gate: Gate) -> None:
     got: list[Any] = []
     schema = {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]}
@@ -373,6 +387,59 @@ def test_a_retry_gives_no_second_chance(gate: Gate, installed: bool) -> None:  #
     finally:
         made.uninstall()
     assert inputs[1].count("Denied (policy.forbidden)") == 1
+
+
+@pytest.mark.parametrize("entry", ["sync", "stream", "async", "async stream"])
+def test_a_halt_reaches_the_caller_with_a_checkpointer_too(gate: Gate, entry: str) -> None:
+    @tool
+    def wipe(path: str) -> str:
+        """Wipes."""
+        return path
+
+    agent = create_agent(
+        Scripted.of([ask("wipe", path="/"), DONE], []),
+        tools=[wipe],
+        middleware=guard(gate, halt=True).middleware(),
+        checkpointer=InMemorySaver(),
+    )
+    asked: Any = ({"messages": [("user", "go")]}, {"configurable": {"thread_id": "t-1"}})
+
+    async def read() -> None:
+        async for _ in agent.astream(*asked):
+            pass
+
+    with pytest.raises(Halted, match="Nobody wipes anything"):
+        if entry == "sync":
+            agent.invoke(*asked)
+        elif entry == "stream":
+            list(agent.stream(*asked))
+        else:
+            asyncio.run(agent.ainvoke(*asked) if entry == "async" else read())
+
+
+def test_a_halt_gets_through_retries(gate: Gate) -> None:
+    if "GraphBubbleUp" not in inspect.getsource(inspect.getmodule(ToolRetryMiddleware)):  # type: ignore[arg-type]
+        pytest.skip("in this release retries take every exception for a failure of the tool")
+
+    @tool
+    def wipe(path: str) -> str:
+        """Wipes."""
+        return path
+
+    retry = ToolRetryMiddleware(max_retries=2, initial_delay=0, jitter=False)
+    with pytest.raises(Halted, match="Nobody wipes anything"):
+        run([retry, *guard(gate, halt=True).middleware()], [wipe], [ask("wipe", path="/"), DONE])
+
+
+def test_a_model_that_nobody_can_pay_for_is_replaced_by_one_that_is_decided(gate: Gate, folder: Path) -> None:
+    dear, cheap = Scripted.of([], [], max_tokens=1_000_000, model_name="dear"), say("one")
+    middleware = [ModelFallbackMiddleware(cheap), *guard(gate, models=True).middleware()]
+    state = create_agent(dear, middleware=middleware).invoke({"messages": [("user", "go")]})
+    assert state["messages"][-1].content == "one"
+    assert used(gate) == (110, 0)
+    gate.close()
+    decided = [(entry["model"]["name"], entry["code"]) for entry in entries(folder, "decision")]
+    assert decided == [("dear", "budget.too_large"), ("scripted", "allow")]
 
 
 # --- what a tool may do -------------------------------------------------------------------------------------------

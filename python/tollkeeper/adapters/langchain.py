@@ -129,7 +129,9 @@ class Guard:
         """Lets a tool call on, or answers it with the refusal: for `ToolNode(wrap_tool_call=...)`."""
         try:
             name, given, view = self._seen(request)
-            entered = self.crossing.enter(name, view, _ids(request.runtime.config, request.tool_call["id"], agent))
+            entered = self.crossing.enter(
+                name, view, _ids(getattr(request.runtime, "config", None), request.tool_call["id"], agent)
+            )
             changed = request.override(tool_call={**request.tool_call, "args": given})
         except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not let the call through
             entered = failure("a tool call", error)
@@ -147,7 +149,7 @@ class Guard:
         """As `wrap_tool_call`, for `ToolNode(awrap_tool_call=...)`."""
         try:
             name, given, view = self._seen(request)
-            ids = _ids(request.runtime.config, request.tool_call["id"], agent)
+            ids = _ids(getattr(request.runtime, "config", None), request.tool_call["id"], agent)
             entered = await self.crossing.aenter(name, view, ids)
             changed = request.override(tool_call={**request.tool_call, "args": given})
         except Exception as error:  # noqa: BLE001 - as above
