@@ -10,7 +10,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -408,13 +408,14 @@ def test_a_halt_reaches_the_caller_with_a_checkpointer_too(gate: Gate, entry: st
         async for _ in agent.astream(*asked):
             pass
 
+    ways: dict[str, Callable[[], Any]] = {
+        "sync": lambda: agent.invoke(*asked),
+        "stream": lambda: list(agent.stream(*asked)),
+        "async": lambda: asyncio.run(agent.ainvoke(*asked)),
+        "async stream": lambda: asyncio.run(read()),
+    }
     with pytest.raises(Halted, match="Nobody wipes anything"):
-        if entry == "sync":
-            agent.invoke(*asked)
-        elif entry == "stream":
-            list(agent.stream(*asked))
-        else:
-            asyncio.run(agent.ainvoke(*asked) if entry == "async" else read())
+        ways[entry]()
 
 
 def test_a_halt_gets_through_retries(gate: Gate) -> None:

@@ -128,11 +128,8 @@ class Guard:
     def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any], agent: str | None = None) -> Any:  # noqa: ANN401 - the framework's request and results
         """Lets a tool call on, or answers it with the refusal: for `ToolNode(wrap_tool_call=...)`."""
         try:
-            name, given, view = self._seen(request)
-            entered = self.crossing.enter(
-                name, view, _ids(getattr(request.runtime, "config", None), request.tool_call["id"], agent)
-            )
-            changed = request.override(tool_call={**request.tool_call, "args": given})
+            name, view, ids, changed = self._seen(request, agent)
+            entered = self.crossing.enter(name, view, ids)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not let the call through
             entered = failure("a tool call", error)
         if isinstance(entered, Refusal):
@@ -148,10 +145,8 @@ class Guard:
     ) -> Any:  # noqa: ANN401 - as above
         """As `wrap_tool_call`, for `ToolNode(awrap_tool_call=...)`."""
         try:
-            name, given, view = self._seen(request)
-            ids = _ids(getattr(request.runtime, "config", None), request.tool_call["id"], agent)
+            name, view, ids, changed = self._seen(request, agent)
             entered = await self.crossing.aenter(name, view, ids)
-            changed = request.override(tool_call={**request.tool_call, "args": given})
         except Exception as error:  # noqa: BLE001 - as above
             entered = failure("a tool call", error)
         if isinstance(entered, Refusal):
@@ -159,17 +154,20 @@ class Guard:
         with _running(entered):
             return _ended(entered, await handler(changed))
 
-    def _seen(self, request: Any) -> tuple[str, dict[str, Any], Any]:  # noqa: ANN401 - the framework's request
-        """The tool that would run, a copy of the arguments that it would get, and what a policy sees of them."""
-        tool = request.tool
+    def _seen(self, request: Any, agent: str | None) -> tuple[str, Any, dict[str, str], Any]:  # noqa: ANN401 - the framework's request
+        """The tool that would run, what a policy sees of its arguments, the ids, and the request with a copy of them."""
+        call, tool = request.tool_call, request.tool
         if tool is None:
             # A name that the model made up; the gate knows it only if the file does.
-            given = snapshot(request.tool_call["args"])
-            return request.tool_call["name"], given, given
-        self.crossing.see(tool.name, tool, functools.partial(_schema, tool))
-        # The runtime supplies its own again, so that a model cannot.
-        given = {key: value for key, value in request.tool_call["args"].items() if key not in _supplied(tool)}
-        return tool.name, *_arguments(tool, given)
+            name, given = call["name"], snapshot(call["args"])
+            view = given
+        else:
+            self.crossing.see(tool.name, tool, functools.partial(_schema, tool))
+            # The runtime supplies its own again, so that a model cannot.
+            given = {key: value for key, value in call["args"].items() if key not in _supplied(tool)}
+            name, (given, view) = tool.name, _arguments(tool, given)
+        ids = _ids(getattr(request.runtime, "config", None), call["id"], agent)
+        return name, view, ids, request.override(tool_call={**call, "args": given})
 
     def _refused(self, refusal: Refusal, name: str, call: str | None) -> ToolMessage:
         if self.crossing.halt:
