@@ -155,7 +155,7 @@ class Guard:
             return _ended(entered, await handler(changed))
 
     def _seen(self, request: Any, agent: str | None) -> tuple[str, Any, dict[str, str], Any]:  # noqa: ANN401 - the framework's request
-        """The tool that would run, what a policy sees of its arguments, the ids, and the request with a copy of them."""
+        """The tool that would run, what a policy sees of its arguments, the ids, and the request with a copy."""
         call, tool = request.tool_call, request.tool
         if tool is None:
             # A name that the model made up; the gate knows it only if the file does.
