@@ -490,7 +490,7 @@ fn a_claim_outlives_a_close_and_harms_nobody() {
     let log = Log::open(&folder, options(1)).unwrap();
     append(&log, "before");
     let members = note("late");
-    let mut claim = log.claim(Log::bytes_for(members.len())).unwrap();
+    let claim = log.claim(Log::bytes_for(members.len())).unwrap();
     log.close().unwrap();
     assert_eq!(Log::open(&folder, options(2)).unwrap_err().code(), "audit.in_use");
     assert!(claim.publish(&record(&members)));
@@ -499,7 +499,7 @@ fn a_claim_outlives_a_close_and_harms_nobody() {
     assert_eq!(texts(&entries), ["before", "late"]);
     // One that is dropped is given up, and says so.
     let log = Log::open(&folder, options(4)).unwrap();
-    let mut claim = log.claim(100).unwrap();
+    let claim = log.claim(100).unwrap();
     drop(claim);
     log.close().unwrap();
     let entries = reopen(&folder, 5);
