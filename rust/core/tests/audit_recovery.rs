@@ -490,7 +490,7 @@ fn a_claim_outlives_a_close_and_harms_nobody() {
     let log = Log::open(&folder, options(1)).unwrap();
     append(&log, "before");
     let members = note("late");
-    let mut claim = log.claim(Log::bytes_for(members.len())).unwrap();
+    let claim = log.claim(Log::bytes_for(members.len())).unwrap();
     log.close().unwrap();
     assert_eq!(Log::open(&folder, options(2)).unwrap_err().code(), "audit.in_use");
     assert!(claim.publish(&record(&members)));

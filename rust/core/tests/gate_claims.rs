@@ -2,7 +2,7 @@
 //! over generated policies, chains, forbids of runs, approvals, budgets and modes. In these tests a record that does not
 //! fit is a panic; in a release it is a denial that is recorded.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests")]
 
 mod generate;
 

@@ -568,7 +568,7 @@ impl GateState {
             text: arguments.text(),
             more,
         });
-        claim.publish(&Record { kind: Kind::Decision, time_ms: now_ms, head, tail, private })
+        claim.try_publish(&Record { kind: Kind::Decision, time_ms: now_ms, head, tail, private })
     }
 }
 
