@@ -15,6 +15,7 @@ the model's provider runs cannot be decided call by call: they are taken away un
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -228,6 +229,9 @@ class Guard:
             if gated is None:
                 return False
             setattr(tool, slot, gated)
+        elif stored._tool is not tool:  # noqa: SLF001 - ours
+            # A copy, perhaps with another name or schema: what is decided on is what is called.
+            setattr(tool, slot, type(stored)(stored._guard, tool, stored._inner))  # noqa: SLF001 - ours
         if getattr(tool, slot, None) is not vars(tool).get(slot) or type(vars(tool)[slot]) not in GATED:
             message = f"openai-agents {self.version}: `{tool.name}` cannot be gated: its class defines `{slot}` itself"
             raise ConfigError(message, "host.unsupported", "make the tool with a plain `FunctionTool`")
@@ -238,14 +242,15 @@ class Guard:
         return [tool for tool in tools if self._gate(tool) or self._hosted(tool)]
 
     def _hosted(self, tool: Any) -> bool:  # noqa: ANN401 - as above
-        # Never registered here: only a tool that the operator has named can be one that may be called.
+        # Never registered here: only a tool that the operator has named can be one that may be called. Searching among
+        # definitions that are offered anyway calls nothing.
         name = str(getattr(tool, "name", "") or type(tool).__name__)
-        if self.crossing.gate.may_call(name):
+        if name == "tool_search" or self.crossing.gate.may_call(name):
             return True
         if name not in self._removed:
             self._removed.add(name)
             log.warning(
-                "`%s` runs at the model's provider, where no call of it can be decided: it is not offered to the model; "
+                "`%s` runs where no call of it can be decided, so it is not offered to the model; "
                 "name it in tollkeeper.toml and permit it to allow every call",
                 name,
             )
@@ -268,7 +273,8 @@ class Guard:
     def stop(refusal: Refusal, usage: object) -> Stopped:
         """The hard stop; where the SDK makes an output of it, the run's next step raises it again."""
         if usage is not None:
-            vars(usage)[STOPPED] = refusal
+            with contextlib.suppress(AttributeError, TypeError, ValueError):
+                setattr(usage, STOPPED, refusal)
         stopped = Stopped(refusal)
         stopped.__cause__ = refusal.denied()
         return stopped
@@ -309,14 +315,12 @@ class Guard:
 
     def _check_shape(self, kind: type[Any], name: str) -> None:
         fields = {field.name for field in dataclasses.fields(kind)}
-        wrong = [
-            each for each in _subclasses(kind) if each is not kind and name in vars(each) and vars(each)[name] is not None
-        ]
+        wrong = [each for each in _subclasses(kind) if each is not kind and vars(each).get(name) is not None]
         if name in fields and not wrong and kind.__dictoffset__:
             return
         culprit = wrong[0].__name__ if wrong else kind.__name__
         message = f"openai-agents {self.version}: {culprit} keeps `{name}` where it cannot be gated"
-        raise ConfigError(message, "host.unsupported", f"use a version up to {HOST.newest}, and tools without such a class")
+        raise ConfigError(message, "host.unsupported", f"use a version up to {HOST.newest}, without such a class")
 
 
 _MISSING: Final = object()
@@ -408,7 +412,7 @@ class _Invoker(_Gated):
     """Invokes a function tool, or one that takes a text."""
 
     @property
-    def __class__(self) -> type[Any]:
+    def __class__(self) -> type[Any]:  # type: ignore[misc]  # a class of its own for those who ask the object
         # The SDK looks at the class of what it has made itself before it asks whether a call needs an approval, and
         # for less than that it would ask less.
         return type(self._inner) if hasattr(self._inner, "prepare_arguments") else _Invoker
@@ -468,12 +472,11 @@ class _Executor(_Gated):
     """Runs the commands of a shell tool."""
 
     async def __call__(self, request: Any) -> Any:  # noqa: ANN401 - a request of the SDK
-        data = request.data
-        call = _Call(self._tool.name, self._tool, data.action, request.ctx_wrapper, id=data.call_id)
+        own = copy.deepcopy(request.data)
+        call = _Call(self._tool.name, self._tool, own.action, request.ctx_wrapper, id=own.call_id)
         passage = await self._guard.decide(call)
         if isinstance(passage, Refusal):
             return passage.text
-        own = copy.copy(data)
         own.action = passage.arguments
         with passage:
             output = self._inner(dataclasses.replace(request, data=own))
@@ -504,7 +507,7 @@ class _Computer(_Gated):
     """Does what a computer tool asks for; looking at the screen and waiting are not decided."""
 
     @property
-    def __class__(self) -> type[Any]:
+    def __class__(self) -> type[Any]:  # type: ignore[misc]  # a class of its own for those who ask the object
         # The SDK asks whether it is a computer.
         return type(self._inner)
 
@@ -658,11 +661,12 @@ class _GuardedModel(Model):
         output_schema: Any,  # noqa: ANN401 - as above
         handoffs: list[Any],
         tracing: Any,  # noqa: ANN401 - as above
-        **named: Any,
+        **named: Any,  # noqa: ANN401 - as above
     ) -> ModelResponse:
         """Lets the call on, or raises `Denied` out of the run."""
         tools = self._guard.served(tools)
-        passage = await self._entered(model_settings, _texts(system_instructions, input, tools, handoffs, output_schema))
+        texts = _texts(system_instructions, input, tools, handoffs, output_schema)
+        passage = await self._entered(model_settings, texts)
         try:
             response = await self._inner.get_response(
                 system_instructions, input, model_settings, tools, output_schema, handoffs, tracing, **named
@@ -684,20 +688,18 @@ class _GuardedModel(Model):
         output_schema: Any,  # noqa: ANN401 - as above
         handoffs: list[Any],
         tracing: Any,  # noqa: ANN401 - as above
-        **named: Any,
+        **named: Any,  # noqa: ANN401 - as above
     ) -> AsyncGenerator[Any, None]:
         """As `get_response`; a stream that is left is settled with what has appeared."""
         tools = self._guard.served(tools)
-        passage = await self._entered(model_settings, _texts(system_instructions, input, tools, handoffs, output_schema))
+        texts = _texts(system_instructions, input, tools, handoffs, output_schema)
+        passage = await self._entered(model_settings, texts)
         events: AsyncIterator[Any] = self._inner.stream_response(
             system_instructions, input, model_settings, tools, output_schema, handoffs, tracing, **named
         )
         try:
             async for event in events:
-                delta = getattr(event, "delta", None)
-                refusal = passage.streamed(delta) if isinstance(delta, str) and delta else None
-                if refusal is not None:
-                    raise refusal.denied()
+                _appeared(passage, event)
                 if getattr(event, "type", None) in LAST_EVENTS:
                     self._settle(passage, event.response.output, event.response.usage)
                 yield event
@@ -744,14 +746,21 @@ class _GuardedModel(Model):
             raise passage.denied()
         return passage
 
-    def _settle(self, passage: ModelPassage, output: Iterable[Any], usage: Any) -> None:  # noqa: ANN401 - of a response
-        self._guard.crossing.asked(passage, (getattr(item, "call_id", None) for item in output))
+    def _settle(self, passage: ModelPassage, output: Iterable[Any] | None, usage: Any) -> None:  # noqa: ANN401 - of a response
+        self._guard.crossing.asked(passage, (getattr(item, "call_id", None) for item in output or ()))
         details = getattr(usage, "input_tokens_details", None)
         passage.settle(
             prompt=getattr(usage, "input_tokens", None),
             completion=getattr(usage, "output_tokens", None),
             cached=getattr(details, "cached_tokens", None),
         )
+
+
+def _appeared(passage: ModelPassage, event: Any) -> None:  # noqa: ANN401 - of a stream
+    delta = getattr(event, "delta", None)
+    refusal = passage.streamed(delta) if isinstance(delta, str) and delta else None
+    if refusal is not None:
+        raise refusal.denied()
 
 
 def _most(settings: Any) -> int | None:  # noqa: ANN401 - ModelSettings
