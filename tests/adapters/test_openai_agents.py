@@ -298,9 +298,17 @@ def test_tools_of_servers_are_gated_also_those_that_appear_later(guard: Guard, r
     assert "Secrets are not for agents." in inputs[3]
 
 
-def test_a_tool_that_is_appended_is_gated(guard: Guard, look: FunctionTool, wipe: FunctionTool, ran: list[Any]) -> None:
+@pytest.mark.parametrize("models", [True, False])
+def test_a_tool_that_is_appended_is_gated(
+    gate: Gate,
+    look: FunctionTool,
+    wipe: FunctionTool,
+    ran: list[Any],
+    models: bool,  # noqa: FBT001 - of the test's table
+) -> None:
+    guard = Guard(gate, resource=RESOURCE, models=models)
     agent = guard.agent(Agent(name="a", tools=[look], model=Scripted([call("wipe", {"path": "/"}), DONE], [])))
-    agent.tools.append(wipe)
+    agent.tools += [wipe, WebSearchTool()]
     go(guard, agent)
     assert ran == []
 
@@ -395,10 +403,14 @@ def test_an_error_function_of_a_tool_does_not_see_denials(guard: Guard, ran: lis
     assert "all is well" not in inputs[1]
 
 
-def test_an_error_function_of_a_tool_does_not_swallow_the_stop(gate: Gate, wipe: FunctionTool, ran: list[Any]) -> None:
+@pytest.mark.parametrize("last", ["run_llm_again", "stop_on_first_tool"])
+def test_an_error_function_of_a_tool_does_not_swallow_the_stop(
+    gate: Gate, wipe: FunctionTool, ran: list[Any], last: Any
+) -> None:
     guard = Guard(gate, resource=RESOURCE, halt=True)
     inner = Agent(name="inner", tools=[wipe], model=Scripted([call("wipe", {"path": "/"}), DONE], []))
-    outer = Agent(name="outer", model=Scripted([call("inner", {"input": "x"}), DONE], inputs := []))
+    asks = Scripted([call("inner", {"input": "x"}), DONE], inputs := [])
+    outer = Agent(name="outer", model=asks, tool_use_behavior=last)
     outer.tools = [inner.as_tool("inner", "Asks inner.")]
     with pytest.raises(Stopped, match="Nobody wipes anything") as stopped:
         go(guard, guard.agent(outer))
@@ -476,11 +488,11 @@ def test_an_approval_is_asked_for_as_without_the_guard(guard: Guard, ran: list[A
         return f"found {q}"
 
     seen = []
-    for agent in (Agent(name="a", tools=[look]), guard.agent(Agent(name="a", tools=[look]))):
+    for guarded in (False, True):
         # With a default that the call leaves out, newer versions do not believe the function.
-        turns = [call("look", {"q": "a", "depth": 1}), call("look", {"q": "b"}, 2), DONE]
-        agent.model = guard.model(Scripted(turns, []))
-        result = go(guard, agent)
+        turns = [call("look", {"raw": '{"q":"a","depth":1}'}), call("look", {"raw": '{"q":"b"}'}, 2), DONE]
+        agent = Agent(name="a", tools=[look], model=Scripted(turns, []))
+        result = go(guard, guard.agent(agent)) if guarded else asyncio.run(Runner.run(agent, "go", run_config=QUIET))
         seen.append((len(result.interruptions), list(ran)))
         ran.clear()
     assert seen[0] == seen[1]

@@ -411,8 +411,8 @@ class _Gated:
 class _Invoker(_Gated):
     """Invokes a function tool, or one that takes a text."""
 
-    @property
-    def __class__(self) -> type[Any]:  # type: ignore[misc]  # a class of its own for those who ask the object
+    @property  # type: ignore[misc]  # objects have a class that can be set, this one is for those who ask
+    def __class__(self) -> type[Any]:
         # The SDK looks at the class of what it has made itself before it asks whether a call needs an approval, and
         # for less than that it would ask less.
         return type(self._inner) if hasattr(self._inner, "prepare_arguments") else _Invoker
@@ -506,8 +506,8 @@ class _Editor(_Gated):
 class _Computer(_Gated):
     """Does what a computer tool asks for; looking at the screen and waiting are not decided."""
 
-    @property
-    def __class__(self) -> type[Any]:  # type: ignore[misc]  # a class of its own for those who ask the object
+    @property  # type: ignore[misc]  # objects have a class that can be set, this one is for those who ask
+    def __class__(self) -> type[Any]:
         # The SDK asks whether it is a computer.
         return type(self._inner)
 
