@@ -166,7 +166,7 @@ class Guard:
         return provider if isinstance(provider, _GuardedProvider) else _GuardedProvider(self, provider)
 
     def _clone(self, agent: Any, done: dict[int, tuple[Any, Any]]) -> Any:  # noqa: ANN401 - as above
-        if getattr(type(agent), "_tollkeeper", None) is self:
+        if getattr(_kind(agent), "_tollkeeper", None) is self:
             return agent
         if id(agent) not in done:
             cloned = agent.clone()
@@ -177,17 +177,17 @@ class Guard:
 
     def _guard(self, agent: Any, done: dict[int, tuple[Any, Any]]) -> None:  # noqa: ANN401 - as above
         """Gates an agent in place."""
-        kind = type(agent)
+        kind = _kind(agent)
         agent.tools = [self._copied(tool, done) for tool in agent.tools]
         agent.handoffs = [self._handoff(handoff, done) for handoff in agent.handoffs]
-        if self.crossing.models and isinstance(getattr(agent, "model", None), Model):
+        if self.crossing.models and _is(getattr(agent, "model", None), Model):
             agent.model = self.model(agent.model)
         if kind not in self._classes:
             self._classes[kind] = _guarded_class(self, kind)
         agent.__class__ = self._classes[kind]
 
     def _handoff(self, handoff: Any, done: dict[int, tuple[Any, Any]]) -> Any:  # noqa: ANN401 - an agent or a handoff
-        if not isinstance(handoff, Handoff):
+        if not _is(handoff, Handoff):
             return self._clone(handoff, done)
         copied: Any = copy.copy(handoff)
         reference = getattr(handoff, "_agent_ref", None)
@@ -212,7 +212,7 @@ class Guard:
         if not self._gate(copied):
             return tool
         inner = getattr(copied, "_agent_instance", None)
-        if isinstance(inner, AgentBase) and getattr(type(inner), "_tollkeeper", None) is None:
+        if _is(inner, AgentBase) and getattr(_kind(inner), "_tollkeeper", None) is None:
             # The tool runs that agent, and no other can be put in its place.
             done[id(inner)] = (inner, inner)
             self._guard(inner, done)
@@ -221,18 +221,18 @@ class Guard:
     def _gate(self, tool: Any) -> bool:  # noqa: ANN401 - as above
         """Gates a tool in place; false for one that does not run in this process."""
         slot = _slot(tool)
-        stored = None if slot is None else vars(tool).get(slot)
+        stored: Any = None if slot is None else _fields(tool).get(slot)
         if slot is None or stored is None:
             return False
-        if type(stored) not in GATED:
+        if _kind(stored) not in GATED:
             gated = _gated(self, tool, stored)
             if gated is None:
                 return False
             setattr(tool, slot, gated)
         elif stored._tool is not tool:  # noqa: SLF001 - ours
             # A copy, perhaps with another name or schema: what is decided on is what is called.
-            setattr(tool, slot, type(stored)(stored._guard, tool, stored._inner))  # noqa: SLF001 - ours
-        if getattr(tool, slot, None) is not vars(tool).get(slot) or type(vars(tool)[slot]) not in GATED:
+            setattr(tool, slot, _kind(stored)(stored._guard, tool, stored._inner))  # noqa: SLF001 - ours
+        if getattr(tool, slot, None) is not _fields(tool).get(slot) or _kind(_fields(tool)[slot]) not in GATED:
             message = f"openai-agents {self.version}: `{tool.name}` cannot be gated: its class defines `{slot}` itself"
             raise ConfigError(message, "host.unsupported", "make the tool with a plain `FunctionTool`")
         return True
@@ -332,6 +332,19 @@ def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
         yield from _subclasses(each)
 
 
+def _is(thing: Any, kind: type[Any]) -> bool:  # noqa: ANN401 - anything
+    """As `isinstance`, for classes that say nothing of what they hold."""
+    return isinstance(thing, kind)
+
+
+def _kind(thing: object) -> type[Any]:
+    return type(thing)
+
+
+def _fields(tool: object) -> dict[str, Any]:
+    return vars(tool)
+
+
 def _slot(tool: object) -> str | None:
     return next((name for kind, name in SLOTS.items() if isinstance(tool, kind)), None)
 
@@ -412,10 +425,10 @@ class _Invoker(_Gated):
     """Invokes a function tool, or one that takes a text."""
 
     @property  # type: ignore[misc]  # objects have a class that can be set, this one is for those who ask
-    def __class__(self) -> type[Any]:
+    def __class__(self) -> type[Any]:  # pyright: ignore[reportIncompatibleMethodOverride] - as above
         # The SDK looks at the class of what it has made itself before it asks whether a call needs an approval, and
         # for less than that it would ask less.
-        return type(self._inner) if hasattr(self._inner, "prepare_arguments") else _Invoker
+        return _kind(self._inner) if hasattr(self._inner, "prepare_arguments") else _Invoker
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -507,9 +520,9 @@ class _Computer(_Gated):
     """Does what a computer tool asks for; looking at the screen and waiting are not decided."""
 
     @property  # type: ignore[misc]  # objects have a class that can be set, this one is for those who ask
-    def __class__(self) -> type[Any]:
+    def __class__(self) -> type[Any]:  # pyright: ignore[reportIncompatibleMethodOverride] - as above
         # The SDK asks whether it is a computer.
-        return type(self._inner)
+        return _kind(self._inner)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as it says
         found = getattr(self._inner, name)
@@ -544,30 +557,30 @@ class _Slot:
         self._guard, self._name, self._default = guard, name, default
 
     def __get__(self, tool: Any, owner: type[Any] | None = None) -> Any:  # noqa: ANN401 - as kept by each kind of tool
-        if tool is None or self._name not in vars(tool):
+        if tool is None or self._name not in _fields(tool):
             if self._default is _MISSING:
                 raise AttributeError(self._name)
             return self._default
-        stored = vars(tool)[self._name]
-        if stored is None or type(stored) in GATED:
+        stored: Any = _fields(tool)[self._name]
+        if stored is None or _kind(stored) in GATED:
             return stored
         # The same each time: the SDK compares what it finds with what it found before.
-        kept = vars(tool).get("_tollkeeper_gated")
+        kept: Any = _fields(tool).get("_tollkeeper_gated")
         if kept is not None and kept[0] is stored and kept[1] is self._guard and kept[2]._tool is tool:  # noqa: SLF001 - ours
             return kept[2]
         gated = _gated(self._guard, tool, stored)
         if gated is None:
             return stored
         gated._loose = True  # noqa: SLF001 - ours
-        vars(tool)["_tollkeeper_gated"] = (stored, self._guard, gated)
+        _fields(tool)["_tollkeeper_gated"] = (stored, self._guard, gated)
         return gated
 
     def __set__(self, tool: Any, value: Any) -> None:  # noqa: ANN401 - as above
-        loose = type(value) in GATED and value._loose  # noqa: SLF001 - ours
-        vars(tool)[self._name] = value._inner if loose else value  # noqa: SLF001 - ours
+        loose = _kind(value) in GATED and value._loose  # noqa: SLF001 - ours
+        _fields(tool)[self._name] = value._inner if loose else value  # noqa: SLF001 - ours
 
     def __delete__(self, tool: Any) -> None:  # noqa: ANN401 - as above
-        del vars(tool)[self._name]
+        del _fields(tool)[self._name]
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------
@@ -582,13 +595,14 @@ def strict_json(text: str) -> dict[str, Any]:
     """
     if not text:
         return {}
-    read = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
-    if not isinstance(read, dict):
+    read: Any = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+    if not _is(read, dict):
         message = "it is no object"
-        raise ValueError(message)  # noqa: TRY004 - what json raises too
+        raise _UnclearError(message)
     # Half of a pair of surrogates is no text; the gate and the tool would see different replacements of it.
     json.dumps(read, ensure_ascii=False).encode()
-    return read
+    arguments: dict[str, Any] = read
+    return arguments
 
 
 class _UnclearError(ValueError):
@@ -766,8 +780,9 @@ def _appeared(passage: ModelPassage, event: Any) -> None:  # noqa: ANN401 - of a
 def _most(settings: Any) -> int | None:  # noqa: ANN401 - ModelSettings
     """The most tokens of a completion, also where it is passed on by another name."""
     stated = [settings.max_tokens]
+    extra: Any
     for extra in (getattr(settings, "extra_args", None), getattr(settings, "extra_body", None)):
-        if isinstance(extra, Mapping):
+        if _is(extra, Mapping):
             stated += [extra.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
     return max((number for number in stated if isinstance(number, int)), default=None)
 
