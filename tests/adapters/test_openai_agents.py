@@ -482,7 +482,7 @@ def test_an_approval_is_asked_for_as_without_the_guard(guard: Guard, ran: list[A
     async def never(*_: Any) -> bool:
         return False
 
-    @function_tool(needs_approval=never)
+    @function_tool(needs_approval=never, strict_mode=False)
     def look(q: str, depth: int = 3) -> str:
         ran.append((q, depth))
         return f"found {q}"
