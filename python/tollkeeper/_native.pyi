@@ -47,6 +47,7 @@ __all__ = [
     "_measure_arguments",
     "_panic_in_check",
     "_panic_on_purpose",
+    "_tool_pin",
     "audit_check_consistency",
     "audit_check_inclusion",
     "audit_check_proof",
@@ -71,6 +72,7 @@ class Action:
         *,
         scope: Scope | None = None,
         parent: str | None = None,
+        asserted: collections.abc.Mapping[str, str] | None = None,
     ) -> Decision:
         """
         As `Gate.check`, for this tool.
@@ -79,6 +81,7 @@ class Action:
             arguments: Plain data with str keys; `None` is no arguments.
             scope: A scope other than the current one.
             parent: Id of the decision that this call follows from.
+            asserted: As in `Gate.check`.
         """
     @property
     def name(self, /) -> str:
@@ -632,6 +635,11 @@ class Decision:
         `@approval` of the permits that need one.
         """
     @property
+    def asserted(self, /) -> dict[str, str]:
+        """
+        What the host said of the call: `runtime`, `agent`, `session`, `run`, `call`, those that were given.
+        """
+    @property
     def code(self, /) -> str:
         """
         Stable name of the outcome, such as `allow` or `policy.no_permit`.
@@ -1048,6 +1056,7 @@ class Gate:
         *,
         scope: Scope | None = None,
         parent: str | None = None,
+        asserted: collections.abc.Mapping[str, str] | None = None,
     ) -> Decision:
         """
         The same for callers that may wait: the arguments may have 4 MiB instead of 64 KiB.
@@ -1076,7 +1085,14 @@ class Gate:
             arguments: The tool's arguments, of any size that can be recorded.
             model: Name, tokens of the prompt, most tokens of a completion, completions.
         """
-    def _delegate(self, /, outer: Scope, inner: Scope, parent: str | None) -> Decision:
+    def _delegate(
+        self,
+        /,
+        outer: Scope,
+        inner: Scope,
+        parent: str | None = None,
+        asserted: collections.abc.Mapping[str, str] | None = None,
+    ) -> Decision:
         """
         Decides on a delegation: whether `outer`'s principals may have the principal of `inner` act for them. Allowed, the
         inner scope counts from now on.
@@ -1092,7 +1108,7 @@ class Gate:
         self, /, tools: list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]]
     ) -> None:
         """
-        Registers tools that a runtime describes: all of them or, if one is wrong, none.
+        See `Gate.register_many`.
         """
     def _reload(self, /, sources: dict[str, typing.Any], ledger: Ledger | None = None) -> None:
         """
@@ -1120,6 +1136,7 @@ class Gate:
         *,
         scope: Scope | None = None,
         parent: str | None = None,
+        asserted: collections.abc.Mapping[str, str] | None = None,
     ) -> Decision:
         """
         Decides whether the current scope's principal may call a tool with these arguments. Never raises on a denial.
@@ -1129,6 +1146,11 @@ class Gate:
             arguments: Plain data with str keys; `None` is no arguments.
             scope: A scope other than the current one.
             parent: Id of the decision that this call follows from, such as that of the model call which asked for it.
+            asserted: Ids of the call as its host has them, for the audit log: `runtime`, `agent`, `session`, `run`,
+                `call`. Nobody checks them; of each 256 bytes are kept.
+
+        Raises:
+            ValueError: `asserted` holds something else.
         """
     def check_many(
         self,
@@ -1138,6 +1160,7 @@ class Gate:
         *,
         scope: Scope | None = None,
         parent: str | None = None,
+        asserted: collections.abc.Mapping[str, str] | None = None,
     ) -> Decisions:
         """
         Decides many calls of one tool in the current scope, each as `check` does and in the order of the rows. The
@@ -1149,10 +1172,11 @@ class Gate:
                 the same length, or single values for every row.
             scope: A scope other than the current one.
             parent: Id of the decision that the calls follow from.
+            asserted: As in `check`, for all rows.
 
         Raises:
             TypeError: A column holds something else.
-            ValueError: Columns differ in length, or there are more than 65,536 rows.
+            ValueError: Columns differ in length, or there are more than 65,536 rows; or as in `check`.
         """
     def close(self, /) -> None:
         """
@@ -1162,6 +1186,20 @@ class Gate:
     def closed(self, /) -> bool:
         """
         Whether the gate was closed.
+        """
+    def may_call(self, /, tool: str, *, scope: Scope | None = None) -> bool:
+        """
+        Whether a check of this tool could come out as allowed, for some arguments: what a list of tools may leave out.
+        It decides nothing and records nothing; true promises nothing.
+
+        Args:
+            tool: Name of a tool.
+            scope: A scope other than the current one.
+
+        Returns:
+            False where it is certain that nobody in the scope can call it whatever the arguments are: it is not
+            registered or is withheld, the run is narrowed to other tools, no permit speaks of it, a forbid without a
+            condition does; or there is no run.
         """
     @property
     def mode(self, /) -> str:
@@ -1182,6 +1220,17 @@ class Gate:
     def warnings(self, /) -> list[str]:
         """
         Warnings of the last load.
+        """
+    def withhold(self, /, tools: collections.abc.Mapping[str, str]) -> None:
+        """
+        Refuses calls of these tools from now on with `tool.changed`, registered or not: their definitions are not those
+        that somebody has accepted. Whatever was withheld before is not any more; a reload changes nothing of it.
+
+        Args:
+            tools: Reasons by name, for whoever reads the denial; of each 4 KiB are kept. Empty: nothing is withheld.
+
+        Raises:
+            HandleError: In the child of a fork.
         """
 
 @final
@@ -1709,7 +1758,15 @@ class ModelCall:
     def __enter__(self, /) -> typing.Self: ...
     def __exit__(self, /, *exc: object) -> None: ...
     def __new__(
-        cls, /, gate: Gate, model: str, prompt_tokens: int, max_tokens: int, n: int = ..., parent: str | None = None
+        cls,
+        /,
+        gate: Gate,
+        model: str,
+        prompt_tokens: int,
+        max_tokens: int,
+        n: int = ...,
+        parent: str | None = None,
+        asserted: collections.abc.Mapping[str, str] | None = None,
     ) -> typing.Self:
         """
         Args:
@@ -1719,6 +1776,7 @@ class ModelCall:
             max_tokens: The most tokens of one completion.
             n: How many completions.
             parent: Id of the decision that the call follows from.
+            asserted: As in `Gate.check`.
         """
     def __repr__(self, /) -> str: ...
     def charge(self, n_tokens: int, /) -> bool:
@@ -2187,6 +2245,11 @@ def _panic_in_check(gate: Gate, /) -> Decision:
 def _panic_on_purpose() -> None:
     """
     Panics, to show what becomes of it.
+    """
+
+def _tool_pin(tool: tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]) -> str:
+    """
+    The digest of a tool's definition, as entries name it.
     """
 
 def audit_check_consistency(

@@ -193,16 +193,20 @@ class Delegation(Run):
     Entering it decides, and raises `Denied` where the gate or one of the principals does not allow it.
     """
 
-    def __init__(self, scope: Scope, outer: Scope, parent: str | None) -> None:
+    def __init__(
+        self, scope: Scope, outer: Scope, parent: str | None, asserted: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(scope)
-        self._outer, self._parent = outer, parent
+        self._outer, self._parent, self._asserted = outer, parent, asserted
         self.decision: Decision | None = None
         """The decision, once the run was entered."""
 
     def __enter__(self) -> Scope:
         if self.decision is None:
             gate = self.scope._gate  # noqa: SLF001 - the native half of this module
-            self.decision = gate._delegate(self._outer, self.scope, self._parent)  # noqa: SLF001 - as above
+            self.decision = gate._delegate(  # noqa: SLF001 - as above
+                self._outer, self.scope, self._parent, self._asserted
+            )
         self.decision.require()
         return super().__enter__()
 
@@ -455,6 +459,71 @@ class Gate(_native.Gate):
             with contextlib.suppress(HandleError):
                 self._log.close()
 
+    def register(  # noqa: PLR0913 - as many as a tool has
+        self,
+        name: str,
+        resource: EntityUid | str,
+        *,
+        schema: Mapping[str, Any] | None = None,
+        paths: Iterable[str] = (),
+        cost: Mapping[str, int] | None = None,
+        reads: Iterable[str] = (),
+    ) -> None:
+        r"""Registers a tool as a runtime describes it; it stays over reloads.
+
+        The same description again changes nothing; another one replaces the one before, for every check that begins
+        after it. A tool that ``tollkeeper.toml`` names stays what the file says: resource, cost, reads, paths and
+        schema. Only if the file gives no schema, this one is adopted.
+
+        Args:
+            name: The tool's name, as calls have it.
+            resource: Uid of the server or system that owns it.
+            schema: JSON Schema of its arguments.
+            paths: Arguments that are file paths.
+            cost: What a call costs, by unit; without it a run that has a budget pays for one request.
+            reads: Labels that its output brings into the session.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> from tollkeeper import Gate
+            >>> folder = pathlib.Path(tempfile.mkdtemp())
+            >>> _ = (folder / "p.cedar").write_text('permit(principal, action, resource == Mcp::"web");')
+            >>> _ = (folder / "tollkeeper.toml").write_text("[policy]
+files = ['p.cedar']")
+            >>> gate = Gate.open(folder / "tollkeeper.toml")
+            >>> gate.register("search", 'Mcp::"web"', schema={"properties": {"query": {"type": "string"}}})
+            >>> with gate.run(principal='Agent::"researcher"'):
+            ...     gate.check("search", {"query": "weather"}).code, gate.check("search", {"query": 7}).code
+            ('allow', 'input.unrepresentable')
+
+        Raises:
+            PolicyError: The name, the schema, the paths, the cost or the reads cannot be used, or another tool has the
+                same name but for case.
+            EntityError: The resource is no uid.
+            AuditError: The log cannot keep the definition.
+        """
+        self._register([_tool(name, resource, schema=schema, paths=paths, cost=cost, reads=reads)])
+
+    def register_many(self, tools: Iterable[Mapping[str, Any]]) -> None:
+        r"""Registers many tools as `register` does: all of them or, if one is wrong, none.
+
+        Args:
+            tools: For each its `name` and `resource`, and what else `register` takes, by those names. One that is
+                described twice in different ways is an error.
+
+        Example:
+            >>> from tollkeeper import Gate
+            >>> gate = Gate()
+            >>> gate.register_many([{"name": n, "resource": 'Mcp::"web"'} for n in ("search", "fetch")])
+            >>> gate.tools
+            ['fetch', 'search']
+
+        Raises:
+            TypeError: A description has other keys.
+            The same as `register`.
+        """
+        self._register([_tool(**tool) for tool in tools])
+
     def run(  # noqa: PLR0913 - as many as a run has
         self,
         *,
@@ -536,6 +605,7 @@ class Gate(_native.Gate):
         expires_at: float | None = None,
         scope: Scope | None = None,
         parent: str | None = None,
+        asserted: Mapping[str, str] | None = None,
     ) -> Delegation:
         r"""A run in which another principal acts for the one of the current run.
 
@@ -553,6 +623,7 @@ class Gate(_native.Gate):
             expires_at: As in `run`.
             scope: A scope other than the current one.
             parent: Id of the decision that this one follows from, for the audit log.
+            asserted: As in `check`; looked at when it is entered.
 
         Raises:
             ValueError: There is no run around it.
@@ -573,7 +644,7 @@ class Gate(_native.Gate):
             outer=outer,
             request=request,
         )
-        return Delegation(inner, outer, parent)
+        return Delegation(inner, outer, parent, asserted)
 
     def approval(self, decision: Decision, *, timeout: float = 3600.0) -> Approval:
         """Asks somebody to approve what a decision with `approval.required` denied.
@@ -601,8 +672,15 @@ class Gate(_native.Gate):
         answers = self._answers.get(os.getpid()) or self._answers.setdefault(os.getpid(), Answers(self._table))
         return ask(answers, self._state_dir, decision, timeout)
 
-    def model_call(
-        self, *, model: str, prompt_tokens: int, max_tokens: int, n: int = 1, parent: str | None = None
+    def model_call(  # noqa: PLR0913 - as many as a model call has
+        self,
+        *,
+        model: str,
+        prompt_tokens: int,
+        max_tokens: int,
+        n: int = 1,
+        parent: str | None = None,
+        asserted: Mapping[str, str] | None = None,
     ) -> ModelCall:
         r"""A call of a model, from the decision to what it has used.
 
@@ -616,6 +694,10 @@ class Gate(_native.Gate):
             max_tokens: The most tokens of one completion.
             n: How many completions.
             parent: Id of the decision that the call follows from, for the audit log.
+            asserted: As in `check`.
+
+        Raises:
+            ValueError: A count is none, or as in `check`.
 
         Example:
             >>> import pathlib, tempfile
@@ -637,7 +719,7 @@ class Gate(_native.Gate):
             1511
         """
         made = ModelCall if self._spans is None else self._spans.model_call
-        return made(self, model, prompt_tokens, max_tokens, n, parent)
+        return made(self, model, prompt_tokens, max_tokens, n, parent, asserted)
 
     async def acheck(  # noqa: PLR0913 - as many as a check that waits has
         self,
@@ -646,6 +728,7 @@ class Gate(_native.Gate):
         *,
         scope: Scope | None = None,
         parent: str | None = None,
+        asserted: Mapping[str, str] | None = None,
         timeout: float = 1.0,  # noqa: ASYNC109 - as everywhere in this package
         approval_timeout: float | None = None,
     ) -> Decision:
@@ -658,6 +741,7 @@ class Gate(_native.Gate):
             arguments: As in `check`.
             scope: As in `check`.
             parent: As in `check`.
+            asserted: As in `check`.
             timeout: Seconds, for both together.
             approval_timeout: Where an approval is needed, asks for it, waits so many seconds for the answer and checks
                 again. Nothing is held meanwhile.
@@ -666,7 +750,7 @@ class Gate(_native.Gate):
             AuditError: The action is allowed, and its record did not get to the disk in time: it must not begin, and
                 what was reserved is given back.
         """
-        decision = await self._acheck(tool, arguments, scope, parent, timeout)
+        decision = await self._acheck(tool, arguments, scope, (parent, asserted), timeout)
         if approval_timeout is None or decision.code not in {"approval.required", "approval.expired"}:
             return decision
         from tollkeeper import aio  # noqa: PLC0415 - loads asyncio
@@ -674,18 +758,19 @@ class Gate(_native.Gate):
         # In a thread, for the question is written to the disk.
         await (await aio.in_thread(lambda: self.approval(decision, timeout=approval_timeout)))
         # Whatever was answered: the check says what came of it.
-        return await self._acheck(tool, arguments, scope, decision.id, timeout)
+        return await self._acheck(tool, arguments, scope, (decision.id, asserted), timeout)
 
     async def _acheck(
         self,
         tool: str,
         arguments: Mapping[str, Any] | None,
         scope: Scope | None,
-        parent: str | None,
+        said: tuple[str | None, Mapping[str, str] | None],
         timeout: float,  # noqa: ASYNC109 - as everywhere in this package
     ) -> Decision:
         import asyncio  # noqa: PLC0415 - see the top
 
+        parent, asserted = said
         end, hopeless = _now() + timeout, False
         while True:
             while self._log is not None and (seq := self._room_after()) is not None and _now() < end:
@@ -696,7 +781,7 @@ class Gate(_native.Gate):
                     # The check says why there is no room.
                     hopeless = True
                     break
-            decision = self._check_large(tool, arguments, scope=scope, parent=parent)
+            decision = self._check_large(tool, arguments, scope=scope, parent=parent, asserted=asserted)
             if decision.code != "audit.unavailable" or hopeless or _now() >= end or self._room_after() is None:
                 break
         if decision.allowed and decision.durability not in (None, "group"):
@@ -704,13 +789,14 @@ class Gate(_native.Gate):
                 await decision.durable(decision.durability)
         return decision
 
-    def check_blocking(
+    def check_blocking(  # noqa: PLR0913 - as many as a check that waits has
         self,
         tool: str,
         arguments: Mapping[str, Any] | None = None,
         *,
         scope: Scope | None = None,
         parent: str | None = None,
+        asserted: Mapping[str, str] | None = None,
         timeout: float = 1.0,
     ) -> Decision:
         """As `acheck`, for threads: waits without the interpreter's lock.
@@ -720,6 +806,7 @@ class Gate(_native.Gate):
             arguments: As in `check`; up to 4 MiB.
             scope: As in `check`.
             parent: As in `check`.
+            asserted: As in `check`.
             timeout: Seconds, for room in the log and the record together.
 
         Raises:
@@ -734,7 +821,7 @@ class Gate(_native.Gate):
                 except TollkeeperError:
                     hopeless = True
                     break
-            decision = self._check_large(tool, arguments, scope=scope, parent=parent)
+            decision = self._check_large(tool, arguments, scope=scope, parent=parent, asserted=asserted)
             if decision.code != "audit.unavailable" or hopeless or _now() >= end or self._room_after() is None:
                 break
         if decision.allowed:
@@ -993,6 +1080,28 @@ def _names(what: str, names: Iterable[str] | None) -> list[str] | None:
         message = f"{what} is a list of names, not a str"
         raise TypeError(message)
     return None if names is None else list(names)
+
+
+def _tool(  # noqa: PLR0913 - as many as a tool has
+    name: str,
+    resource: EntityUid | str,
+    *,
+    schema: Mapping[str, Any] | None = None,
+    paths: Iterable[str] = (),
+    cost: Mapping[str, int] | None = None,
+    reads: Iterable[str] = (),
+) -> tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]:
+    """A tool as the native half takes it."""
+    import json  # noqa: PLC0415 - see the top
+
+    return (
+        name,
+        str(resource),
+        None if schema is None else json.dumps(schema),
+        _names("paths", paths) or [],
+        None if cost is None else list(cost.items()),
+        _names("reads", reads) or [],
+    )
 
 
 def _texts(forbid: str | Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakKeyDictionary
@@ -330,10 +330,17 @@ class Spans:
                 raise
 
     def model_call(  # noqa: PLR0913, PLR0917 - as many as a model call has
-        self, gate: Gate, model: str, prompt_tokens: int, max_tokens: int, n: int, parent: str | None
+        self,
+        gate: Gate,
+        model: str,
+        prompt_tokens: int,
+        max_tokens: int,
+        n: int,
+        parent: str | None,
+        asserted: Mapping[str, str] | None = None,
     ) -> ModelCall:
         """A model call with a span, from entering to leaving it."""
-        call = TracedModelCall(gate, model, prompt_tokens, max_tokens, n, parent)
+        call = TracedModelCall(gate, model, prompt_tokens, max_tokens, n, parent, asserted)
         attributes: dict[str, str | int] = {
             "gen_ai.operation.name": "chat",
             "gen_ai.request.model": model,

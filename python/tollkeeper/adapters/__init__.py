@@ -6,6 +6,3 @@ tested with, and passes the same contract suite. `tollkeeper hosts` prints what 
 
 No adapter decides anything: what a host's event comes to is asked of the gate.
 """
-
-HOSTS = ("maf", "langchain", "openai_agents")
-"""The modules, in the order in which `tollkeeper hosts` shows them."""

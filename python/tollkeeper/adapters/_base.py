@@ -23,10 +23,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tollkeeper.errors import ConfigError, Denied, TollkeeperError
+from tollkeeper.errors import Denied, TollkeeperError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
     from tollkeeper.gate import Decision, Gate, ModelCall
 
-__all__ = ["Adapter", "Crossing", "Host", "ModelPassage", "Passage", "Refusal", "failure", "refusal_text"]
+__all__ = ["Adapter", "Crossing", "ModelPassage", "Passage", "Refusal", "failure", "refusal_text"]
 
 log = logging.getLogger("tollkeeper.adapters")
 
@@ -53,58 +52,6 @@ PLAIN: Final = (str, int, float, bool, type(None))
 
 # What the hook has let through, for the choke point below it. A task or thread that runs a call has it in its own copy.
 _ADMITTED: ContextVar[Passage | None] = ContextVar("tollkeeper_admitted", default=None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Host:
-    """One agent runtime, and what is known of it."""
-
-    name: str
-    """Module and extra."""
-    title: str
-    """What people call it."""
-    distribution: str
-    """The package whose version counts."""
-    oldest: str
-    """The oldest version that the contract suite runs with."""
-    newest: str
-    """The newest one."""
-
-    def check(self) -> str:
-        """The installed version, if the adapter can be used with it.
-
-        A version newer than the newest tested one is used, and said in the log: choke points are looked at before they
-        are replaced.
-
-        Raises:
-            ConfigError: The runtime is not installed, or is older than the oldest tested version.
-        """
-        try:
-            found = metadata.version(self.distribution)
-        except metadata.PackageNotFoundError:
-            message = f"{self.title} is not installed: there is no `{self.distribution}`"
-            raise ConfigError(message, "host.missing", f"pip install 'tollkeeper[{self.name}]'") from None
-        if _numbers(found) < _numbers(self.oldest):
-            message = (
-                f"{self.distribution} {found} is older than {self.oldest}, the oldest version this was tested with"
-            )
-            raise ConfigError(message, "host.unsupported", f"pip install '{self.distribution}>={self.oldest}'")
-        if _numbers(found)[:2] > _numbers(self.newest)[:2]:
-            log.warning("%s %s is newer than %s, the newest tested version", self.distribution, found, self.newest)
-        return found
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The release part of a version, for comparing."""
-    numbers: list[int] = []
-    for part in version.split("."):
-        digits = "".join(character for character in part if character.isdigit())
-        if not digits or not part[0].isdigit():
-            break
-        numbers.append(int(digits) if part.isdigit() else int(part[: len(part) - len(part.lstrip("0123456789"))]))
-        if not part.isdigit():
-            break
-    return tuple(numbers)
 
 
 class Adapter(Protocol):

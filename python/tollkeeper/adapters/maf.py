@@ -27,21 +27,22 @@ from agent_framework import (
     AgentMiddleware,
     ChatContext,
     ChatMiddleware,
+    ChatMiddlewareLayer,
     FunctionInvocationContext,
     FunctionMiddleware,
     FunctionTool,
+    MiddlewareFailure,
 )
 
-from tollkeeper.adapters._base import Crossing, Host, ModelPassage, Passage, Refusal, failure
+from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, failure
+from tollkeeper.adapters._hosts import TABLE
 from tollkeeper.errors import ConfigError
 
 __all__ = ["HOST", "Guard"]
 
-HOST: Final = Host("maf", "Microsoft Agent Framework", "agent-framework-core", oldest="1.0.0", newest="1.23.0")
+HOST: Final = TABLE["maf"]
 
 Next = Callable[[], Awaitable[None]]
-# Ends a run out of a function call; releases before it had only the quiet end.
-HARD_STOP: Final[type[Exception]] = getattr(agent_framework, "MiddlewareFailure", agent_framework.MiddlewareTermination)
 # The tool whose `invoke` runs in this context, until it calls its function: that call has been decided.
 _INVOKED: ContextVar[list[FunctionTool] | None] = ContextVar("tollkeeper_maf_invoked", default=None)
 _INSTALLING = threading.Lock()
@@ -63,7 +64,7 @@ class Guard:
     def __init__(self, gate: Any, **options: Any) -> None:  # noqa: ANN401 - Crossing has the types
         self.version = HOST.check()
         self.crossing = Crossing(gate, HOST.name, **options)
-        self._original: dict[str, Any] = {}
+        self._originals: list[tuple[type, str, Any]] = []
 
     def middleware(self) -> list[AgentMiddleware | FunctionMiddleware | ChatMiddleware]:
         """What `Agent(middleware=...)` takes: a new set for each agent, since it learns that agent's name.
@@ -77,10 +78,10 @@ class Guard:
         return found
 
     def install(self) -> None:
-        """Gates `FunctionTool.invoke` and direct calls of a `FunctionTool`, in the whole process.
+        """Gates `FunctionTool.invoke`, direct calls of a `FunctionTool`, and chat clients, in the whole process.
 
         Raises:
-            ConfigError: The framework's tool has another shape than the versions this was tested with.
+            ConfigError: The framework has another shape than the versions this was tested with.
             RuntimeError: Another guard is installed.
         """
         with _INSTALLING:
@@ -89,25 +90,27 @@ class Guard:
             if Guard._installed is not None:
                 message = "another guard is installed; uninstall it first"
                 raise RuntimeError(message)
-            for name in ("invoke", "__call__", "parameters"):
-                if not callable(vars(FunctionTool).get(name)):
-                    message = f"agent-framework-core {self.version}: FunctionTool has no method `{name}` to gate"
-                    raise ConfigError(message, "host.unsupported", f"use a version up to {HOST.newest}")
-            self._original = {"invoke": FunctionTool.invoke, "__call__": FunctionTool.__call__}
-            for name, method in (("invoke", self._invoke()), ("__call__", self._call())):
-                setattr(FunctionTool, name, method)
+            for kind, names in CHOKE_POINTS.items():
+                for name in names:
+                    if not callable(vars(kind).get(name)):
+                        message = f"agent-framework-core {self.version}: {kind.__name__} has no `{name}` to gate"
+                        raise ConfigError(message, "host.unsupported", f"use a version up to {HOST.newest}")
+            self._originals = [(kind, name, vars(kind)[name]) for kind, names in CHOKE_POINTS.items() for name in names]
+            wrappers = {"invoke": self._invoke, "__call__": self._call, "get_response": self._get_response}
+            for kind, name, original in self._originals:
+                setattr(kind, name, wrappers[name](original))
             Guard._installed = self
 
     def uninstall(self) -> None:
-        """Puts `FunctionTool` back as it was."""
+        """Puts the framework back as it was."""
         with _INSTALLING:
             if Guard._installed is self:
-                for name, method in self._original.items():
-                    setattr(FunctionTool, name, method)
+                for kind, name, original in self._originals:
+                    setattr(kind, name, original)
                 Guard._installed = None
 
-    def _invoke(self) -> Callable[..., Awaitable[Any]]:
-        original, crossing = self._original["invoke"], self.crossing
+    def _invoke(self, original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        crossing = self.crossing
 
         @functools.wraps(original)
         async def invoke(tool: FunctionTool, **named: Any) -> Any:  # noqa: ANN401 - as the framework's
@@ -123,7 +126,7 @@ class Guard:
             passage = await _entered(crossing, tool, given, _ids(context, call, None))
             if isinstance(passage, Refusal):
                 if crossing.halt:
-                    raise HARD_STOP(passage.text) from passage.denied()
+                    raise MiddlewareFailure(passage.text) from passage.denied()
                 if call is None:
                     raise passage.denied()
                 return [agent_framework.Content.from_text(passage.text)]
@@ -133,8 +136,8 @@ class Guard:
 
         return invoke
 
-    def _call(self) -> Callable[..., Any]:
-        original, crossing = self._original["__call__"], self.crossing
+    def _call(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        crossing = self.crossing
 
         @functools.wraps(original)
         def call(tool: FunctionTool, *args: Any, **named: Any) -> Any:  # noqa: ANN401 - as the framework's
@@ -163,8 +166,26 @@ class Guard:
 
         return call
 
+    def _get_response(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        models = _Models(self.crossing, _Named())
+
+        @functools.wraps(original)
+        def get_response(client: Any, *args: Any, **named: Any) -> Any:  # noqa: ANN401 - as the framework's
+            options = dict(named.get("client_kwargs") or {})
+            given = list(options.get("middleware") or ())
+            if self.crossing.models and not any(isinstance(one, _Models) for one in [*client.chat_middleware, *given]):
+                options["middleware"] = [models, *given]
+            return original(client, *args, **{**named, "client_kwargs": options})
+
+        return get_response
+
 
 OPTIONS: Final = ("arguments", "context", "tool_call_id", "skip_parsing")
+# What all ways to a tool and to a model share.
+CHOKE_POINTS: Final[dict[type, tuple[str, ...]]] = {
+    FunctionTool: ("invoke", "__call__"),
+    ChatMiddlewareLayer: ("get_response",),
+}
 
 
 async def _inside(tool: FunctionTool, running: Awaitable[Any]) -> Any:  # noqa: ANN401 - what the tool returns
@@ -223,7 +244,7 @@ class _Functions(FunctionMiddleware):
         passage = await _entered(self._crossing, context.function, context.arguments, ids)
         if isinstance(passage, Refusal):
             if self._crossing.halt:
-                raise HARD_STOP(passage.text) from passage.denied()
+                raise MiddlewareFailure(passage.text) from passage.denied()
             context.result = passage.text
             return
         context.arguments = passage.arguments

@@ -37,6 +37,7 @@ VERBS = {
     "why": ("why", "say from the log why an action was denied, and what would change it"),
     "readiness": ("readiness", "say from a shadow gate's log what enforcing would have done"),
     "report": ("report", "write a page that shows what a log holds"),
+    "hosts": ("hosts", "say what the adapter of each agent runtime guarantees"),
     "doctor": ("doctor", "say what this installation and this folder can and cannot do"),
     "bench": ("bench", "measure the gate of a configuration, and say whether latency budgets are kept"),
 }

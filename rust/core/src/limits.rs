@@ -102,6 +102,8 @@ pub const TOOL_NAME_BYTES_MAX: usize = 256;
 pub const MODEL_NAME_BYTES_MAX: usize = 255;
 /// Bytes of one tool's JSON Schema.
 pub const TOOL_SCHEMA_BYTES_MAX: usize = 256 << 10;
+/// Bytes of the sentence that says why a tool is withheld; longer ones are cut.
+pub const WITHHELD_REASON_BYTES_MAX: usize = 4 << 10;
 /// Subschemas of one tool.
 pub const TOOL_SCHEMA_NODES_MAX: usize = 10_000;
 /// Schemas entered inside one another while reading arguments: arguments nest at most [`ARGUMENT_NESTING_MAX`] deep,
@@ -120,6 +122,8 @@ pub const CHAIN_MAX: usize = 4;
 pub const RUN_FORBID_BYTES_MAX: usize = 64 << 10;
 /// Sets of such forbids along a chain of runs inside one another: each is evaluated at every check.
 pub const RUN_FORBID_SETS_MAX: usize = 8;
+/// Bytes of one id that a host asserts: names of agents and ids of calls, as hosts make them.
+pub const ASSERTED_BYTES_MAX: usize = 256;
 /// Labels of one session.
 pub const SESSION_LABELS_MAX: usize = 64;
 /// Bytes of a session id or a label.

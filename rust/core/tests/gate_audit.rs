@@ -17,6 +17,7 @@ use tollkeeper_core::budget::tree::{BudgetSpec, LedgerSpec, LimitSpec};
 use tollkeeper_core::budget::unit::{Amounts, Unit};
 use tollkeeper_core::budget::window::Window;
 use tollkeeper_core::gate::Gate;
+use tollkeeper_core::gate::asserted::Asserted;
 use tollkeeper_core::gate::check::Scratch;
 use tollkeeper_core::gate::code::Code;
 use tollkeeper_core::gate::decision::Decision;
@@ -166,7 +167,8 @@ fn a_decision_says_what_it_was_made_of() {
     let case = case("says", GateMode::Enforce, OnFull::Deny, Disk::default());
     let run = case.scope(&["pii"]).as_run(case.gate.next_run(), Some([9; 32]));
     let trace = Some((0xabcd, 0x12));
-    let allowed = case.check(&run, "send", 1, Links { parent: Some("0000000000000007-9"), trace });
+    let allowed =
+        case.check(&run, "send", 1, Links { parent: Some("0000000000000007-9"), trace, asserted: Some(&asserted) });
     assert!(allowed.allowed(), "{}", allowed.reason());
     let ending = Ending {
         status: Status::Error,
@@ -192,6 +194,9 @@ fn a_decision_says_what_it_was_made_of() {
     );
     assert_eq!(first["request"], "CQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk=");
     assert_eq!(first["parent"], "0000000000000007-9");
+    assert_eq!(first["asserted"].to_string(), r#"{"runtime":"maf","call":"c-1"}"#);
+    assert_eq!(allowed.asserted().collect::<Vec<_>>(), [("runtime", "maf"), ("call", "c-1")]);
+    assert!(denied.asserted().next().is_none());
     assert_eq!((&first["action"], &first["resource"]), (&json!("Action::\"send\""), &json!("Mcp::\"m0\"")));
     assert_eq!(
         (&first["decision"], &first["code"], &first["mode"]),
@@ -202,7 +207,8 @@ fn a_decision_says_what_it_was_made_of() {
     assert_eq!(first["budget"], json!({"path": "acme", "reserved": {"tokens": 10}, "remaining": {"tokens": 90}}));
     assert_eq!(first["budget_seen"]["tokens"]["total"]["tightest"]["remaining"], 100);
     assert_eq!(first["trace"], json!({"trace_id": format!("{:032x}", 0xabcd), "span_id": format!("{:016x}", 0x12)}));
-    let expected: Vec<&str> = "v kind producer seq time id principal on_behalf_of session run request parent action resource \
+    let expected: Vec<&str> = "v kind producer seq time id principal on_behalf_of session run request parent asserted action \
+        resource \
         tool pin arguments decision code policies obligations labels budget budget_seen mode bundle entities trace engine"
         .split_whitespace()
         .collect();

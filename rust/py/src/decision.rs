@@ -3,6 +3,7 @@
 //! The core decides and makes the sentences. What this file adds is that a hold is made when somebody asks for it, and
 //! that a decision cannot be tested by accident.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -126,6 +127,12 @@ impl PyDecision {
     #[getter]
     fn principal_denied(&self) -> Option<String> {
         self.inner.denied_for().map(ToString::to_string)
+    }
+
+    /// What the host said of the call: `runtime`, `agent`, `session`, `run`, `call`, those that were given.
+    #[getter]
+    fn asserted(&self) -> BTreeMap<&str, &str> {
+        self.inner.asserted().collect()
     }
 
     /// Id of the approval that was used; `None` if none was needed.

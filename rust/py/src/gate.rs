@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyDictMethods, PyMapping, PyString};
 use tollkeeper_core::arguments::{Argument, Arguments, ArgumentsError};
@@ -17,6 +17,7 @@ use tollkeeper_core::audit::log::Durability;
 use tollkeeper_core::budget::unit::{Amounts, Unit};
 use tollkeeper_core::gate::Gate;
 use tollkeeper_core::gate::approve::Approver;
+use tollkeeper_core::gate::asserted::Asserted;
 use tollkeeper_core::gate::check::Scratch;
 use tollkeeper_core::gate::code::Code;
 use tollkeeper_core::gate::control::Control;
@@ -224,27 +225,34 @@ impl PyGate {
     ///     arguments: Plain data with str keys; `None` is no arguments.
     ///     scope: A scope other than the current one.
     ///     parent: Id of the decision that this call follows from, such as that of the model call which asked for it.
-    #[pyo3(signature = (tool: "str", arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, *, scope: "Scope | None" = None, parent: "str | None" = None))]
+    ///     asserted: Ids of the call as its host has them, for the audit log: `runtime`, `agent`, `session`, `run`,
+    ///         `call`. Nobody checks them; of each 256 bytes are kept.
+    ///
+    /// Raises:
+    ///     ValueError: `asserted` holds something else.
+    #[pyo3(signature = (tool: "str", arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, *, scope: "Scope | None" = None, parent: "str | None" = None, asserted: "collections.abc.Mapping[str, str] | None" = None))]
     fn check(
         slf: &Bound<'_, Self>,
         tool: &Bound<'_, PyString>,
         arguments: Option<&Bound<'_, PyAny>>,
         scope: Option<Bound<'_, PyScope>>,
         parent: Option<&str>,
+        asserted: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyDecision> {
-        Self::check_within(slf, (tool, arguments), scope, parent, ARGUMENT_BYTES_MAX)
+        Self::check_within(slf, (tool, arguments), scope, (parent, asserted), ARGUMENT_BYTES_MAX)
     }
 
     /// The same for callers that may wait: the arguments may have 4 MiB instead of 64 KiB.
-    #[pyo3(name = "_check_large", signature = (tool: "str", arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, *, scope: "Scope | None" = None, parent: "str | None" = None))]
+    #[pyo3(name = "_check_large", signature = (tool: "str", arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, *, scope: "Scope | None" = None, parent: "str | None" = None, asserted: "collections.abc.Mapping[str, str] | None" = None))]
     fn check_large(
         slf: &Bound<'_, Self>,
         tool: &Bound<'_, PyString>,
         arguments: Option<&Bound<'_, PyAny>>,
         scope: Option<Bound<'_, PyScope>>,
         parent: Option<&str>,
+        asserted: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyDecision> {
-        Self::check_within(slf, (tool, arguments), scope, parent, ARGUMENT_BYTES_WAIT_MAX)
+        Self::check_within(slf, (tool, arguments), scope, (parent, asserted), ARGUMENT_BYTES_WAIT_MAX)
     }
 
     /// The record that has to be on the disk before there is room for more; `None` where there is, or no log.
@@ -316,7 +324,7 @@ impl PyGate {
         })
     }
 
-    /// Registers tools that a runtime describes: all of them or, if one is wrong, none.
+    /// See `Gate.register_many`.
     #[pyo3(name = "_register", signature = (tools: "list[tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]]"))]
     fn register(&self, tools: Vec<ToolArg>) -> PyResult<()> {
         let specs = tools.into_iter().map(tool_spec).collect::<PyResult<Vec<ToolSpec>>>()?;
@@ -324,6 +332,42 @@ impl PyGate {
             self.born.check()?;
             detached(|| self.inner.register(&specs))
         })
+    }
+
+    /// Refuses calls of these tools from now on with `tool.changed`, registered or not: their definitions are not those
+    /// that somebody has accepted. Whatever was withheld before is not any more; a reload changes nothing of it.
+    ///
+    /// Args:
+    ///     tools: Reasons by name, for whoever reads the denial; of each 4 KiB are kept. Empty: nothing is withheld.
+    ///
+    /// Raises:
+    ///     HandleError: In the child of a fork.
+    #[pyo3(signature = (tools: "collections.abc.Mapping[str, str]"))]
+    fn withhold(&self, tools: &Bound<'_, PyAny>) -> PyResult<()> {
+        let tools = text_pairs("withhold", tools)?;
+        guard(|| {
+            self.born.check()?;
+            self.inner.withhold(tools.iter().map(|(name, reason)| (&**name, &**reason)));
+            Ok::<_, PyErr>(())
+        })
+    }
+
+    /// Whether a check of this tool could come out as allowed, for some arguments: what a list of tools may leave out.
+    /// It decides nothing and records nothing; true promises nothing.
+    ///
+    /// Args:
+    ///     tool: Name of a tool.
+    ///     scope: A scope other than the current one.
+    ///
+    /// Returns:
+    ///     False where it is certain that nobody in the scope can call it whatever the arguments are: it is not
+    ///     registered or is withheld, the run is narrowed to other tools, no permit speaks of it, a forbid without a
+    ///     condition does; or there is no run.
+    #[pyo3(signature = (tool, *, scope: "Scope | None" = None))]
+    fn may_call(slf: &Bound<'_, Self>, tool: &str, scope: Option<Bound<'_, PyScope>>) -> PyResult<bool> {
+        let scope = Self::scope_of(slf, scope)?;
+        let scope = scope.as_ref().map(|scope| scope.get().inner());
+        guard(|| Ok::<_, PyErr>(slf.get().is_usable() && slf.get().inner.may_call(scope, tool)))
     }
 
     /// Closes the gate: every later check is denied with `gate.closed`.
@@ -348,14 +392,17 @@ impl PyGate {
 
     /// Decides on a delegation: whether `outer`'s principals may have the principal of `inner` act for them. Allowed, the
     /// inner scope counts from now on.
+    #[pyo3(signature = (outer, inner, parent: "str | None" = None, asserted: "collections.abc.Mapping[str, str] | None" = None))]
     fn _delegate(
         slf: &Bound<'_, Self>,
         outer: Bound<'_, PyScope>,
         inner: &Bound<'_, PyScope>,
         parent: Option<&str>,
+        asserted: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyDecision> {
         let this = slf.get();
-        let links = Links { parent, trace: this.trace(slf.py()) };
+        let asserted = read_asserted(asserted)?;
+        let links = Links { parent, trace: this.trace(slf.py()), asserted: asserted.as_ref() };
         let outer = Self::scope_of(slf, Some(outer))?;
         let decide = || {
             let Some(outer) = this.unusable().map_or(outer.as_ref().ok_or(Code::ScopeMissing), Err).ok() else {
@@ -391,24 +438,27 @@ impl PyGate {
     ///         the same length, or single values for every row.
     ///     scope: A scope other than the current one.
     ///     parent: Id of the decision that the calls follow from.
+    ///     asserted: As in `check`, for all rows.
     ///
     /// Raises:
     ///     TypeError: A column holds something else.
-    ///     ValueError: Columns differ in length, or there are more than 65,536 rows.
-    #[pyo3(signature = (tool, columns: "collections.abc.Mapping[str, typing.Any]", *, scope: "Scope | None" = None, parent: "str | None" = None))]
+    ///     ValueError: Columns differ in length, or there are more than 65,536 rows; or as in `check`.
+    #[pyo3(signature = (tool, columns: "collections.abc.Mapping[str, typing.Any]", *, scope: "Scope | None" = None, parent: "str | None" = None, asserted: "collections.abc.Mapping[str, str] | None" = None))]
     fn check_many(
         slf: &Bound<'_, Self>,
         tool: &str,
         columns: &Bound<'_, PyMapping>,
         scope: Option<Bound<'_, PyScope>>,
         parent: Option<&str>,
+        asserted: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyDecisions> {
         let columns = Columns::read(columns)?;
+        let asserted = read_asserted(asserted)?;
         // Before anything is decided: whoever cannot be told the answers asks for none.
         slf.py().import("numpy")?;
         let this = slf.get();
         let scope = Self::scope_of(slf, scope)?;
-        let links = Links { parent, trace: this.trace(slf.py()) };
+        let links = Links { parent, trace: this.trace(slf.py()), asserted: asserted.as_ref() };
         let asked = Asked { scope: scope.as_ref().map(|scope| scope.get().inner()), links, bytes_max: 0 };
         let prepared = Prepared::new(tool);
         let decided = slf.py().detach(|| {
@@ -462,12 +512,13 @@ impl PyGate {
         slf: &Bound<'_, Self>,
         (tool, arguments): (&Bound<'_, PyString>, Option<&Bound<'_, PyAny>>),
         scope: Option<Bound<'_, PyScope>>,
-        parent: Option<&str>,
+        (parent, asserted): Said<'_, '_>,
         bytes_max: usize,
     ) -> PyResult<PyDecision> {
         let this = slf.get();
+        let asserted = read_asserted(asserted)?;
         let scope = Self::scope_of(slf, scope)?;
-        let links = Links { parent, trace: this.trace(slf.py()) };
+        let links = Links { parent, trace: this.trace(slf.py()), asserted: asserted.as_ref() };
         let asked = Asked { scope: scope.as_ref().map(|scope| scope.get().inner()), links, bytes_max };
         let decide = || {
             if let Ok(tool) = tool.to_str() {
@@ -487,11 +538,12 @@ impl PyGate {
         prepared: &Prepared,
         arguments: Option<&Bound<'_, PyAny>>,
         scope: Option<Bound<'_, PyScope>>,
-        parent: Option<&str>,
+        (parent, asserted): Said<'_, '_>,
     ) -> PyResult<PyDecision> {
         let this = slf.get();
+        let asserted = read_asserted(asserted)?;
         let scope = Self::scope_of(slf, scope)?;
-        let links = Links { parent, trace: this.trace(slf.py()) };
+        let links = Links { parent, trace: this.trace(slf.py()), asserted: asserted.as_ref() };
         let bytes_max = ARGUMENT_BYTES_MAX;
         let asked = Asked { scope: scope.as_ref().map(|scope| scope.get().inner()), links, bytes_max };
         let inner = this.unharmed(|| this.decide(Called::Prepared(prepared), arguments, asked))?;
@@ -585,10 +637,11 @@ impl PyGate {
         slf: &Bound<'_, Self>,
         request: &ModelRequest<'_>,
         parent: Option<&str>,
+        asserted: Option<&Arc<Asserted>>,
     ) -> PyResult<(PyDecision, Option<ModelCall>)> {
         let this = slf.get();
         let scope = Self::scope_of(slf, None)?;
-        let links = Links { parent, trace: this.trace(slf.py()) };
+        let links = Links { parent, trace: this.trace(slf.py()), asserted };
         let decide = || {
             if let Some(code) = this.unusable() {
                 return (this.turned_away(code), None);
@@ -655,6 +708,35 @@ impl PyGate {
         SCRATCH.set(Some(scratch));
         decision
     }
+}
+
+/// What is said of a call beside the call: the decision before it, and ids of the host.
+type Said<'a, 'py> = (Option<&'a str>, Option<&'a Bound<'py, PyAny>>);
+
+/// Ids of a call as its host has them; text that has no UTF-8 form is kept as far as it has one.
+#[inline]
+pub(crate) fn read_asserted(asserted: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Arc<Asserted>>> {
+    asserted.map_or(Ok(None), read_mapping)
+}
+
+fn read_mapping(asserted: &Bound<'_, PyAny>) -> PyResult<Option<Arc<Asserted>>> {
+    let texts = text_pairs("asserted", asserted)?;
+    let made = Asserted::new(texts.iter().map(|(name, text)| (&**name, &**text))).map_err(PyValueError::new_err)?;
+    Ok(made.map(Arc::new))
+}
+
+/// The items of a mapping of text to text.
+fn text_pairs(what: &str, mapping: &Bound<'_, PyAny>) -> PyResult<Vec<(String, String)>> {
+    let refuse = || PyTypeError::new_err(format!("{what} is no mapping of text to text"));
+    let text_of = |value: &Bound<'_, PyAny>| {
+        value.cast::<PyString>().map(|text| text.to_string_lossy().into_owned()).map_err(|_| refuse())
+    };
+    let mut texts = Vec::new();
+    for item in mapping.cast::<PyMapping>().map_err(|_| refuse())?.items()? {
+        let (name, text) = item.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
+        texts.push((text_of(&name)?, text_of(&text)?));
+    }
+    Ok(texts)
 }
 
 /// Checks that ask the tracer right now.
@@ -735,20 +817,30 @@ impl PyAction {
     ///     arguments: Plain data with str keys; `None` is no arguments.
     ///     scope: A scope other than the current one.
     ///     parent: Id of the decision that this call follows from.
-    #[pyo3(signature = (arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, *, scope: "Scope | None" = None, parent: "str | None" = None))]
+    ///     asserted: As in `Gate.check`.
+    #[pyo3(signature = (arguments: "collections.abc.Mapping[str, typing.Any] | None" = None, *, scope: "Scope | None" = None, parent: "str | None" = None, asserted: "collections.abc.Mapping[str, str] | None" = None))]
     fn check(
         &self,
         py: Python<'_>,
         arguments: Option<&Bound<'_, PyAny>>,
         scope: Option<Bound<'_, PyScope>>,
         parent: Option<&str>,
+        asserted: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyDecision> {
-        PyGate::check_prepared(self.gate.bind(py), &self.prepared, arguments, scope, parent)
+        PyGate::check_prepared(self.gate.bind(py), &self.prepared, arguments, scope, (parent, asserted))
     }
 
     fn __repr__(&self) -> String {
         format!("<Action {:?}>", self.prepared.name())
     }
+}
+
+/// The digest of a tool's definition, as entries name it.
+#[pyfunction(name = "_tool_pin")]
+#[pyo3(signature = (tool: "tuple[str, str, str | None, list[str], list[tuple[str, int]] | None, list[str]]") -> "str")]
+pub(crate) fn tool_pin(tool: ToolArg) -> PyResult<String> {
+    let spec = tool_spec(tool)?;
+    guard(|| Ok::<_, PyErr>(spec.pin_text()))
 }
 
 /// Every code a decision can have, with its meaning.

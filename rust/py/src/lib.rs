@@ -57,7 +57,7 @@ mod _native {
     use super::entities::{PyEntities, PyEntity};
 
     #[pymodule_export]
-    use super::gate::{PyAction, PyGate, decision_codes, end_tracing};
+    use super::gate::{PyAction, PyGate, decision_codes, end_tracing, tool_pin};
 
     #[pymodule_export]
     use super::decision::PyDecision;

@@ -4,17 +4,19 @@
 //! denial raises there, and whatever leaves it ends the hold.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyInt, PyTuple};
+use tollkeeper_core::gate::asserted::Asserted;
 use tollkeeper_core::gate::evidence::{Ending, Status};
 use tollkeeper_core::gate::model_call::{ModelCall, ModelRequest, ModelUsage};
 
 use crate::decision::PyDecision;
 use crate::errors::Error;
-use crate::gate::PyGate;
+use crate::gate::{PyGate, read_asserted};
 use crate::guard::guard;
 use crate::hold::{PyHold, Whole, whole};
 
@@ -34,6 +36,7 @@ pub(crate) struct PyModelCall {
     max_tokens: i64,
     n: i64,
     parent: Option<String>,
+    asserted: Option<Arc<Asserted>>,
     begun: PyOnceLock<Begun>,
 }
 
@@ -56,8 +59,9 @@ impl PyModelCall {
     ///     max_tokens: The most tokens of one completion.
     ///     n: How many completions.
     ///     parent: Id of the decision that the call follows from.
+    ///     asserted: As in `Gate.check`.
     #[new]
-    #[pyo3(signature = (gate, model, prompt_tokens: "int", max_tokens: "int", n: "int" = Whole::Value(1), parent: "str | None" = None))]
+    #[pyo3(signature = (gate, model, prompt_tokens: "int", max_tokens: "int", n: "int" = Whole::Value(1), parent: "str | None" = None, asserted: "collections.abc.Mapping[str, str] | None" = None))]
     fn new(
         gate: Py<PyGate>,
         model: String,
@@ -65,10 +69,12 @@ impl PyModelCall {
         max_tokens: Whole<'_, '_>,
         n: Whole<'_, '_>,
         parent: Option<String>,
+        asserted: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let prompt_tokens = whole("prompt_tokens", prompt_tokens, 0)?;
         let (max_tokens, n) = (whole("max_tokens", max_tokens, 0)?, whole("n", n, 1)?);
-        Ok(Self { gate, model, prompt_tokens, max_tokens, n, parent, begun: PyOnceLock::new() })
+        let asserted = read_asserted(asserted)?;
+        Ok(Self { gate, model, prompt_tokens, max_tokens, n, parent, asserted, begun: PyOnceLock::new() })
     }
 
     /// The decision on this call.
@@ -150,7 +156,8 @@ impl PyModelCall {
             max_tokens: this.max_tokens,
             n: this.n,
         };
-        let (decision, call) = PyGate::decide_model(this.gate.bind(py), &request, this.parent.as_deref())?;
+        let (decision, call) =
+            PyGate::decide_model(this.gate.bind(py), &request, this.parent.as_deref(), this.asserted.as_ref())?;
         let decision = Bound::new(py, decision)?;
         if this.begun.set(py, Begun { decision: decision.clone().unbind(), call }).is_err() {
             return Err(PyValueError::new_err("this call was begun twice at once"));

@@ -4,12 +4,9 @@ The suite compares; `make guarantees` writes. So the matrix that users see is wh
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
-import tollkeeper.adapters
-
-FILE = Path(tollkeeper.adapters.__file__).parent / "guarantees.json"
+from tollkeeper.adapters._hosts import CASES, GUARANTEES
 
 HELD = "hooks"
 INSTALLED = "install"
@@ -27,6 +24,7 @@ class Book:
 
         A gap that is stated has to be there: a statement that is out of date is as wrong as a missing one.
         """
+        assert case in CASES
         stated = case in driver.uncovered if installed else case in driver.gaps
         assert held != stated, f"{driver.host}, {case}: {'held' if held else 'not held'}, and stated otherwise"
         row = self.found.setdefault(driver.host, {}).setdefault(case, {})
@@ -41,13 +39,13 @@ class Book:
 
     def keep(self) -> None:
         """Writes what was found over what the package says of these hosts."""
-        kept = json.loads(FILE.read_text()) if FILE.exists() else {}
+        kept = json.loads(GUARANTEES.read_text()) if GUARANTEES.exists() else {}
         for host, cases in self.found.items():
             kept[host] = {**kept.get(host, {}), **cases}
-        FILE.write_text(json.dumps(kept, indent=2) + "\n")
+        GUARANTEES.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def stated(host: str) -> dict[str, Any]:
     """What the package says of a host."""
-    found: dict[str, Any] = json.loads(FILE.read_text()).get(host, {})
+    found: dict[str, Any] = json.loads(GUARANTEES.read_text()).get(host, {})
     return found

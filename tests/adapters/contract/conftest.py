@@ -1,7 +1,8 @@
 """The drivers, a gate with everything, and the book in which the suite's results are kept.
 
 Hosts live in environments of their own (`make test-hosts`). A host that is absent is skipped with the reason; where
-`TOLLKEEPER_HOSTS` names it, its absence is a failure.
+`TOLLKEEPER_HOSTS` names it, its absence is a failure. `TOLLKEEPER_KEEP_GUARANTEES=1` writes what is found into the
+package.
 """
 
 import importlib
@@ -21,7 +22,7 @@ from book import Book  # noqa: E402 - found by the path above
 
 from tollkeeper import Gate  # noqa: E402 - with the rest
 from tollkeeper._native import AuditReader  # noqa: E402 - with the rest
-from tollkeeper.adapters import HOSTS  # noqa: E402 - with the rest
+from tollkeeper.adapters._hosts import TABLE  # noqa: E402 - with the rest
 
 POLICIES = """
 @id("tools") permit(principal, action in Action::"call_tool", resource);
@@ -52,20 +53,16 @@ limits = [{ unit = "requests", window = "1d", limit = 3500 }]
 """
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--keep-guarantees", action="store_true", help="write what was found into the package")
-
-
 @pytest.fixture(scope="session")
-def book(request: pytest.FixtureRequest) -> Iterator[Book]:
+def book() -> Iterator[Book]:
     """What the cases find, compared with what the package says at the end."""
     book = Book()
     yield book
-    if request.config.getoption("--keep-guarantees"):
+    if "TOLLKEEPER_KEEP_GUARANTEES" in os.environ:
         book.keep()
 
 
-@pytest.fixture(scope="module", params=HOSTS)
+@pytest.fixture(scope="module", params=list(TABLE))
 def driver(request: pytest.FixtureRequest) -> Any:
     """Each host's driver."""
     try:

@@ -4,7 +4,8 @@
 //! 1. **scope**: somebody is acting, their time is not over, and nobody has revoked them, their session or the tool. The
 //!    table of revocations is one word read, here and again when the check has its place in the log: so no allowed action
 //!    is recorded behind the entry that says the revocation was seen;
-//! 2. **tool**: the name is registered, the arguments have the shape its schema declares, its paths stay where they are;
+//! 2. **tool**: the name is not withheld, it is registered, the arguments have the shape its schema declares, its paths
+//!    stay where they are;
 //! 3. **policy**: principal from the scope, action and resource from the registry, arguments under `context.input`;
 //!    errors, shadow policies and approvals are the gate's own rules on top of Cedar's answer. Every principal of a chain
 //!    has to be allowed, and the forbids that came with the run must not apply. What needs an approval goes on with a
@@ -261,12 +262,14 @@ impl Gate {
         links: Links<'_>,
         scratch: &mut Scratch,
     ) -> Decision {
-        let mut decision = self.refuse(code, Some(reason));
         let state = &*self.state.load();
+        let mut decision = self.refused(Arc::clone(state), code, Some(reason));
         decision.tool = state.registry().find(tool);
         self.begin(state, scope, now_ms, scratch);
-        // What is wrong with those who act comes first: whoever was stopped is told so, whatever the arguments are.
-        if let Some((code, detail)) = scope.and_then(|scope| refusal(scope, Some(tool), now_ms)) {
+        // What is wrong with those who act comes first: whoever was stopped is told so, whatever the arguments are. So is
+        // who asks for what nobody may call.
+        let stopped = |scope| refusal(scope, Some(tool), now_ms).or_else(|| withheld(state, tool));
+        if let Some((code, detail)) = scope.and_then(stopped) {
             (decision.code, decision.detail) = (code, detail);
             decision.name_revoked(scope);
         }
@@ -288,7 +291,11 @@ impl Gate {
     /// A denial that does not come from the pipeline and is not recorded: a closed or forked gate, or a panic that the
     /// binding caught.
     pub fn refuse(&self, code: Code, reason: Option<String>) -> Decision {
-        let mut decision = self.blank(self.state());
+        self.refused(self.state(), code, reason)
+    }
+
+    fn refused(&self, state: Arc<GateState>, code: Code, reason: Option<String>) -> Decision {
+        let mut decision = self.blank(state);
         // This is for denials; asked for anything else it still denies.
         decision.code = if code == Code::Allow { Code::InternalPanic } else { code };
         decision.detail = reason.map_or(Detail::None, |reason| Detail::Text(reason.into()));
@@ -312,6 +319,7 @@ impl Gate {
             hold: None,
             outcome: None,
             others: Vec::new(),
+            asserted: None,
             grant: None,
             seized: None,
             reads: None,
@@ -378,6 +386,13 @@ fn refusal(scope: &Scope, tool: Option<&str>, now_ms: i64) -> Option<Denial> {
         return Some((Code::PrincipalRevoked, Detail::Revoked(Box::new(revoked))));
     }
     scope.is_over(now_ms).then_some((Code::PrincipalExpired, Detail::None))
+}
+
+/// Why nobody may call a tool of this name for now.
+#[inline]
+fn withheld(state: &GateState, tool: &str) -> Option<Denial> {
+    let reason = state.withheld(tool)?;
+    Some((Code::ToolChanged, if reason.is_empty() { Detail::None } else { Detail::Text(reason.into()) }))
 }
 
 /// The scope, if the action is allowed so far and those who act still may: what was revoked since the check began is seen
@@ -506,6 +521,7 @@ fn recorded(
     scratch: &mut Scratch,
     pay: impl FnOnce(&mut Decision),
 ) {
+    decision.asserted = links.asserted.map(Arc::clone);
     let buffers = &mut scratch.evidence;
     let opened = match (state.open_record(decision, scope, call, links, buffers), state.audit()) {
         (Some(Err(refused)), Some(audit)) => {
@@ -538,7 +554,7 @@ fn admit(
     scratch: &mut Scratch,
 ) -> Result<Admitted, Denial> {
     let scope = scope.ok_or_else(no_scope)?;
-    refusal(scope, Some(name), now_ms).map_or(Ok(()), Err)?;
+    refusal(scope, Some(name), now_ms).or_else(|| withheld(state, name)).map_or(Ok(()), Err)?;
     let Some(tool) = tool_index.and_then(|index| state.registry().tool(index)) else {
         return Err((Code::InputUnknownTool, Detail::UnknownTool(name.into())));
     };

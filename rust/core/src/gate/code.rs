@@ -57,11 +57,14 @@ pub enum Code {
     GateClosed,
     /// A defect of the gate itself
     InternalPanic,
+    // Files count codes by their place: what comes later stands behind.
+    /// The tool's definition is not the one that was accepted, and the tool is withheld until somebody has looked at it
+    ToolChanged,
 }
 
 impl Code {
     /// All codes.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Allow,
         Self::PolicyForbidden,
         Self::PolicyNoPermit,
@@ -85,6 +88,7 @@ impl Code {
         Self::GateForked,
         Self::GateClosed,
         Self::InternalPanic,
+        Self::ToolChanged,
     ];
 
     /// The stable slug.
@@ -113,6 +117,7 @@ impl Code {
             Self::GateForked => "gate.forked",
             Self::GateClosed => "gate.closed",
             Self::InternalPanic => "internal.panic",
+            Self::ToolChanged => "tool.changed",
         }
     }
 
@@ -160,6 +165,9 @@ impl Code {
             Self::GateForked => "The gate was opened in a parent process; open one in this process.",
             Self::GateClosed => "The gate was closed.",
             Self::InternalPanic => "A defect inside the gate; the action is denied.",
+            Self::ToolChanged => {
+                "The tool's definition has changed since it was accepted, or nobody has accepted it yet; use another tool."
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::approve::Binding;
+use super::asserted::Asserted;
 use super::code::Code;
 use super::control::{ApprovalId, Grant, Revoked, TargetKind};
 use super::evidence::Recorded;
@@ -104,6 +105,8 @@ pub struct Decision {
     pub(super) outcome: Option<Outcome>,
     /// Of an action that is allowed: what the others of the chain came to
     pub(super) others: Vec<Outcome>,
+    /// What the host said of the call
+    pub(super) asserted: Option<Arc<Asserted>>,
     /// The approval that was used
     pub(super) grant: Option<ApprovalId>,
     /// A grant that is used up if nothing else denies
@@ -271,6 +274,11 @@ impl Decision {
             Detail::Approval(binding) => Some(binding),
             _ => None,
         }
+    }
+
+    /// What the host said of the call: names and texts.
+    pub fn asserted(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.asserted.iter().flat_map(|asserted| asserted.iter())
     }
 
     /// The approval that was used.

@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use super::approve::Approver;
+use super::asserted::Asserted;
 use super::code::Code;
 use super::control::Revoked;
 use super::decision::{Decision, DecisionId, Detail, RunForbid};
@@ -21,7 +22,7 @@ use super::model_call::ModelRequest;
 use super::narrowing::Narrowing;
 use super::scope::{Member, Scope};
 use super::state::{GateMode, GateSources, GateState};
-use super::tools::{Registry, ToolSpec};
+use super::tools::{Registry, Tool, ToolSpec};
 use crate::arguments::{Arguments, push_json_str};
 use crate::audit::entry::{Kind, Private, Record, push_hash, push_hex, push_name, push_number, push_text};
 use crate::audit::error::AuditError;
@@ -71,6 +72,8 @@ pub struct Links<'a> {
     pub parent: Option<&'a str>,
     /// Trace and span ids of W3C trace context
     pub trace: Option<(u128, u64)>,
+    /// What the host says of the call
+    pub asserted: Option<&'a Arc<Asserted>>,
 }
 
 /// Where a decision's record is.
@@ -416,6 +419,9 @@ impl GateState {
         if let Some(parent) = links.parent {
             push_text(head, "parent", shortened(parent, NAME_BYTES_MAX));
         }
+        if let Some(asserted) = links.asserted {
+            head.extend_from_slice(asserted.member());
+        }
         match call {
             Call::Tool { name, index, .. } => {
                 match index.and_then(|index| self.fragments().tools.get(index as usize)) {
@@ -536,7 +542,7 @@ fn push_engine(out: &mut Vec<u8>) {
 }
 
 /// At most so many bytes of a text.
-fn shortened(text: &str, bytes_max: usize) -> &str {
+pub(super) fn shortened(text: &str, bytes_max: usize) -> &str {
     let mut end = text.len().min(bytes_max);
     while !text.is_char_boundary(end) {
         end = end.saturating_sub(1);
@@ -876,7 +882,7 @@ pub(super) fn record_observed(audit: &Audit, generation: u64, in_force: &[Revoke
     }
 }
 
-/// Keeps the definitions of tools that a runtime registers.
-pub(super) fn keep_tools(audit: &Audit, specs: &[ToolSpec]) -> Result<(), AuditError> {
-    specs.iter().try_for_each(|spec| audit.log.keep(tool_document(spec).to_string().as_bytes()).map(drop))
+/// Keeps the definitions of tools that are not, or not only, a file's.
+pub(super) fn keep_tools<'t>(audit: &Audit, mut tools: impl Iterator<Item = &'t Arc<Tool>>) -> Result<(), AuditError> {
+    tools.try_for_each(|tool| audit.log.keep(tool_document(tool.spec()).to_string().as_bytes()).map(drop))
 }

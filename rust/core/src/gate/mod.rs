@@ -1,7 +1,7 @@
 //! The gate: the only room that sees the others. One call asks it whether an action may go ahead.
 //!
 //! [`state`] is everything a check reads, loaded together; [`tools`] says what can be called, [`schema`] what its
-//! arguments are; [`scope`] says who acts; [`check`] is the pipeline and [`decision`] its answer, with a [`code`].
+//! arguments are, `descriptions` whose word counts; [`scope`] says who acts; [`check`] is the pipeline and [`decision`] its answer, with a [`code`].
 //!
 //! [`payer`] is who pays and the hold that a decision carries, [`model_call`] what a model call holds and is charged,
 //! `budget_context` what policies see of budgets.
@@ -11,13 +11,16 @@
 //! A gate knows nothing of transports, runtimes or files: it is handed texts, values, an open ledger and an open log.
 
 pub mod approve;
+pub mod asserted;
 mod budget_context;
 pub mod check;
 pub mod code;
 pub mod control;
 pub mod decision;
+mod descriptions;
 pub mod evidence;
 mod follow;
+mod may_call;
 pub mod model_call;
 pub mod names;
 pub mod narrowing;
@@ -44,6 +47,7 @@ use self::tools::ToolSpec;
 use crate::audit::entry::{Kind, Private, Record};
 use crate::audit::error::AuditError;
 use crate::budget::clock::{Clock as _, SystemClock};
+use crate::limits::WITHHELD_REASON_BYTES_MAX;
 use crate::policy::error::{PolicyError, PolicyErrors};
 
 /// How often a gate looks whether the shared file still has its name.
@@ -136,6 +140,10 @@ impl Gate {
     pub fn reload(&self, sources: &GateSources<'_>) -> Result<Arc<GateState>, PolicyErrors> {
         let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let state = Arc::new(GateState::load_after(sources, Some(&self.state.load()))?);
+        if let Some(audit) = state.audit() {
+            // A schema that a tool of the files has from a runtime is in no bundle.
+            evidence::keep_tools(audit, state.beside_files(None)).map_err(unkept)?;
+        }
         announce(sources, &state)?;
         self.counters.set_bundle(state.bundle(), state.mode() == GateMode::Shadow);
         self.state.store(Arc::clone(&state));
@@ -153,16 +161,39 @@ impl Gate {
         evidence::record_failed_load(audit, &state, reason, self.now_ms())
     }
 
-    /// Registers tools that a runtime describes. All or none.
+    /// Registers tools that a runtime describes: all, or none if one is wrong. What is known already changes nothing;
+    /// another description of a tool replaces the one before, for prepared actions too. A tool of the configuration stays
+    /// what the file says, and takes no more than a schema where the file has none.
+    ///
+    /// # Concurrency
+    /// Checks go on with the old tools until all new ones are in place.
     pub fn register(&self, tools: &[ToolSpec]) -> Result<(), PolicyErrors> {
         let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = self.state.load().with_tools(tools)?;
-        if let Some(audit) = state.audit() {
-            evidence::keep_tools(audit, tools).map_err(unkept)?;
+        let before = self.state.load();
+        if let Some(state) = before.with_tools(tools)? {
+            if let Some(audit) = state.audit() {
+                evidence::keep_tools(audit, state.beside_files(Some(&before))).map_err(unkept)?;
+            }
+            self.state.store(Arc::new(state));
         }
-        self.state.store(Arc::new(state));
         drop(changing);
         Ok(())
+    }
+
+    /// Refuses calls of these names from now on, registered or not, with [`code::Code::ToolChanged`] and the reason that
+    /// is given, cut at [`WITHHELD_REASON_BYTES_MAX`]. Whatever was withheld before is not any more; a reload and a
+    /// registration leave it as it is.
+    ///
+    /// # Concurrency
+    /// As [`Gate::register`].
+    pub fn withhold<'a>(&self, tools: impl IntoIterator<Item = (&'a str, &'a str)>) {
+        let cut = |reason| evidence::shortened(reason, WITHHELD_REASON_BYTES_MAX).into();
+        let withheld = tools.into_iter().map(|(name, reason)| (name.into(), cut(reason))).collect();
+        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(state) = self.state.load().with_withheld(withheld) {
+            self.state.store(Arc::new(state));
+        }
+        drop(changing);
     }
 
     /// The state that checks use now.

@@ -3,6 +3,7 @@
 //! A reload builds another state; a check works with one state from beginning to end, and a decision keeps the state
 //! it was made with, so that its sentences speak of the policies that decided.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,6 +12,7 @@ use cedar_policy::Schema;
 use super::approve::Approver;
 use super::budget_context;
 use super::control::Control;
+use super::descriptions::Descriptions;
 use super::evidence::{Audit, Fragments, digest_of};
 use super::tools::{CALL_TOOL, Registry, Tool, ToolSpec};
 use crate::audit::log::Durability;
@@ -100,14 +102,17 @@ pub(super) struct Marks {
 }
 
 /// One loaded state of a gate.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct GateState {
     generation: u64,
     set: Arc<PolicySet>,
     /// As loaded, without the tools' actions
     plain_entities: Entities,
     entities: Entities,
-    registry: Registry,
+    descriptions: Descriptions,
+    registry: Arc<Registry>,
+    /// Tools that are refused by their names, with why
+    withheld: Arc<Withheld>,
     mode: GateMode,
     on_error: OnError,
     marks: Arc<[Marks]>,
@@ -127,6 +132,9 @@ pub struct GateState {
     /// What the forbids of runs are checked against
     schema: Option<Arc<Schema>>,
 }
+
+/// Reasons by name.
+pub(super) type Withheld = HashMap<Box<str>, Box<str>>;
 
 /// The ledgers of a state.
 #[derive(Debug, Clone, Default)]
@@ -179,8 +187,7 @@ impl GateState {
         Self::load_after(sources, None)
     }
 
-    /// The same after another state, of which tools that were registered at run time stay; the configuration's own come
-    /// first.
+    /// The same after another state, of which tools that runtimes have described stay, and those that are withheld.
     pub(super) fn load_after(sources: &GateSources<'_>, before: Option<&Self>) -> Result<Self, PolicyErrors> {
         let options = LoadOptions { ids: Ids::Annotation, ..LoadOptions::default() };
         let set = PolicySet::load(&sources.policies, sources.schema.as_ref(), options)?;
@@ -193,11 +200,8 @@ impl GateState {
         let schema = sources.schema.as_ref().map(|source| on_parser_thread(|| parse_schema(source))).transpose()?;
         let schema = schema.transpose()?.map(Arc::new);
         let plain_entities = load_entities(sources, schema.as_deref())?;
-        let mut tools =
-            sources.tools.iter().map(|spec| Tool::new(spec, false).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-        let known = before.map_or(&[][..], |state| state.registry.tools());
-        tools.extend(known.iter().filter(|tool| tool.by_runtime).map(Arc::clone));
-        let registry = Registry::new(tools)?;
+        let descriptions = Descriptions::load(&sources.tools, before.map(|state| &state.descriptions))?;
+        let registry = descriptions.registry(None)?;
         let any_marks = Marks {
             shadow: marks.iter().any(|m| m.shadow),
             approval: marks.iter().any(|m| m.approval),
@@ -213,7 +217,9 @@ impl GateState {
             entities: with_actions(&plain_entities, &registry)?,
             set: Arc::new(set),
             plain_entities,
-            registry,
+            descriptions,
+            registry: Arc::new(registry),
+            withheld: before.map_or_else(Arc::default, |state| Arc::clone(&state.withheld)),
             mode: sources.mode,
             on_error: sources.on_error,
             marks: marks.into(),
@@ -233,38 +239,39 @@ impl GateState {
         })
     }
 
-    /// The same state with more tools.
-    pub(super) fn with_tools(&self, specs: &[ToolSpec]) -> Result<Self, PolicyErrors> {
-        let mut tools = self.registry.tools().to_vec();
-        for spec in specs {
-            tools.push(Arc::new(Tool::new(spec, true)?));
-        }
-        let registry = Registry::new(tools)?;
-        let reads = reads_of(&registry, &self.control)?;
-        let fragments = self.audit.as_ref().map(|_| self.fragments.with_tools(&registry)).unwrap_or_default();
-        Ok(Self {
+    /// The same state with tools as a runtime describes them; `None` if that changes nothing.
+    pub(super) fn with_tools(&self, specs: &[ToolSpec]) -> Result<Option<Self>, PolicyErrors> {
+        let Some(descriptions) = self.descriptions.with(specs)? else { return Ok(None) };
+        let registry = descriptions.registry(Some(&self.registry))?;
+        Ok(Some(Self {
             generation: next_generation(),
             entities: with_actions(&self.plain_entities, &registry)?,
-            set: Arc::clone(&self.set),
-            plain_entities: self.plain_entities.clone(),
-            registry,
-            mode: self.mode,
-            on_error: self.on_error,
-            marks: Arc::clone(&self.marks),
-            any_marks: self.any_marks,
-            warnings: self.warnings.clone(),
-            budgets: self.budgets.clone(),
-            call_model: Arc::clone(&self.call_model),
-            delegate: Arc::clone(&self.delegate),
-            audit: self.audit.clone(),
-            fragments,
-            reads,
-            bundle: self.bundle,
-            control: Arc::clone(&self.control),
-            approvers: Arc::clone(&self.approvers),
-            notice: self.notice.clone(),
-            schema: self.schema.clone(),
+            reads: reads_of(&registry, &self.control)?,
+            fragments: self.audit.as_ref().map(|_| self.fragments.with_tools(&registry)).unwrap_or_default(),
+            descriptions,
+            registry: Arc::new(registry),
+            ..self.clone()
+        }))
+    }
+
+    /// The same state with these names refused; `None` if that changes nothing.
+    pub(super) fn with_withheld(&self, withheld: Withheld) -> Option<Self> {
+        (*self.withheld != withheld).then(|| Self {
+            generation: next_generation(),
+            withheld: Arc::new(withheld),
+            ..self.clone()
         })
+    }
+
+    /// The tools that no file describes, or not alone, but for those that a state before has too.
+    pub(super) fn beside_files(&self, before: Option<&Self>) -> impl Iterator<Item = &Arc<Tool>> {
+        self.descriptions.beside_files(&self.registry, before.map(|state| &*state.registry))
+    }
+
+    /// Why a name is refused, registered or not.
+    #[inline]
+    pub(super) fn withheld(&self, tool: &str) -> Option<&str> {
+        if self.withheld.is_empty() { None } else { self.withheld.get(tool).map(|reason| &**reason) }
     }
 
     /// What the gates of a host share.
@@ -313,7 +320,7 @@ impl GateState {
     }
 
     /// The tools.
-    pub const fn registry(&self) -> &Registry {
+    pub fn registry(&self) -> &Registry {
         &self.registry
     }
 

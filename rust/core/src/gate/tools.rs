@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hashbrown::HashTable;
 use unicode_normalization::is_nfc;
 
@@ -39,6 +41,13 @@ pub struct ToolSpec {
     pub reads: Vec<String>,
 }
 
+impl ToolSpec {
+    /// The digest of the definition, as entries write it.
+    pub fn pin_text(&self) -> String {
+        STANDARD.encode(super::evidence::pin(self))
+    }
+}
+
 /// A registered tool.
 #[derive(Debug)]
 pub struct Tool {
@@ -51,13 +60,13 @@ pub struct Tool {
     reads: Vec<Box<str>>,
     /// Digest of its definition
     pin: Hash,
-    /// Registered while the gate was open, so a reload of the files keeps it
-    pub(super) by_runtime: bool,
+    /// What it is made of
+    spec: ToolSpec,
 }
 
 impl Tool {
     /// Checks and compiles one description.
-    pub fn new(spec: &ToolSpec, by_runtime: bool) -> Result<Self, PolicyError> {
+    pub fn new(spec: ToolSpec) -> Result<Self, PolicyError> {
         names::check(&spec.name).map_err(|message| PolicyError::new("tool.name", message))?;
         let shown = names::shown(&spec.name);
         let schema = spec
@@ -92,9 +101,19 @@ impl Tool {
             paths: spec.paths.iter().map(|path| path.as_str().into()).collect(),
             cost: spec.cost,
             reads: spec.reads.iter().map(|label| label.as_str().into()).collect(),
-            pin: super::evidence::pin(spec),
-            by_runtime,
+            pin: super::evidence::pin(&spec),
+            spec,
         })
+    }
+
+    /// What it is made of.
+    pub(super) const fn spec(&self) -> &ToolSpec {
+        &self.spec
+    }
+
+    /// Whether it is made of the same.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.pin == other.pin
     }
 
     /// What a call costs a run that has a budget, or one that has none.
@@ -218,6 +237,11 @@ impl Registry {
         self.find(name).and_then(|index| self.tool(index))
     }
 
+    /// The same, to be kept.
+    pub(super) fn shared(&self, name: &str) -> Option<&Arc<Tool>> {
+        self.find(name).and_then(|index| self.tools.get(index as usize))
+    }
+
     /// A tool by its number.
     #[inline]
     pub fn tool(&self, index: u32) -> Option<&Tool> {
@@ -303,9 +327,8 @@ mod tests {
 
     #[test]
     fn names_equal_but_for_case_are_refused() {
-        let tools = |names: &[&str]| {
-            Registry::new(names.iter().map(|name| Arc::new(Tool::new(&spec(name), false).unwrap())).collect())
-        };
+        let tools =
+            |names: &[&str]| Registry::new(names.iter().map(|name| Arc::new(Tool::new(spec(name)).unwrap())).collect());
         assert_eq!(tools(&["Send", "send"]).unwrap_err().first().code, "tool.name");
         let registry = tools(&["send", "read"]).unwrap();
         assert!(registry.get("send").is_some() && registry.get("Send").is_none() && registry.get(" send").is_none());
@@ -324,8 +347,8 @@ mod tests {
         let mut tool = spec("a");
         tool.schema = Some(r#"{"properties":{"file":{"type":"string"}}}"#.to_owned());
         tool.paths = vec!["fiel".to_owned()];
-        assert_eq!(Tool::new(&tool, false).unwrap_err().code, "tool.paths");
+        assert_eq!(Tool::new(tool.clone()).unwrap_err().code, "tool.paths");
         tool.paths = vec!["file".to_owned()];
-        assert!(Tool::new(&tool, false).is_ok());
+        assert!(Tool::new(tool).is_ok());
     }
 }

@@ -13,6 +13,7 @@ pub mod explain;
 pub mod extension;
 pub mod front;
 pub mod guards;
+pub mod heads;
 pub mod index;
 pub mod like;
 pub mod lower;

@@ -86,6 +86,7 @@ class Driver:
         "direct": "FunctionTool.invoke and FunctionTool.__call__ pass no middleware",
         "mutation": "middleware further in may change arguments",
         "sub-agent without hooks": "an agent used as a tool has middleware of its own",
+        "models without hooks": "an agent has middleware of its own",
         "handoff without hooks": "each agent of a workflow has middleware of its own",
     }
     uncovered: ClassVar[dict[str, str]] = {}
@@ -101,7 +102,7 @@ class Driver:
         try:
             ran.output = asyncio.run(self._run(guard, plan, ran))
         except BaseException as error:  # noqa: BLE001 - the suite looks at whatever reaches the caller
-            ran.error, ran.stopped = error, isinstance(error, maf.HARD_STOP)
+            ran.error, ran.stopped = error, isinstance(error, agent_framework.MiddlewareFailure)
         return ran
 
     def direct(self, guard: maf.Guard, tool: Callable[..., Any], arguments: dict[str, Any]) -> str:

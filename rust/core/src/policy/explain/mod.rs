@@ -16,11 +16,10 @@ use std::fmt::{self, Write as _};
 pub use self::matrix::{Axes, Column, Matrix, Row, matrix};
 pub use self::request::{Candidate, Explanation, Outcome, request};
 use super::compile;
-use super::entities::Entities;
+use super::heads::{action_matches, is_in, scope_matches};
 use super::set::PolicySet;
-use super::tree::{ActionScope, Body, Effect, EntityRef, ExprId, Node, Scope, Span, Tree, Unary};
+use super::tree::{Body, Effect, ExprId, Node, Span, Tree, Unary};
 use crate::limits::EXPLAIN_ANNOTATION_CHARS_MAX;
-use crate::uid::EntityUid;
 
 /// Where something stands in a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -261,32 +260,4 @@ pub fn program(set: &PolicySet) -> String {
 pub(super) fn names_and_places(set: &PolicySet) -> Vec<(String, Place)> {
     let mut places = Places::new(set);
     set.bodies.iter().map(|body| (name(body), places.of_policy(body))).collect()
-}
-
-/// Whether `uid` is `group` or in it.
-fn is_in(entities: &Entities, uid: &EntityUid, group: &EntityUid) -> bool {
-    uid == group || entities.get(uid).is_some_and(|entity| entity.has_ancestor(group))
-}
-
-fn scope_matches(scope: &Scope, uid: &EntityUid, entities: &Entities) -> bool {
-    let within = |reference: &EntityRef| match reference {
-        EntityRef::Uid(group) => is_in(entities, uid, group),
-        EntityRef::Slot => false,
-    };
-    match scope {
-        Scope::Any => true,
-        Scope::Eq(EntityRef::Uid(own)) => **own == *uid,
-        Scope::Eq(EntityRef::Slot) => false,
-        Scope::In(reference) => within(reference),
-        Scope::Is(ty) => **ty == *uid.ty(),
-        Scope::IsIn(ty, reference) => **ty == *uid.ty() && within(reference),
-    }
-}
-
-fn action_matches(scope: &ActionScope, uid: &EntityUid, entities: &Entities) -> bool {
-    match scope {
-        ActionScope::Any => true,
-        ActionScope::Eq(own) => **own == *uid,
-        ActionScope::In(groups) => groups.iter().any(|group| is_in(entities, uid, group)),
-    }
 }

@@ -1,0 +1,336 @@
+"""What all adapters share: copies, plain data, refusals, and that no error of ours lets anything through.
+
+Needs no agent runtime.
+"""
+
+import asyncio
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import json
+import pathlib
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tollkeeper import ConfigError, Decision, Denied, Gate
+from tollkeeper.adapters import _base, _hosts
+from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, plain, same, snapshot
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+PLAIN = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
+
+
+class Colour(enum.Enum):
+    """For a value that is no plain data."""
+
+    RED = "red"
+
+
+@dataclasses.dataclass
+class Point:
+    """The same."""
+
+    x: int
+    at: list[dt.date]
+
+
+class Text(str):
+    """A str whose methods lie."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "another text"
+
+
+def containers(value: Any) -> Iterator[int]:
+    """The ids of all that could change."""
+    if isinstance(value, dict):
+        yield id(value)
+        for item in value.values():
+            yield from containers(item)
+    elif isinstance(value, list):
+        yield id(value)
+        for item in value:
+            yield from containers(item)
+
+
+@given(PLAIN)
+def test_a_snapshot_is_equal_and_shares_nothing(value: Any) -> None:
+    copied = snapshot(value)
+    assert repr(copied) == repr(value)
+    assert not set(containers(copied)) & set(containers(value))
+
+
+def typed(value: Any) -> Any:
+    """A plain model of `same`: what differs in type differs in text."""
+    if isinstance(value, dict):
+        return {"o": {key: typed(item) for key, item in value.items()}}
+    if isinstance(value, list):
+        return {"l": [typed(item) for item in value]}
+    return {type(value).__name__: value + 0.0 if isinstance(value, float) else value}
+
+
+@given(PLAIN, PLAIN)
+def test_same_is_equality_with_types(left: Any, right: Any) -> None:
+    text = json.dumps(typed(left), sort_keys=True)
+    if "NaN" not in text:
+        assert same(left, snapshot(left))
+    assert same(left, right) == (typed(left) == typed(right))
+
+
+@pytest.mark.parametrize(("left", "right"), [(1, True), (1, 1.0), ("1", 1), ([1], [1.0]), ({"a": 0}, {"a": False})])
+def test_numbers_of_other_types_are_not_the_same(left: Any, right: Any) -> None:
+    assert not same(left, right)
+
+
+def test_what_is_not_plain_becomes_what_policies_can_read() -> None:
+    given_arguments = {
+        "colour": Colour.RED,
+        "point": Point(1, [dt.date(2026, 1, 2)]),
+        "path": pathlib.PurePosixPath("/a/b"),
+        "id": uuid.UUID(int=5),
+        "price": decimal.Decimal("1.50"),
+        "set": {"b", "a"},
+        "tuple": (1, [2]),
+        "text": Text("the text"),
+    }
+    found = plain(given_arguments)
+    assert found == {
+        "colour": "red",
+        "point": {"x": 1, "at": ["2026-01-02"]},
+        "path": "/a/b",
+        "id": str(uuid.UUID(int=5)),
+        "price": "1.50",
+        "set": ["a", "b"],
+        "tuple": [1, [2]],
+        "text": "the text",
+    }
+    assert type(found["text"]) is str
+
+
+def test_a_container_that_holds_itself_is_refused_and_not_run() -> None:
+    loop: dict[str, Any] = {}
+    loop["loop"] = loop
+    with pytest.raises(RecursionError):
+        plain(snapshot(loop))
+
+
+@pytest.fixture(name="folder")
+def folder_fixture(tmp_path: Path) -> Path:
+    (tmp_path / "p.cedar").write_text(
+        """
+@id("tools") permit(principal, action in Action::"call_tool", resource == Mcp::"crm");
+@id("models") permit(principal, action == Action::"call_model", resource);
+@id("no") @reason("Not that.") forbid(principal, action == Action::"look", resource)
+when { context.input has q && context.input.q == "bad" };
+"""
+    )
+    (tmp_path / "budgets.toml").write_text('[budget."a"]\nlimits = [{ unit = "tokens", window = "1d", limit = 2000 }]')
+    (tmp_path / "tollkeeper.toml").write_text(
+        """
+[policy]
+files = ["p.cedar"]
+[budget]
+file = "budgets.toml"
+[tools.known]
+resource = 'Mcp::"crm"'
+"""
+    )
+    return tmp_path
+
+
+@pytest.fixture(name="gate")
+def gate_fixture(folder: Path) -> Iterator[Gate]:
+    with Gate.open(folder / "tollkeeper.toml") as gate, gate.run(principal='Agent::"a"', budget="a"):
+        yield gate
+
+
+SCHEMA = {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]}
+
+
+def crossing(gate: Gate, **options: Any) -> Crossing:
+    made = Crossing(gate, "test", resource=options.pop("resource", 'Mcp::"crm"'), **options)
+    made.see("look", SCHEMA, lambda: SCHEMA)
+    return made
+
+
+@pytest.mark.parametrize("entry", ["sync", "async"])
+def test_calls_are_allowed_and_refused_with_code_and_reason(gate: Gate, entry: str) -> None:
+    made = crossing(gate)
+
+    def enter(arguments: Any) -> Passage | Refusal:
+        if entry == "sync":
+            return made.enter("look", arguments, {"call": "c"})
+        return asyncio.run(made.aenter("look", arguments, {"call": "c"}))
+
+    arguments = {"q": "good"}
+    passage = enter(arguments)
+    assert isinstance(passage, Passage)
+    assert passage.arguments == arguments
+    assert passage.arguments is not arguments
+    assert passage.decision.asserted == {"runtime": "test", "call": "c"}
+    refused = enter({"q": "bad"})
+    assert isinstance(refused, Refusal)
+    assert (refused.code, refused.text) == ("policy.forbidden", "Denied (policy.forbidden): Not that.")
+    assert isinstance(refused.denied(), Denied)
+    # The schema came from the runtime.
+    wrong = enter({"q": 5})
+    assert isinstance(wrong, Refusal)
+    assert wrong.code == "input.unrepresentable"
+
+
+def test_a_passage_covers_its_call_once_and_no_other(gate: Gate) -> None:
+    made = crossing(gate)
+    passage = made.enter("look", {"q": "good"}, {})
+    assert isinstance(passage, Passage)
+    assert not Crossing.admitted("look", {"q": "good"})
+    with passage:
+        assert not Crossing.admitted("look", {"q": "other"})
+        assert not Crossing.admitted("known", {"q": "good"})
+        assert Crossing.admitted("look", {"q": "good"})
+        assert not Crossing.admitted("look", {"q": "good"})
+    assert not Crossing.admitted("look", {"q": "good"})
+
+
+def test_outcomes_say_how_it_ended(gate: Gate) -> None:
+    made = crossing(gate)
+    with pytest.raises(asyncio.CancelledError):
+        _raise(made, asyncio.CancelledError())
+    with pytest.raises(ValueError, match="x"):
+        _raise(made, ValueError("x"))
+
+
+def _raise(made: Crossing, error: BaseException) -> None:
+    passage = made.enter("look", {"q": "good"}, {})
+    assert isinstance(passage, Passage)
+    with passage:
+        raise error
+
+
+class Broken(Gate):
+    """Fails whatever it is asked."""
+
+    def _fail(self, *_: Any, **__: Any) -> Decision:
+        message = "a defect with a secret"
+        raise RuntimeError(message)
+
+    check = check_blocking = acheck = model_call = _fail  # type: ignore[assignment]
+
+
+def test_no_error_of_ours_lets_anything_through(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Broken.open(folder / "tollkeeper.toml") as gate:
+        made = crossing(gate)
+        found = [
+            made.enter("look", {"q": "good"}, {}),
+            asyncio.run(made.aenter("look", {"q": "good"}, {})),
+            made.model("m", ["x"], 5, {}),
+            asyncio.run(made.amodel("m", ["x"], 5, {})),
+        ]
+    for refusal in found:
+        assert isinstance(refusal, Refusal)
+        assert refusal.code == "internal.panic"
+        assert "secret" not in refusal.text
+    assert caplog.text.count("a defect with a secret") == 4
+
+
+def test_a_closed_gate_refuses(folder: Path) -> None:
+    with Gate.open(folder / "tollkeeper.toml") as gate:
+        made = crossing(gate)
+    refusal = made.enter("look", {"q": "good"}, {})
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == "gate.closed"
+
+
+def test_only_tools_with_an_owner_are_registered(gate: Gate) -> None:
+    made = Crossing(gate, "test")
+    made.see("stranger", SCHEMA, lambda: SCHEMA)
+    made.see("known", SCHEMA, lambda: SCHEMA)
+    assert "stranger" not in gate.tools
+    # The file gave it no schema, so the runtime's holds.
+    refusal = made.enter("known", {"q": 5}, {})
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == "input.unrepresentable"
+    owned = Crossing(gate, "test", resource=lambda name: f'Mcp::"{name}-server"')
+    owned.see("other", SCHEMA, lambda: SCHEMA)
+    refusal = owned.enter("other", {"q": "x"}, {})
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == "policy.no_permit"
+
+
+def test_a_model_call_is_held_and_settled(gate: Gate) -> None:
+    made = crossing(gate)
+    passage = made.model("m", ["x" * 300], 500, {})
+    assert isinstance(passage, ModelPassage)
+    ledger = gate.ledger
+    assert ledger is not None
+    assert ledger.usage("a")["tokens", "1d"].held == 604
+    assert passage.streamed("word") is None
+    passage.settle(prompt=80, completion=20, cached=50)
+    passage.settle(prompt=1, completion=1)
+    assert ledger.usage("a")["tokens", "1d"].used == 100
+    refusal = made.model("m", ["x"], 5000, {})
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == "budget.too_large"
+
+
+@pytest.mark.parametrize("usage", [{"prompt": -1, "completion": 5}, {"prompt": "many", "completion": 5}])
+def test_usage_that_cannot_be_counted_costs_the_whole_hold(gate: Gate, usage: dict[str, Any]) -> None:
+    passage = crossing(gate).model("m", ["x" * 300], 500, {})
+    assert isinstance(passage, ModelPassage)
+    passage.settle(**usage)
+    ledger = gate.ledger
+    assert ledger is not None
+    assert ledger.usage("a")["tokens", "1d"].used == 604
+    assert ledger.holds() == []
+
+
+def test_a_stream_stops_when_its_principal_is_revoked_and_never_by_an_estimate(gate: Gate) -> None:
+    passage = crossing(gate).model("m", ["x"], 10, {})
+    assert isinstance(passage, ModelPassage)
+    for _ in range(50):
+        assert passage.streamed("a text that is far longer than what is held") is None
+    gate._control.revoke("principal", 'Agent::"a"', "test", "test", 0)
+    refusal = passage.streamed("word")
+    assert isinstance(refusal, Refusal)
+    passage.over()
+
+
+def test_what_asked_for_a_call_is_remembered_within_a_bound(gate: Gate) -> None:
+    made = crossing(gate)
+    passage = made.model("m", ["x"], 10, {})
+    assert isinstance(passage, ModelPassage)
+    made.asked(passage, [None, "", *(f"c{n}" for n in range(_base.ASKED_MAX + 10))])
+    assert len(made._asked) == _base.ASKED_MAX
+    assert f"c{_base.ASKED_MAX + 9}" in made._asked
+
+
+@pytest.mark.parametrize(
+    ("version", "numbers"), [("1.2.3", (1, 2, 3)), ("1.0.0rc1", (1, 0, 0)), ("2.0.dev5", (2, 0)), ("1.10", (1, 10))]
+)
+def test_versions_are_compared_by_numbers(version: str, numbers: tuple[int, ...]) -> None:
+    assert _hosts._numbers(version) == numbers
+
+
+def test_a_host_that_is_missing_or_too_old_is_said_with_the_way_out() -> None:
+    with pytest.raises(ConfigError, match="no `surely-not-there`") as missing:
+        _hosts.Host("x", "X", "surely-not-there", "1.0", "2.0").check()
+    assert missing.value.code == "host.missing"
+    with pytest.raises(ConfigError, match="older than 999") as old:
+        _hosts.Host("x", "X", "msgspec", "999.0", "999.0").check()
+    assert old.value.code == "host.unsupported"
+
+
+def test_the_book_names_every_case_of_every_host() -> None:
+    found = _hosts.guarantees()
+    assert list(found) == list(_hosts.TABLE)
+    for cases in found.values():
+        assert list(cases) == list(_hosts.CASES)
+        assert all(row["by"] == "hooks" or row["reason"] for row in cases.values())
