@@ -50,7 +50,8 @@ from agents.agent import AgentBase
 from agents.editor import ApplyPatchResult
 from agents.tracing import get_current_trace
 
-from tollkeeper.adapters._base import Crossing, Host, ModelPassage, Passage, Refusal, failure
+from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, failure
+from tollkeeper.adapters._hosts import TABLE
 from tollkeeper.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ __all__ = ["HOST", "Guard", "Stopped"]
 
 log = logging.getLogger("tollkeeper.adapters")
 
-HOST: Final = Host("openai_agents", "OpenAI Agents SDK", "openai-agents", oldest="0.9.0", newest="0.24.0")
+HOST: Final = TABLE["openai_agents"]
 
 # Newer than the oldest supported version.
 CustomTool: Final[type[Any] | None] = getattr(agents, "CustomTool", None)
