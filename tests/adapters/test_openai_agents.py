@@ -850,3 +850,28 @@ def test_a_call_pays_once_where_both_gates_see_it(guard: Guard, look: FunctionTo
 def test_the_module_says_what_it_was_tested_with() -> None:
     module = importlib.import_module("tollkeeper.adapters.openai_agents")
     assert module.HOST.check()
+
+
+@pytest.mark.parametrize("where", ["agent", "config", "provider"])
+def test_install_gates_models_of_agents_that_nobody_guarded(guard: Guard, where: str, folder: Path) -> None:
+    model = Scripted([DONE], [])
+    agent = Agent(name="a", model=model if where == "agent" else None if where == "config" else "by-name")
+    config = RunConfig(tracing_disabled=True, model=model if where == "config" else None)
+    if where == "provider":
+        config.model_provider = Provider(model)
+    guard.install()
+    try:
+        guarded = guard.agent(agent), guard.run_config(config)
+        with guard.crossing.gate.run(principal='Agent::"researcher"', budget="acme"):
+            asyncio.run(Runner.run(agent, "go", run_config=config))
+            asyncio.run(Runner.run(agent.clone(name="b"), "go", run_config=dataclasses.replace(config)))
+    finally:
+        guard.uninstall()
+    assert agent.model is (model if where == "agent" else None if where == "config" else "by-name")
+    assert config.model is (model if where == "config" else None)
+    assert "Guarded" not in type(config.model_provider).__name__
+    # What was guarded on purpose stays so.
+    with guard.crossing.gate.run(principal='Agent::"researcher"', budget="acme"):
+        asyncio.run(Runner.run(guarded[0], "go", run_config=guarded[1]))
+    guard.crossing.gate.close()
+    assert len([entry for entry in entries(folder, "decision") if entry.get("model")]) == 3

@@ -74,6 +74,12 @@ SLOTS: Final[dict[type[Any], str]] = {
     ComputerTool: "computer",
     **({} if CustomTool is None else {CustomTool: "on_invoke_tool"}),
 }
+# Where models are kept. The SDK's loop takes a model from here and from nowhere else.
+MODELS: Final[tuple[tuple[type[Any], str], ...]] = (
+    (agents.Agent, "model"),
+    (RunConfig, "model"),
+    (RunConfig, "model_provider"),
+)
 EDITS: Final = ("create_file", "update_file", "delete_file")
 ACTIONS: Final = ("click", "double_click", "scroll", "type", "move", "keypress", "drag")
 LAST_EVENTS: Final = ("response.completed", "response.incomplete", "response.failed")
@@ -160,11 +166,13 @@ class Guard:
 
     def model(self, model: Model) -> Model:
         """The model behind the gate. One that is already comes back as it is."""
-        return model if isinstance(model, _GuardedModel) else _GuardedModel(self, model, None)
+        if not isinstance(model, _GuardedModel):
+            return _GuardedModel(self, model, None)
+        return model.kept()
 
     def provider(self, provider: ModelProvider) -> ModelProvider:
         """The provider with all its models behind the gate."""
-        return provider if isinstance(provider, _GuardedProvider) else _GuardedProvider(self, provider)
+        return provider.kept() if isinstance(provider, _GuardedProvider) else _GuardedProvider(self, provider)
 
     def _clone(self, agent: Any, done: dict[int, tuple[Any, Any]]) -> Any:  # noqa: ANN401 - as above
         if getattr(_kind(agent), "_tollkeeper", None) is self:
@@ -283,7 +291,9 @@ class Guard:
     # --- the process ----------------------------------------------------------------------------------------------
 
     def install(self) -> None:
-        """Gates what runs a tool on every tool of this process, those that exist and those to come.
+        """Gates what runs a tool on every tool of this process, and the models of its agents and runs.
+
+        Those that exist, and those to come.
 
         Raises:
             ConfigError: The SDK's tools have another shape than the versions this was tested with.
@@ -295,9 +305,10 @@ class Guard:
             if Guard._installed is not None:
                 message = "another guard is installed; uninstall it first"
                 raise RuntimeError(message)
-            for kind, name in SLOTS.items():
+            slots = [*SLOTS.items(), *(MODELS if self.crossing.models else ())]
+            for kind, name in slots:
                 self._check_shape(kind, name)
-            for kind, name in SLOTS.items():
+            for kind, name in slots:
                 self._replaced.append((kind, name, vars(kind).get(name, _MISSING)))
                 setattr(kind, name, _Slot(self, name, vars(kind).get(name, _MISSING)))
             Guard._installed = self
@@ -398,6 +409,10 @@ def _ids(call: _Call) -> dict[str, str]:
 
 def _gated(guard: Guard, tool: Any, stored: Any) -> Any:  # noqa: ANN401 - as kept by each kind of tool
     """What runs the tool, behind the gate; `None` if it cannot be."""
+    if isinstance(tool, (agents.Agent, RunConfig)):
+        if isinstance(stored, Model):
+            return guard.model(stored)
+        return guard.provider(stored) if isinstance(stored, ModelProvider) else None
     if isinstance(tool, (LocalShellTool, ShellTool)):
         return _Executor(guard, tool, stored)
     if isinstance(tool, ApplyPatchTool):
@@ -548,9 +563,6 @@ class _Computer(_Gated):
         return acting
 
 
-GATED: Final[tuple[type[Any], ...]] = (_Invoker, _Executor, _Editor, _Computer)
-
-
 class _Slot:
     """Stands in a tool's class for what runs its tools: whoever asks a tool for it gets it behind the gate."""
 
@@ -566,14 +578,20 @@ class _Slot:
         if stored is None or _kind(stored) in GATED:
             return stored
         # The same each time: the SDK compares what it finds with what it found before.
-        kept: Any = _fields(tool).get("_tollkeeper_gated")
-        if kept is not None and kept[0] is stored and kept[1] is self._guard and kept[2]._tool is tool:  # noqa: SLF001 - ours
+        place = f"_tollkeeper_{self._name}"
+        kept: Any = _fields(tool).get(place)
+        if (
+            kept is not None
+            and kept[0] is stored
+            and kept[1] is self._guard
+            and getattr(kept[2], "_tool", tool) is tool
+        ):
             return kept[2]
         gated = _gated(self._guard, tool, stored)
         if gated is None:
             return stored
         gated._loose = True  # noqa: SLF001 - ours
-        _fields(tool)["_tollkeeper_gated"] = (stored, self._guard, gated)
+        _fields(tool)[place] = (stored, self._guard, gated)
         return gated
 
     def __set__(self, tool: Any, value: Any) -> None:  # noqa: ANN401 - as above
@@ -641,7 +659,11 @@ class _GuardedProvider(ModelProvider):
     """Gives models behind the gate."""
 
     def __init__(self, guard: Guard, inner: ModelProvider) -> None:
-        self._guard, self._inner = guard, inner
+        self._guard, self._inner, self._loose = guard, inner, False
+
+    def kept(self) -> _GuardedProvider:
+        """The same, to be kept after `uninstall` too."""
+        return _GuardedProvider(self._guard, self._inner) if self._loose else self
 
     def get_model(self, model_name: str | None) -> Model:
         """The model of that name."""
@@ -655,6 +677,8 @@ class _GuardedProvider(ModelProvider):
             await close()
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as the provider's
+        if name in NOT_PASSED_ON:
+            raise AttributeError(name)
         return getattr(self._inner, name)
 
 
@@ -662,9 +686,15 @@ class _GuardedModel(Model):
     """One decision and one hold for each call, settled with the usage that the response reports."""
 
     def __init__(self, guard: Guard, inner: Model, name: str | None) -> None:
-        self._guard, self._inner, self._name = guard, inner, name
+        self._guard, self._inner, self._name, self._loose = guard, inner, name, False
+
+    def kept(self) -> _GuardedModel:
+        """The same, to be kept after `uninstall` too."""
+        return _GuardedModel(self._guard, self._inner, self._name) if self._loose else self
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as the model's
+        if name in NOT_PASSED_ON:
+            raise AttributeError(name)
         return getattr(self._inner, name)
 
     async def get_response(  # noqa: PLR0913, PLR0917 - as many as the SDK's
@@ -807,3 +837,6 @@ def _texts(
         yield f"{handoff.tool_name} {handoff.tool_description} {handoff.input_json_schema}"
     if output_schema is not None and not output_schema.is_plain_text():
         yield str(output_schema.json_schema())
+
+
+GATED: Final[tuple[type[Any], ...]] = (_Invoker, _Executor, _Editor, _Computer, _GuardedModel, _GuardedProvider)
