@@ -27,7 +27,7 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import agents
 from agents import (
@@ -440,11 +440,13 @@ class _Gated:
 class _Invoker(_Gated):
     """Invokes a function tool, or one that takes a text."""
 
-    @property  # type: ignore[misc]  # objects have a class that can be set, this one is for those who ask
-    def __class__(self) -> type[Any]:  # pyright: ignore[reportIncompatibleMethodOverride] - as above
+    def _stands_for(self) -> type[Any]:
         # The SDK looks at the class of what it has made itself before it asks whether a call needs an approval, and
         # for less than that it would ask less.
         return _kind(self._inner) if hasattr(self._inner, "prepare_arguments") else _Invoker
+
+    # Whoever asks the object for its class gets that one; whoever asks `type` does not.
+    __class__ = cast("Any", property(_stands_for))
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -535,10 +537,12 @@ class _Editor(_Gated):
 class _Computer(_Gated):
     """Does what a computer tool asks for; looking at the screen and waiting are not decided."""
 
-    @property  # type: ignore[misc]  # objects have a class that can be set, this one is for those who ask
-    def __class__(self) -> type[Any]:  # pyright: ignore[reportIncompatibleMethodOverride] - as above
+    def _stands_for(self) -> type[Any]:
         # The SDK asks whether it is a computer.
         return _kind(self._inner)
+
+    # Whoever asks the object for its class gets that one; whoever asks `type` does not.
+    __class__ = cast("Any", property(_stands_for))
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as it says
         found = getattr(self._inner, name)
