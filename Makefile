@@ -26,7 +26,7 @@ ARGS ?=
 
 HOSTS := .venv-hosts/.created .venv-hosts-oldest/.created
 
-.PHONY: run test test-rust test-python test-hosts test-verifiers hosts build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate instr fuzz loom clean soak
+.PHONY: run test test-rust test-python test-hosts test-verifiers hosts build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate bench-hosts instr fuzz loom clean soak
 
 build: $(NATIVE)
 
@@ -193,6 +193,15 @@ bench-audit: build $(VENV)/.bench
 bench-gate: build $(VENV)/.bench
 	-@$(MAKE) --no-print-directory .venv-agt/.created
 	$(BIN)/python benches/python/gate.py $(ARGS)
+
+# Turns of agents in their own frameworks, without a gate and with one, beside the reference emitter of agent-hooks and
+# Tenuo's decorator.
+bench-hosts: build .venv-hosts/.bench
+	PYTHONPATH=python .venv-hosts/bin/python benches/python/hosts.py $(ARGS)
+
+.venv-hosts/.bench: .venv-hosts/.created requirements/bench-hosts.txt
+	.venv-hosts/bin/python -m pip install --quiet --no-compile --no-deps -r requirements/bench-hosts.txt
+	@touch $@
 
 .venv-agt/.created: requirements/bench-agt.txt
 	$(PYTHON) -m venv .venv-agt
