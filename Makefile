@@ -26,7 +26,7 @@ ARGS ?=
 
 HOSTS := .venv-hosts/.created .venv-hosts-oldest/.created
 
-.PHONY: run test test-rust test-python test-hosts test-verifiers hosts build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate bench-hosts instr fuzz loom clean soak
+.PHONY: run test test-rust test-python test-hosts test-conformance test-verifiers hosts build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate bench-hosts instr fuzz loom clean soak
 
 build: $(NATIVE)
 
@@ -99,6 +99,19 @@ hosts: $(HOSTS)
 $(HOSTS): .venv-%/.created: requirements/%.txt
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --no-compile --no-deps -r $<
+	@touch $@
+
+# The public conformance suite of MCP, directly against our fixture server and through `tollkeeper mcp`: the same checks
+# have to pass. Needs npm; the suite needs a newer Node than many machines have, so that comes from npm too.
+NPM_NODE := node-linux-$(if $(filter aarch64,$(shell uname -m)),arm64,x64)
+test-conformance: build .venv-hosts/.created .venv-conformance/.created
+	$(BIN)/python tests/mcp/conformance.py --npm .venv-conformance --python .venv-hosts/bin/python $(ARGS)
+
+.venv-conformance/.created: requirements/conformance.txt
+	@command -v npm >/dev/null || { echo "test-conformance needs npm, which is not installed" >&2; exit 1; }
+	mkdir -p .venv-conformance
+	npm install --prefix .venv-conformance --no-save --no-audit --no-fund --loglevel=error \
+	$$(sed '/^#/d' $< | sed "s|^node@|$(NPM_NODE)@|")
 	@touch $@
 
 # Every verifier of audit logs that we did not write: sigstore as well, in an environment of its own.

@@ -488,8 +488,7 @@ class Gate(_native.Gate):
             >>> from tollkeeper import Gate
             >>> folder = pathlib.Path(tempfile.mkdtemp())
             >>> _ = (folder / "p.cedar").write_text('permit(principal, action, resource == Mcp::"web");')
-            >>> _ = (folder / "tollkeeper.toml").write_text("[policy]
-files = ['p.cedar']")
+            >>> _ = (folder / "tollkeeper.toml").write_text("[policy]\nfiles = ['p.cedar']")
             >>> gate = Gate.open(folder / "tollkeeper.toml")
             >>> gate.register("search", 'Mcp::"web"', schema={"properties": {"query": {"type": "string"}}})
             >>> with gate.run(principal='Agent::"researcher"'):

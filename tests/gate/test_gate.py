@@ -340,6 +340,8 @@ def test_every_code_is_documented_and_raised_here_or_elsewhere() -> None:
         "audit.unavailable",
         # In test_kill_switch.py, test_runs.py and test_approvals.py.
         "principal.revoked", "principal.expired", "approval.rejected", "approval.expired",
+        # In test_tools.py.
+        "tool.changed",
     }  # fmt: skip
     codes = dict(decision_codes())
     assert set(codes) == raised

@@ -136,12 +136,13 @@ class Passage:
         self._used = same(plain(arguments), plain(self.arguments))
         return self._used
 
-    def over(self, error: BaseException | None = None, *, failed: bool = False) -> None:
+    def over(self, error: BaseException | None = None, *, failed: bool = False, cancelled: bool = False) -> None:
         """Ends what was reserved and records the outcome; later calls do nothing.
 
         Args:
             error: What was raised.
             failed: The host says that the tool failed, and swallowed what was raised.
+            cancelled: What was raised is no error but the host's way to leave the call.
         """
         if self._over:
             return
@@ -149,7 +150,7 @@ class Passage:
         status, kind = ("error", None) if failed else ("ok", None)
         if error is not None:
             kind = type(error).__name__
-            status = "cancelled" if kind in CANCELLATIONS else "error"
+            status = "cancelled" if cancelled or kind in CANCELLATIONS else "error"
         duration_ms = max(int((time.monotonic() - self._begun) * 1000), 0)
         # The tool has run: its caller is told what it returned, and the next check that the log is broken.
         with contextlib.suppress(TollkeeperError):

@@ -34,6 +34,7 @@ VERBS = {
     "policy": (None, "ask, test, explain and validate policies"),
     "budget": (None, "show, explain and change what budgets have left; replay a trace"),
     "audit": (None, "verify, show, prove, export and operate audit logs; decide recorded actions again"),
+    "mcp": ("mcp", "stand between an MCP client and an MCP server, and decide what goes through"),
     "why": ("why", "say from the log why an action was denied, and what would change it"),
     "readiness": ("readiness", "say from a shadow gate's log what enforcing would have done"),
     "report": ("report", "write a page that shows what a log holds"),
@@ -76,7 +77,18 @@ AUDIT_VERBS = {
     "status": ("audit_status", "say how large a log is, who writes it, and who could rewrite it"),
     "replay": ("audit_replay", "decide recorded actions again, by the recorded policies or by others"),
 }
-GROUPS = {"config": CONFIG_VERBS, "policy": POLICY_VERBS, "budget": BUDGET_VERBS, "audit": AUDIT_VERBS}
+# Beside what `mcp` does by itself.
+MCP_VERBS = {
+    "schema": ("mcp_schema", "write a Cedar schema and starter policies out of a server's tools"),
+    "accept": ("mcp_accept", "show how a server's tools differ from what is pinned, and take it over"),
+}
+GROUPS = {
+    "config": CONFIG_VERBS,
+    "policy": POLICY_VERBS,
+    "budget": BUDGET_VERBS,
+    "audit": AUDIT_VERBS,
+    "mcp": MCP_VERBS,
+}
 
 
 # What the system hands over is not decoded where it is no text; nothing that records or compares takes that.
@@ -153,7 +165,7 @@ def _parser(words: list[str]) -> Parser:
     verbs = parser.add_subparsers(metavar="COMMAND")
     for verb, (module, what) in VERBS.items():
         child = verbs.add_parser(verb, help=what, description=_sentence(what), allow_abbrev=False)
-        if module is not None:
+        if module is not None and not (words[:1] == [verb] and words[1:2] and words[1] in GROUPS.get(verb, {})):
             _configure(child, module, used=words[:1] == [verb])
             continue
         below = child.add_subparsers(metavar="COMMAND")

@@ -225,7 +225,7 @@ fn a_full_ring_becomes_several_frames() {
     loop {
         let private = Private::Arguments { structure: &structure, text: &text, more: &[] };
         let big = Record { kind: Kind::Approve, private, ..record(&members) };
-        let Ok(claim) = log.claim(tollkeeper_core::audit::log::LogClaim::bytes_for(&big)) else { break };
+        let Ok(mut claim) = log.claim(tollkeeper_core::audit::log::LogClaim::bytes_for(&big)) else { break };
         assert!(claim.publish(&big));
         put += 1;
     }
@@ -490,7 +490,7 @@ fn a_claim_outlives_a_close_and_harms_nobody() {
     let log = Log::open(&folder, options(1)).unwrap();
     append(&log, "before");
     let members = note("late");
-    let claim = log.claim(Log::bytes_for(members.len())).unwrap();
+    let mut claim = log.claim(Log::bytes_for(members.len())).unwrap();
     log.close().unwrap();
     assert_eq!(Log::open(&folder, options(2)).unwrap_err().code(), "audit.in_use");
     assert!(claim.publish(&record(&members)));

@@ -444,7 +444,7 @@ impl Log {
 
     /// Appends a record, waiting for room for at most `timeout_ms`. Returns its sequence number.
     pub fn append(&self, record: &Record<'_>, timeout_ms: u64) -> Result<u64, AuditError> {
-        let claim =
+        let mut claim =
             self.claim_within(LogClaim::bytes_for(record), timeout_ms).map_err(|refused| self.error(refused))?;
         let seq = claim.seq();
         if claim.publish(record) { Ok(seq) } else { Err(AuditError::unavailable("the record does not fit its claim")) }
@@ -454,7 +454,7 @@ impl Log {
     /// Returns its sequence number if it has one already.
     pub fn append_later(&self, record: &Record<'_>) -> Result<Option<u64>, AuditError> {
         match self.claim(LogClaim::bytes_for(record)) {
-            Ok(claim) => {
+            Ok(mut claim) => {
                 let seq = claim.seq();
                 Ok(claim.publish(record).then_some(seq))
             }
@@ -882,7 +882,7 @@ impl LogClaim<'_> {
 
     /// Hands the record to the writer; false if it does not fit what was claimed, or in the child of a fork.
     #[inline]
-    pub fn publish(mut self, record: &Record<'_>) -> bool {
+    pub fn publish(&mut self, record: &Record<'_>) -> bool {
         self.forks == map::fork_generation() && self.claim.publish(&record.pieces())
     }
 }
