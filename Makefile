@@ -245,5 +245,5 @@ fuzz: $(CARGO_FUZZ)
 	$(CARGO_FUZZ) fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -len_control=0 || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-agt .venv-hosts .venv-hosts-oldest .venv-litellm .venv-verifiers dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-agt .venv-conformance .venv-hosts .venv-hosts-oldest .venv-litellm .venv-verifiers dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	cargo clean
