@@ -26,7 +26,7 @@ ARGS ?=
 
 HOSTS := .venv-hosts/.created .venv-hosts-oldest/.created
 
-.PHONY: run test test-rust test-python test-hosts test-conformance test-verifiers hosts build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate instr fuzz loom clean soak
+.PHONY: run test test-rust test-python test-hosts test-conformance test-verifiers hosts build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate bench-hosts instr fuzz loom clean soak
 
 build: $(NATIVE)
 
@@ -207,6 +207,15 @@ bench-gate: build $(VENV)/.bench
 	-@$(MAKE) --no-print-directory .venv-agt/.created
 	$(BIN)/python benches/python/gate.py $(ARGS)
 
+# Turns of agents in their own frameworks, without a gate and with one, beside the reference emitter of agent-hooks and
+# Tenuo's decorator.
+bench-hosts: build .venv-hosts/.bench
+	PYTHONPATH=python .venv-hosts/bin/python benches/python/hosts.py $(ARGS)
+
+.venv-hosts/.bench: .venv-hosts/.created requirements/bench-hosts.txt
+	.venv-hosts/bin/python -m pip install --quiet --no-compile --no-deps -r requirements/bench-hosts.txt
+	@touch $@
+
 .venv-agt/.created: requirements/bench-agt.txt
 	$(PYTHON) -m venv .venv-agt
 	.venv-agt/bin/python -m pip install --quiet -r requirements/bench-agt.txt
@@ -236,5 +245,5 @@ fuzz: $(CARGO_FUZZ)
 	$(CARGO_FUZZ) fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -len_control=0 || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-agt .venv-hosts .venv-hosts-oldest .venv-litellm .venv-verifiers dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-agt .venv-conformance .venv-hosts .venv-hosts-oldest .venv-litellm .venv-verifiers dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	cargo clean
