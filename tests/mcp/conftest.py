@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from proxied import write_folder  # noqa: E402 - the line above finds it
+from proxied import write_folder
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the tests of the MCP proxy share: a configuration, and a client that talks to a proxy in a process of its own."""
+"""What the MCP proxy's tests share: a configuration, and a client that talks to a proxy in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tollkeeper
 
@@ -93,7 +93,7 @@ class Client:
         )
         self.rest = b""
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import rfc8785
@@ -15,6 +14,9 @@ from test_strict import values
 from tollkeeper.errors import ConfigError
 from tollkeeper.mcp import pins
 from tollkeeper.mcp.pins import Pins
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Tool = dict[str, Any]
 

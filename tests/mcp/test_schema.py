@@ -6,8 +6,7 @@ import json
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +15,9 @@ from proxied import PRINCIPAL, SERVER, Client, environment, text_of
 
 from tollkeeper import PolicySet
 from tollkeeper.mcp import schema
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TOOLS: list[dict[str, Any]] = [
     {
@@ -122,7 +124,7 @@ def test_the_command_and_then_the_proxy(folder: Path) -> None:
     words = ["mcp", "schema", "--server", "plain", "--principal", PRINCIPAL, "--out", "made", "--", *server]
     tollkeeper = [sys.executable, "-m", "tollkeeper"]
 
-    def run(*rest: str) -> "subprocess.CompletedProcess[str]":
+    def run(*rest: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(  # noqa: S603 - the words are above and below
             [*tollkeeper, *rest], cwd=folder, env=environment(), capture_output=True, text=True, check=False
         )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from proxied import BUDGETS, PRINCIPAL, call, entries, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proxied import BUDGETS, PRINCIPAL, call, entries, write_folder
 from test_strict import same, values
 
 from tollkeeper import Gate, GateAdmin
@@ -29,6 +27,10 @@ from tollkeeper.mcp.screen import (
     Wait,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}}
 TOOLS: list[dict[str, Any]] = [
     {"name": name, "description": "does", "inputSchema": TEXT} for name in ("echo", "slow", "delete", "forbidden")
@@ -45,9 +47,7 @@ class Bench:
         self.lines: list[str] = []
         self.pins = Pins(folder / "mcp.lock.json", server="plain", reached="test", say=self.lines.append)
         given = {"limits": Limits(one_line=True), "budget": "acme", "say": self.lines.append, **options}
-        self.screen = Screen(
-            self.gate, principal=PRINCIPAL, server="plain", session="s", pins=self.pins, **given
-        )
+        self.screen = Screen(self.gate, principal=PRINCIPAL, server="plain", session="s", pins=self.pins, **given)
 
     def client(self, message: dict[str, Any] | bytes, **options: Any) -> Any:
         return self.screen.from_client(self.raw(message), **options)
@@ -98,7 +98,10 @@ def denied(verdict: Any) -> tuple[str, str]:
 def test_what_was_decided_goes_on_as_it_was_decided(bench: Bench) -> None:
     raw = b'{ "id": 1, "jsonrpc":"2.0","method":"tools/call", "params":{"name":"echo", "arguments":{"text":"\\u0061"}}}'
     verdict = bench.client(raw)
-    assert verdict.raw == b'{"id":1,"jsonrpc":"2.0","method":"tools/call","params":{"name":"echo","arguments":{"text":"a"}}}'
+    assert (
+        verdict.raw
+        == b'{"id":1,"jsonrpc":"2.0","method":"tools/call","params":{"name":"echo","arguments":{"text":"a"}}}'
+    )
     answer = b'{"jsonrpc":"2.0", "id":1, "result":{"content":[], "v":1, "structuredContent": {"v":1,"V":2}}}'
     assert bench.server(answer) == Forward(answer)
 
@@ -203,7 +206,8 @@ def test_a_model_s_answer_for_the_server_is_a_model_call(bench: Bench) -> None:
     assert bench.used("tokens")[1] == 0
     assert error(asks(2, 1000)) == (-1, 2)
     assert error(asks(3, "many")) == (-32602, 3)
-    folded = b'{"jsonrpc":"2.0","id":4,"method":"sampling/createMessage","params":{"maxTokens":1,"messages":[{"a":1,"A":2}]}}'
+    params = b'{"maxTokens":1,"messages":[{"a":1,"A":2}]}'
+    folded = b'{"jsonrpc":"2.0","id":4,"method":"sampling/createMessage","params":%s}' % params
     assert not isinstance(bench.server(folded), Forward)
 
 
@@ -490,13 +494,16 @@ def test_what_is_not_decided_passes_byte_for_byte(
 
 
 @given(objects)
-def test_the_server_gets_what_the_gate_was_asked(
-    folder_of: Callable[[], Bench], arguments: dict[str, Any]
-) -> None:
+def test_the_server_gets_what_the_gate_was_asked(folder_of: Callable[[], Bench], arguments: dict[str, Any]) -> None:
     bench = folder_of()
     seen: list[Any] = []
     check = bench.gate._check_large
-    bench.gate._check_large = lambda tool, given, **rest: (seen.append(given), check("slow", {}, **rest))[1]  # type: ignore[method-assign]
+
+    def checked(_: str, given: dict[str, Any], **rest: Any) -> Any:
+        seen.append(given)
+        return check("slow", {}, **rest)
+
+    bench.gate._check_large = checked
     raw = json.dumps({"jsonrpc": "2.0", **call("slow", 1, **arguments)}).encode()
     verdict = bench.client(raw)
     if isinstance(verdict, Forward):

@@ -45,7 +45,19 @@ def talked(python: str, folder: Path, *command: str) -> dict[str, Any]:
 
 def test_a_real_client_and_a_real_server(folder: Path, python: str) -> None:
     server = (python, str(SERVERS / "sdk_server.py"))
-    proxy = ("-m", "tollkeeper", "mcp", "--principal", PRINCIPAL, "--server", "plain", "--budget", "acme", "--", *server)
+    proxy = (
+        "-m",
+        "tollkeeper",
+        "mcp",
+        "--principal",
+        PRINCIPAL,
+        "--server",
+        "plain",
+        "--budget",
+        "acme",
+        "--",
+        *server,
+    )
     direct, through = talked(python, folder, *server), talked(python, folder, sys.executable, *proxy)
     assert [tool["name"] for tool in direct["tools"]["tools"]] == ["add", "wipe"]
     assert [tool["name"] for tool in through["tools"]["tools"]] == ["add"]

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -21,8 +21,11 @@ from tollkeeper.errors import ConfigError
 from tollkeeper.mcp import stdio
 from tollkeeper.mcp.settings import server_name
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def run(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # noqa: S603 - the words are those of the tests
         [sys.executable, "-m", "tollkeeper", *words],
         cwd=folder,
@@ -69,7 +72,8 @@ def test_a_session_from_start_to_end(folder: Path) -> None:
 
 def test_the_server_receives_what_was_decided_and_all_else_untouched(folder: Path) -> None:
     undecided = b'{ "jsonrpc" : "2.0", "method":"notifications/progress",  "params":{"progress":1.50,"u":"\\u0061"}}'
-    decided = b'{"jsonrpc":"2.0","method":"tools/call","id":"i","params":{ "name":"echo","arguments":{"text":"\\u0041","n":1.50}}}'
+    params = b'{ "name":"echo","arguments":{"text":"\\u0041","n":1.50}}'
+    decided = b'{"jsonrpc":"2.0","method":"tools/call","id":"i","params":%s}' % params
     with Client(folder) as client:
         client.send(undecided)
         client.send(b"   ")
@@ -96,8 +100,21 @@ def test_calls_before_any_list_wait_for_all_its_pages_and_keep_their_order(folde
 def test_a_client_that_says_everything_at_once_gets_every_answer(folder: Path) -> None:
     lines = [json.dumps({"jsonrpc": "2.0", **call("echo", number, text=f"{number}")}) for number in range(50)]
     done = subprocess.run(  # noqa: S603 - the words are those of the tests
-        [sys.executable, "-m", "tollkeeper", "mcp", "--principal", PRINCIPAL, "--server", "plain", "--budget", "acme"]
-        + ["--", sys.executable, str(SERVER)],
+        [
+            sys.executable,
+            "-m",
+            "tollkeeper",
+            "mcp",
+            "--principal",
+            PRINCIPAL,
+            "--server",
+            "plain",
+            "--budget",
+            "acme",
+            "--",
+            sys.executable,
+            str(SERVER),
+        ],
         cwd=folder,
         env=environment(),
         input="\n".join(lines),
@@ -152,7 +169,12 @@ def test_lines_that_are_too_long_are_refused_and_forgotten(folder: Path) -> None
 
 def test_what_the_server_writes_besides_messages_reaches_nobody(folder: Path) -> None:
     with Client(folder) as client:
-        for line in ("not json", "[]", '{"jsonrpc":"2.0","id":99,"result":{}}', '{"jsonrpc":"2.0","id":1,"method":"x"}'):
+        for line in (
+            "not json",
+            "[]",
+            '{"jsonrpc":"2.0","id":99,"result":{}}',
+            '{"jsonrpc":"2.0","id":1,"method":"x"}',
+        ):
             client.send(call("raw", line, text=line))
         assert text_of(client.call("echo", 5, text="still here")) == "still here"
         client.end()
@@ -225,7 +247,11 @@ def alive_in_group(group: int) -> bool:
     except ProcessLookupError:
         return False
     # Who is dead and not yet waited for, by whoever took it over, does no more harm.
-    states = [(path / "stat").read_text().rsplit(")", 1)[1].split() for path in Path("/proc").glob("[0-9]*") if (path / "stat").exists()]
+    states = [
+        (path / "stat").read_text().rsplit(")", 1)[1].split()
+        for path in Path("/proc").glob("[0-9]*")
+        if (path / "stat").exists()
+    ]
     return any(int(state[2]) == group and state[0] != "Z" for state in states)
 
 

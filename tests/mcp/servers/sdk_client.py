@@ -9,8 +9,9 @@ import os
 import sys
 from typing import Any
 
-from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
+
+from mcp import ClientSession, StdioServerParameters
 
 
 async def tried(call: Any) -> Any:
@@ -34,7 +35,7 @@ async def main() -> None:
             "prompt": await tried(session.get_prompt("greeting", {"who": "you"})),
             "ping": await tried(session.send_ping()),
         }
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found))
 
 
 asyncio.run(main())
