@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -747,6 +748,45 @@ def test_a_client_that_goes_away_ends_the_call(tmp_path: Path) -> None:
             await asyncio.wait_for(made.upstream.gone.wait(), 5)
             await made.settled()
         assert made.outcomes() == [("cancelled", "ExchangeEnded")] * 2
+
+    run(tmp_path, body)
+
+
+def test_nothing_is_left_of_clients_that_come_and_go(tmp_path: Path) -> None:
+    async def body(made: Rig) -> None:
+        await made.listed()
+        chance = random.Random(7)  # noqa: S311 - the same on every run
+
+        async def odd(request: Any, message: dict[str, Any]) -> Any:
+            await asyncio.sleep(chance.random() / 50)
+            if chance.random() < 0.1:
+                request.transport.abort()
+            if chance.random() < 0.5:
+                return await made.upstream.plain(request, message)
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            for _ in range(3):
+                await response.write(b": on its way\n\n")
+                await asyncio.sleep(chance.random() / 100)
+            await response.write(event(result(message, content=[])))
+            return response
+
+        async def comes_and_goes(number: int) -> None:
+            with contextlib.suppress(TimeoutError):
+                # Some stay, however slow the machine is.
+                async with asyncio.timeout(None if number % 4 == 0 else chance.random() / 10):
+                    await made.post(call(chance.choice(["echo", "slow", "wipe"]), number % 7))
+
+        made.upstream.answer = odd
+        for wave in range(6):
+            await asyncio.gather(*(comes_and_goes(wave + number) for number in range(50)))
+        await until(lambda: not made.proxy._exchanges and not made.held())
+        screen = made.proxy._sessions.alone.screen
+        assert not list(screen._client.pending.pop_all())
+        assert made.proxy._sessions.alone.open == 0
+        outcomes = {status for status, _ in made.outcomes()}
+        assert outcomes == {"ok", "cancelled"}
+        assert (await made.post(call("echo")))[0] in {200, 502}
 
     run(tmp_path, body)
 

@@ -504,7 +504,9 @@ class Screen:
             if not side.fold:
                 strict.read(raw, bytes_max=side.bytes_max, depth_max=self._limits.depth)
             return self._decided(side, message, given, key, pending)
-        if method in OF_A_TASK:
+        # The revision without sessions has no such method any more: it is as unknown as any other.
+        gone = pending.modern and method == "tasks/result"
+        if method in OF_A_TASK and not gone:
             pending.task = self._own_task(side, given)
         elif method not in side.requests:
             self._say_once(f"refused: {_shown(method)}, which the {side.name} may not ask for")
