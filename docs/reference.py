@@ -414,8 +414,7 @@ def commands() -> str:
     for verb, (module, what) in cli.VERBS.items():
         if module is not None:
             parts.append(command([verb], module, what))
-            continue
-        for name, (below, told) in cli.GROUPS[verb].items():
+        for name, (below, told) in cli.GROUPS.get(verb, {}).items():
             parts.append(command([verb, name], below, told))
     about = """
 Results go to standard output, everything else to standard error. Exit codes, where a command says nothing else:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -517,6 +518,35 @@ def test_bodies_and_headers_have_a_limit(tmp_path: Path) -> None:
     run(tmp_path, body, limits=HttpLimits(body_bytes=2000, header_bytes=1500))
 
 
+def test_a_client_that_asks_before_it_sends_is_answered(tmp_path: Path) -> None:
+    async def body(made: Rig) -> None:
+        headers, message = call("echo")
+        raw = json.dumps(message).encode()
+        host, _, port = made.url.removeprefix("http://").split("/")[0].partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        given = {**headers, "Host": "localhost", "Expect": "100-continue", "Content-Length": str(len(raw))}
+        writer.write(b"POST /mcp HTTP/1.1\r\n")
+        writer.write("".join(f"{name}: {value}\r\n" for name, value in given.items()).encode() + b"\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(raw)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+    run(tmp_path, body)
+
+
+def test_a_word_where_nothing_was_asked_is_not_passed_on(tmp_path: Path) -> None:
+    async def body(made: Rig) -> None:
+        async def polite(_request: Any, _message: dict[str, Any]) -> Any:
+            return web.Response(status=202, text="Accepted")
+
+        made.upstream.answer = polite
+        status, _, raw = await made.post((JSON, {"jsonrpc": "2.0", "method": "notifications/initialized"}))
+        assert (status, raw) == (202, b"")
+
+    run(tmp_path, body)
+
+
 def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
     async def body(made: Rig) -> None:
         head = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -722,6 +752,45 @@ def test_a_client_that_goes_away_ends_the_call(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
+def test_nothing_is_left_of_clients_that_come_and_go(tmp_path: Path) -> None:
+    async def body(made: Rig) -> None:
+        await made.listed()
+        chance = random.Random(7)  # noqa: S311 - the same on every run
+
+        async def odd(request: Any, message: dict[str, Any]) -> Any:
+            await asyncio.sleep(chance.random() / 50)
+            if chance.random() < 0.1:
+                request.transport.abort()
+            if chance.random() < 0.5:
+                return await made.upstream.plain(request, message)
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            for _ in range(3):
+                await response.write(b": on its way\n\n")
+                await asyncio.sleep(chance.random() / 100)
+            await response.write(event(result(message, content=[])))
+            return response
+
+        async def comes_and_goes(number: int) -> None:
+            with contextlib.suppress(TimeoutError):
+                # Some stay, however slow the machine is.
+                async with asyncio.timeout(None if number % 4 == 0 else chance.random() / 10):
+                    await made.post(call(chance.choice(["echo", "slow", "wipe"]), number % 7))
+
+        made.upstream.answer = odd
+        for wave in range(6):
+            await asyncio.gather(*(comes_and_goes(wave + number) for number in range(50)))
+        await until(lambda: not made.proxy._exchanges and not made.held())
+        screen = made.proxy._sessions.alone.screen
+        assert not list(screen._client.pending.pop_all())
+        assert made.proxy._sessions.alone.open == 0
+        outcomes = {status for status, _ in made.outcomes()}
+        assert outcomes == {"ok", "cancelled"}
+        assert (await made.post(call("echo")))[0] in {200, 502}
+
+    run(tmp_path, body)
+
+
 def test_an_upstream_that_dies_in_a_stream_is_said_and_ends_the_call(tmp_path: Path) -> None:
     async def body(made: Rig) -> None:
         await made.listed()
@@ -853,6 +922,33 @@ def test_an_answer_may_come_on_a_later_stream_of_the_session(tmp_path: Path) -> 
             assert await answer.read() == event(result(old_call("slow", 5), content=[]), 2)
         assert made.held() == 0
         assert made.outcomes() == [("ok", None)]
+
+    run(tmp_path, body)
+
+
+def test_what_a_server_asks_on_a_stream_of_its_own_may_be_answered_later(tmp_path: Path) -> None:
+    async def body(made: Rig) -> None:
+        headers = await initialized(made)
+        params = {"messages": [], "maxTokens": 50}
+        ask = json.dumps({"jsonrpc": "2.0", "id": "q", "method": "sampling/createMessage", "params": params}).encode()
+
+        async def asks(request: Any) -> Any:
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            await response.write(event(ask, 1))
+            return response
+
+        made.upstream.get = asks
+        async with made.client.get(made.url, headers={**headers, "Accept": "text/event-stream"}) as answer:
+            raw = await answer.read()
+        assert json.loads(raw.split(b"data: ")[1]) == json.loads(ask)
+        tokens = made.gate.ledger
+        assert tokens is not None
+        assert tokens.usage("acme")["tokens", "total"].held > 0
+        reply = {"jsonrpc": "2.0", "id": "q", "result": {"role": "assistant", "content": {"type": "text", "text": "x"}}}
+        assert (await made.post((headers, reply)))[0] == 202
+        assert made.upstream.seen[-1][2] == reply
+        assert tokens.usage("acme")["tokens", "total"].held == 0
 
     run(tmp_path, body)
 

@@ -1,12 +1,11 @@
 """``tollkeeper mcp``: stands between an MCP client and an MCP server, and decides what goes through.
 
-Standard output belongs to the protocol, and standard error to the server and to what the operator has to know. Exit code
-0: the client has ended it; 1: the server has; 128 and a signal's number: that signal has.
+Standard output belongs to the protocol, and standard error to the server and to what the operator has to know. Exit
+code 0: the client has ended it; 1: the server has; 128 and a signal's number: that signal has.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 from pathlib import Path
@@ -16,6 +15,7 @@ from tollkeeper.cli import gates, inputs
 from tollkeeper.cli.terminal import InputError, note, shown
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     from tollkeeper.gate import Gate
@@ -121,12 +121,8 @@ def say(text: str) -> None:
 
 def _pins(arguments: argparse.Namespace, name: str, reached: str) -> Pins:
     from tollkeeper.mcp import settings  # noqa: PLC0415 - as above
+    from tollkeeper.mcp.pins import Pins  # noqa: PLC0415 - as above
 
-    try:
-        import rfc8785  # noqa: F401, PLC0415 - as above; digests need it
-        from tollkeeper.mcp.pins import Pins  # noqa: PLC0415 - as above
-    except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is not installed", "pip install 'tollkeeper[mcp]'") from None
     lock = settings.lock_path(arguments.lock, arguments.config)
     return Pins(lock, server=name, reached=reached, locked=arguments.locked, say=say)
 

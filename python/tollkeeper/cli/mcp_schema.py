@@ -50,7 +50,6 @@ def run(arguments: argparse.Namespace) -> int:
         note(f"left out: {shown(problem)}")
     out()
     out("Next: read them, name the first two under [policy] of tollkeeper.toml, and put the third into it")
-    out(
-        f"  tollkeeper policy validate --policies {shown(str(files['cedar']))} --schema {shown(str(files['cedarschema']))}"
-    )
+    cedar, cedarschema = shown(str(files["cedar"])), shown(str(files["cedarschema"]))
+    out(f"  tollkeeper policy validate --policies {cedar} --schema {cedarschema}")
     return EXIT_OK

@@ -204,8 +204,8 @@ class _Session:
     def __init__(self, screen: Screen, id_: str | None) -> None:
         self.screen, self.id = screen, id_
         self.open = 0
-        self.unanswered: OrderedDict[int | str, _Exchange] = OrderedDict()
-        """Calls that may be answered on another stream."""
+        self.unanswered: OrderedDict[object, object] = OrderedDict()
+        """Keys of exchanges that may go on on another stream: by the id of the call, or by themselves."""
         self.listing: asyncio.Task[None] | None = None
 
     def close(self) -> None:
@@ -244,8 +244,8 @@ class _Sessions:
 
     def opened(self, session: _Session, id_: str) -> None:
         """The upstream has given it this id."""
-        if id_ in self._open:
-            raise Refused(502, "the upstream gave the id of a session that is open already")
+        # An upstream that was started anew may count from one again.
+        self.ended(id_)
         while len(self._open) >= self._max:
             idle = next((name for name, each in self._open.items() if not each.open), None)
             if idle is None:
@@ -267,10 +267,12 @@ class _Sessions:
 
 
 class _Exchange:
-    """One request of a client, its answer, and the request to the upstream that it became. Its own identity."""
+    """One request of a client, its answer, and the request to the upstream that it became."""
 
     def __init__(self, request: web.BaseRequest, session: _Session, task: asyncio.Task[object] | None) -> None:
         self.request, self.session, self.task = request, session, task
+        self.key = object()
+        """What the screen knows it by: it may outlive the connection."""
         self.modern = http_headers.is_modern(request.headers.get(VERSION))
         self.begun: _Session | None = None
         """Made for this exchange, and not opened by the upstream so far."""
@@ -278,7 +280,7 @@ class _Exchange:
         """Of the request that the upstream has to answer."""
         self.answered = False
         self.resumable = False
-        """Whether the client can ask for the rest of the answer on another stream."""
+        """Whether the client can ask for the rest of the answer on another stream of its session."""
         self.streaming = False
         self.upstream: aiohttp.ClientResponse | None = None
         session.open += 1
@@ -295,14 +297,15 @@ class _Exchange:
             self.upstream.close()
         session = self.session
         session.open -= 1
-        if self.id is not None and not self.answered and self.resumable and session.id is not None:
-            # In a session that is no cancellation: the call goes on, and its answer can be asked for.
-            session.unanswered[self.id] = self
+        if not self.answered and self.resumable:
+            # In a session that is no cancellation: the call goes on, and its answer can be asked for. So do requests of
+            # the server on a stream of its own.
+            session.unanswered[self.key if self.id is None else self.id] = self.key
             while len(session.unanswered) > unanswered_max:
                 _, oldest = session.unanswered.popitem(last=False)
                 session.screen.ended(oldest)
         else:
-            session.screen.ended(self)
+            session.screen.ended(self.key)
         if self.begun is not None and self.begun.id is None:
             self.begun.close()
 
@@ -457,16 +460,17 @@ class Proxy:
         _refuse_unreadable(request)
         raw = await self._body(request)
         if len(raw) > self._limits.body_bytes:
-            verdict: Verdict = exchange.session.screen.oversized(raw[:4096], client=True, exchange=exchange)
+            verdict: Verdict = exchange.session.screen.oversized(raw[:4096], client=True, exchange=exchange.key)
             body = verdict.raw if isinstance(verdict, Reply) else _failure(None, "the body is too large")
             return web.Response(status=413, body=body, content_type=JSON)
-        if SESSION not in request.headers and _envelope(raw).method == "initialize":
+        # The word first: most requests are none, and reading is slower than searching.
+        if SESSION not in request.headers and b"initialize" in raw and _envelope(raw).method == "initialize":
             exchange.begun = self._sessions.begin()
             exchange.move(exchange.begun)
         verdict = await self._decided(exchange, raw)
         if isinstance(verdict, Forward):
             if verdict.record is not None and (reason := await self._unrecorded(verdict.record)) is not None:
-                told = exchange.session.screen.unrecorded(exchange, reason)
+                told = exchange.session.screen.unrecorded(exchange.key, reason)
                 return await _replied(exchange, Reply(told[0] if told else _failure(None, reason)))
             # As it is decided, so its id is unambiguous.
             envelope = _envelope(verdict.raw)
@@ -478,7 +482,13 @@ class Proxy:
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         """The body, or a little more than it may have."""
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
         bytes_max = self._limits.body_bytes
+        if request.content.is_eof():
+            # It came with its headers.
+            return request.content.read_nowait()
         kept, size = list[bytes](), 0
         try:
             async with asyncio.timeout(self._limits.body_seconds):
@@ -491,7 +501,7 @@ class Proxy:
 
     async def _decided(self, exchange: _Exchange, raw: bytes) -> Verdict:
         session, headers = exchange.session, exchange.request.headers
-        verdict = session.screen.from_client(raw, headers=headers, exchange=exchange)
+        verdict = session.screen.from_client(raw, headers=headers, exchange=exchange.key)
         lists = 0
         while isinstance(verdict, Wait):
             if lists == LISTS_MAX:
@@ -503,7 +513,7 @@ class Proxy:
                 session.listing = self._spawn(self._list(session, exchange))
             # A client that goes away must not take the list from the others that wait for it.
             await asyncio.shield(session.listing)
-            verdict = session.screen.from_client(raw, headers=headers, exchange=exchange)
+            verdict = session.screen.from_client(raw, headers=headers, exchange=exchange.key)
         return verdict
 
     async def _unrecorded(self, record: Decision) -> str | None:
@@ -566,8 +576,9 @@ class Proxy:
             return await self._stream(exchange, upstream, headers)
         body = await self._read(upstream)
         headers = [(name, value) for name, value in headers if name.lower() != "content-type"]
-        if not body or request.method == "DELETE":
-            # What is said about the end of a session is its status.
+        nothing_asked = request.method == "DELETE" or (exchange.id is None and request.method == "POST")
+        if not body or (nothing_asked and upstream.status < 300):  # noqa: PLR2004 - what HTTP says of success
+            # Some servers say a word where nothing is to be said; their status is the answer.
             return web.Response(status=upstream.status, headers=headers)
         answer = await self._answer(exchange, upstream, body)
         return web.Response(status=upstream.status, body=answer, headers=headers, content_type=JSON)
@@ -622,14 +633,14 @@ class Proxy:
 
     async def _screened(self, exchange: _Exchange, raw: bytes) -> bytes | None:
         """What becomes of a message of the upstream; None if nothing goes to the client."""
-        session, asked = exchange.session, exchange
+        session, asked = exchange.session, exchange.key
         envelope = _envelope(raw)
         answers = envelope.method is None and envelope.id is not None
         if answers and envelope.id is not None and exchange.id != envelope.id:
             # On a stream that continues an earlier one, which was closed before it was answered.
-            asked = session.unanswered.pop(envelope.id, exchange)
+            asked = session.unanswered.pop(envelope.id, asked)
         verdict = session.screen.from_server(raw, exchange=asked)
-        if asked is not exchange:
+        if asked is not exchange.key:
             session.screen.ended(asked)
         elif answers:
             exchange.answered = True
@@ -638,7 +649,7 @@ class Proxy:
                 return verdict.raw
             # Of what the server asks of the client's model: what is held for it ends with the exchange.
             verdict = Reply(_failure(envelope.id, f"Denied (audit.unavailable): {reason}"))
-        if isinstance(verdict, Reply):
+        if isinstance(verdict, Reply) and len(self._tasks) < self._limits.exchanges:
             self._spawn(self._tell(exchange, verdict.raw))
         return None
 
@@ -691,8 +702,8 @@ class Proxy:
 
     async def _event(self, exchange: _Exchange, event: bytes) -> bytes:
         """What becomes of an event: the very bytes, unless its data was decided or refused."""
-        if not exchange.resumable and events.has_id(event):
-            exchange.resumable = True
+        if exchange.session.id is not None and not exchange.resumable:
+            exchange.resumable = events.has_id(event)
         message = events.data(event)
         plain = events.plain(event)
         # Without data, or with an empty line of it, it says where the stream is and nothing else.

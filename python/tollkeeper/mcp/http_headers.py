@@ -13,6 +13,7 @@ import hmac
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -53,6 +54,9 @@ ONCE: Final = frozenset({
     "mcp-name", "mcp-protocol-version", "mcp-session-id", "origin",
 })  # fmt: skip
 
+# The same few names come again and again. What others make up takes no more room than this.
+KEPT_MAX: Final = 64
+
 _SENTINEL: Final = re.compile(r"=\?base64\?(.*)\?=")
 _DECIMAL: Final = re.compile(r"(-?[0-9]{1,400})(?:\.0{1,400})?")
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -74,6 +78,7 @@ class Refused(Exception):  # noqa: N818 - it is the answer, not an error
         self.status, self.message, self.headers = status, message, headers or {}
 
 
+@lru_cache(KEPT_MAX)
 def is_modern(version: str | None) -> bool:
     """Whether a value of `MCP-Protocol-Version` names the revision without sessions, or a later one."""
     return version is not None and _VERSION.fullmatch(version) is not None and version >= MODERN
@@ -281,6 +286,7 @@ class Peers:
             raise Refused(401, "a bearer token is needed", {"WWW-Authenticate": challenge})
 
 
+@lru_cache(KEPT_MAX)
 def hostname(url: str) -> str | None:
     """The name in a URL, in lower case and without brackets; `None` if there is none."""
     try:
@@ -289,6 +295,7 @@ def hostname(url: str) -> str | None:
         return None
 
 
+@lru_cache(KEPT_MAX)
 def is_loopback(host: str) -> bool:
     """Whether a name or an address is this machine's for itself.
 
@@ -316,9 +323,7 @@ def to_upstream(headers: Iterable[tuple[str, str]], connection: str, *, credenti
         connection: The value of `Connection`, which names more that speak of one connection.
         credentials: Whether what proves who the client is goes on as well.
     """
-    without = NOT_TO_UPSTREAM | _listed(connection)
-    if not credentials:
-        without |= CREDENTIALS
+    without = _without(NOT_TO_UPSTREAM if credentials else NOT_TO_UPSTREAM | CREDENTIALS, connection)
     kept = [(name, value) for name, value in headers if name.lower() not in without]
     # What is compressed cannot be screened.
     return [*kept, ("Accept-Encoding", "identity")]
@@ -326,11 +331,10 @@ def to_upstream(headers: Iterable[tuple[str, str]], connection: str, *, credenti
 
 def from_upstream(headers: Iterable[tuple[str, str]], connection: str, *, credentials: bool) -> list[tuple[str, str]]:
     """The headers of an answer that go on to the client; arguments as in `to_upstream`."""
-    without = NOT_FROM_UPSTREAM | _listed(connection)
-    if not credentials:
-        without |= UPSTREAM_CREDENTIALS
+    without = _without(NOT_FROM_UPSTREAM if credentials else NOT_FROM_UPSTREAM | UPSTREAM_CREDENTIALS, connection)
     return [(name, value) for name, value in headers if name.lower() not in without]
 
 
-def _listed(connection: str) -> frozenset[str]:
-    return frozenset(name.strip().lower() for name in connection.split(","))
+@lru_cache(KEPT_MAX)
+def _without(names: frozenset[str], connection: str) -> frozenset[str]:
+    return names | {name.strip().lower() for name in connection.split(",")}

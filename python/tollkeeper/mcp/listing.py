@@ -56,7 +56,7 @@ def _tools(ask: Ask) -> list[dict[str, Any]]:
         found = cast("dict[str, Any]", result).get("tools") if type(result) is dict else None
         if type(found) is not list:
             raise _failed(json.dumps(answer.get("error"))[:200])
-        tools += [cast("dict[str, Any]", tool) for tool in cast("list[Any]", found) if type(tool) is dict]
+        tools += [cast("dict[str, Any]", tool) for tool in cast("list[object]", found) if type(tool) is dict]
         cursor = cast("dict[str, Any]", result).get("nextCursor")
         if type(cursor) is not str:
             return tools

@@ -17,15 +17,17 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
 from tollkeeper.errors import ConfigError
 from tollkeeper.mcp import strict
 from tollkeeper.mcp.strict import folded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+    from pathlib import Path
 
 __all__ = ["BUILT_IN", "FILE_NAME", "Pins", "accept", "difference", "digest", "pending_path", "pinned", "read_pending"]
 
@@ -91,7 +93,7 @@ def _exact(value: Any) -> Any:  # noqa: ANN401 - JSON
     if type(value) is dict:
         return {key: _exact(item) for key, item in cast("dict[str, Any]", value).items()}
     if type(value) is list:
-        return [_exact(item) for item in cast("list[Any]", value)]
+        return [_exact(item) for item in cast("list[object]", value)]
     return value
 
 
@@ -102,9 +104,14 @@ def digest(server: str, reached: str, definition: Definition) -> str:
         server: What the operator calls the server.
         reached: How it is reached.
         definition: As the server lists it; what is not pinned is left out.
-    """
-    import rfc8785  # noqa: PLC0415 - of the extra `mcp`
 
+    Raises:
+        ConfigError: The extra `mcp` is not installed.
+    """
+    try:
+        import rfc8785  # noqa: PLC0415 - of the extra `mcp`
+    except ModuleNotFoundError:
+        raise ConfigError("rfc8785 is not installed", "mcp.extra", "pip install 'tollkeeper[mcp]'") from None
     pinned = {"server": {"name": server, "reached": reached}, **_reduced(definition)}
     return "sha256:" + hashlib.sha256(rfc8785.dumps(_exact(pinned))).hexdigest()
 
@@ -115,11 +122,11 @@ def _reduced(definition: Definition) -> Definition:
 
 def difference(before: Definition | None, after: Definition | None) -> list[str]:
     """What has changed between two definitions, as lines of a unified diff of their JSON."""
-    lines = [
+    left, right = (
         [] if one is None else json.dumps(one, ensure_ascii=True, indent=1, sort_keys=True).splitlines()
         for one in (before, after)
-    ]
-    return list(difflib.unified_diff(*lines, "accepted", "listed", lineterm="", n=2))
+    )
+    return list(difflib.unified_diff(left, right, "accepted", "listed", lineterm="", n=2))
 
 
 def pending_path(lock: Path) -> Path:
@@ -295,10 +302,12 @@ class Pins:
         self.lock = threading.RLock()
         """Held while anything here changes; whoever reads more than one thing holds it too."""
         self.current: dict[str, Definition] = {}
-        """The definitions as they were listed last, by name; also of tools that are not listed any more, since a list may
-        leave out for one what it has for another."""
+        """The definitions as they were listed last, by name; also of tools that are not listed any more, since a
+        list may leave out for one what it has for another."""
         self.withheld: dict[str, str] = {}
         """Why tools are withheld, for the model: nothing that the server has written is repeated."""
+        # What is missing is said now and not with the first list.
+        digest(server, reached, {})
         if path is not None:
             self._stamp = _stamp(path)
             self._lock = _load_lock(path)
@@ -415,14 +424,17 @@ class Pins:
         """Why one tool is withheld; `None` if it is as it was accepted."""
         if name in self._twice:
             return "the server lists two tools of this name."
-        pinned = self._first if had is None else had.tools
+        pinned: Iterable[str] = self._first if had is None else had.tools
         if (clash := self._clash(name, pinned)) is not None:
             return clash
+        if had is None and self._locked:
+            return "the lock file knows nothing of this server, and only what it holds may be called."
         if had is None:
-            if self._locked:
-                return "the lock file knows nothing of this server, and only what it holds may be called."
             first = self._first.get(name)
             return None if first is None or first == tool else _changed(first, tool)
+        return self._difference(name, tool, had)
+
+    def _difference(self, name: str, tool: Definition, had: Server) -> str | None:
         if had.reached != self._reached:
             return "the server is reached another way than when its tools were accepted."
         entry = had.tools.get(name)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from tollkeeper._native import EntityUid
 from tollkeeper.mcp.pins import BUILT_IN
 from tollkeeper.mcp.strict import folded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Written", "write"]
 
@@ -104,8 +106,8 @@ def _quoted(text: str) -> str:
 
 def _schema(server: str, kind: str, tools: list[dict[str, Any]]) -> str:
     lines = [
-        f"// What policies can say of the tools of {server}. It is checked when policies are loaded, and decides nothing:",
-        "// what arguments may be is in the tools' own schemas, which the proxy registers.",
+        f"// What policies can say of the tools of {server}. It is checked when policies are loaded, and decides",
+        "// nothing: what arguments may be is in the tools' own schemas, which the proxy registers.",
         "",
         *_entities(kind),
         "type Session = { id: String, labels: Set<String> };",
@@ -204,7 +206,7 @@ class _Reader:
         if type(properties) is not dict:
             return []
         required = schema.get("required")
-        needed = set(map(str, cast("list[Any]", required))) if type(required) is list else set[str]()
+        needed = set(map(str, cast("list[object]", required))) if type(required) is list else set[str]()
         fields: list[str] = []
         for name, item in sorted(cast("dict[str, Any]", properties).items()):
             at = f"{place}.{name}" if place else name
@@ -234,11 +236,11 @@ class _Reader:
             raise _Unfit("several schemas at once")
         kinds = found.get("type")
         if kinds is None:
-            values = [found["const"]] if "const" in found else found.get("enum")
+            values: object = [found["const"]] if "const" in found else found.get("enum")
             if type(values) is not list:
                 raise _Unfit("anything goes")
-            return _listed(cast("list[Any]", values))
-        names = cast("list[Any]", kinds) if type(kinds) is list else [kinds]
+            return _listed(cast("list[object]", values))
+        names = cast("list[object]", kinds) if type(kinds) is list else [kinds]
         others = [name for name in names if name != "null"]
         if len(others) != 1 or type(others[0]) is not str:
             raise _Unfit("values of several types")
@@ -264,8 +266,8 @@ class _Reader:
             raise _Unfit("alternatives that are no list")
         found: set[str] = set()
         nullable = False
-        for form in cast("list[Any]", forms):
-            if type(form) is dict and cast("dict[str, Any]", form).get("type") == "null":
+        for form in cast("list[object]", forms):
+            if form == {"type": "null"}:
                 nullable = True
                 continue
             written, null = self._type(form, at, depth + 1)
@@ -279,8 +281,8 @@ class _Reader:
         return found.pop(), nullable
 
 
-def _listed(values: list[Any]) -> tuple[str, bool]:
-    names = {bool: "Bool", int: "Long", str: "String"}
+def _listed(values: list[object]) -> tuple[str, bool]:
+    names: dict[type[object], str] = {bool: "Bool", int: "Long", str: "String"}
     kinds = {names.get(type(value)) for value in values if value is not None}
     if len(kinds) != 1 or None in kinds:
         raise _Unfit("values of several types")
@@ -325,12 +327,12 @@ def _policies(server: str, principal: str, tools: list[dict[str, Any]]) -> str:
 def _sections(server: str, tools: list[dict[str, Any]]) -> str:
     resource = f"Mcp::{_quoted(server)}"
     lines = [
-        f"# For tollkeeper.toml: the tools of {server}. Without a section a tool costs one request and brings no label.",
+        f"# For tollkeeper.toml: the tools of {server}. Without a section a tool costs one request, without labels.",
         "# What they return was written by others; policies can read that a session has seen it. Each tool's schema",
         "# comes from the server, pinned; write one here, and it holds instead.",
     ]
     for name in ["read_resource", *(cast("str", tool["name"]) for tool in tools)]:
-        found = next((tool for tool in tools if tool["name"] == name), {})
+        found: dict[str, Any] = next((tool for tool in tools if tool["name"] == name), {})
         lines += ["", f"[tools.{_key(name)}]", f"resource = {_toml(resource)}", 'reads = ["untrusted"]']
         schema = found.get("inputSchema")
         properties = cast("dict[str, Any]", schema).get("properties") if type(schema) is dict else None

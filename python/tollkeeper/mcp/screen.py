@@ -1,9 +1,10 @@
 """Decides the messages between an MCP client and an MCP server, one at a time.
 
-What calls a tool, reads a resource, gets a prompt or asks for a model's answer is decided by the gate, whoever asks, and
-goes on as it was decided: written anew from the value that the gate saw. What cannot do any of that goes on byte for
-byte. Every other method is refused. A refusal never depends on the transport, and neither does anything else here: this
-module reads and writes no stream, and no file but the lock file of `pins`. Whatever fails in it refuses the message.
+What calls a tool, reads a resource, gets a prompt or asks for a model's answer is decided by the gate, whoever asks,
+and goes on as it was decided: written anew from the value that the gate saw. What cannot do any of that goes on byte
+for byte. Every other method is refused. A refusal never depends on the transport, and neither does anything else
+here: this module reads and writes no stream, and no file but the lock file of `pins`. Whatever fails in it refuses the
+message.
 """
 
 from __future__ import annotations
@@ -250,8 +251,8 @@ class Screen:
         sampling_model: The name under which a model's answer for the server is decided and paid. What model the client
             takes is not known, and what the server would like is only a wish.
         check_headers: For HTTP: says what of a request's headers and its body differs, or None. Asked before the gate.
-        waits: Whether `from_client` and `from_server` may wait for the disk, where a policy or the configuration asks for
-            that. If not, `Forward.record` says what has to be waited for.
+        waits: Whether `from_client` and `from_server` may wait for the disk, where a policy or the configuration asks
+            for that. If not, `Forward.record` says what has to be waited for.
         say: Takes a line for the operator.
 
     Raises:
@@ -496,25 +497,30 @@ class Screen:
                 raise _Refusal(HEADERS_DIFFER, difference, BAD_REQUEST)
         pending = _Pending(method, _speaks_modern(message))
         params = message.get("params")
+        given = cast("dict[str, Any]", params) if type(params) is dict else {}
         if method in DECIDED:
-            if type(params) is not dict:
+            if params is None:
                 raise _Refusal(PARAMS_WRONG, f"{method} needs params")
             if not side.fold:
                 strict.read(raw, bytes_max=side.bytes_max, depth_max=self._limits.depth)
-            return self._decided(side, message, cast("dict[str, Any]", params), key, pending)
-        if method in OF_A_TASK:
-            pending.task = self._own_task(side, params)
+            return self._decided(side, message, given, key, pending)
+        # The revision without sessions has no such method any more: it is as unknown as any other.
+        gone = pending.modern and method == "tasks/result"
+        if method in OF_A_TASK and not gone:
+            pending.task = self._own_task(side, given)
         elif method not in side.requests:
             self._say_once(f"refused: {_shown(method)}, which the {side.name} may not ask for")
             raise _Refusal(METHOD_UNKNOWN, "this method is not let through")
-        elif type(params) is dict:
-            given = cast("dict[str, Any]", params)
-            if method == "tools/list" and type(cursor := given.get("cursor")) is str:
-                pending.cursor = cursor
-            elif method == "initialize":
-                self._agent = _name_of(given.get("clientInfo"))
+        self._note(method, given, pending)
         self._remember(side, key, pending)
         return Forward(raw)
+
+    def _note(self, method: str, params: dict[str, Any], pending: _Pending) -> None:
+        """What of a request that passes is needed for its answer, or later."""
+        if method == "tools/list" and type(cursor := params.get("cursor")) is str:
+            pending.cursor = cursor
+        elif method == "initialize":
+            self._agent = _name_of(params.get("clientInfo"))
 
     def _remember(self, side: _Side, key: Key, pending: _Pending) -> None:
         pending.begun = time.monotonic()
@@ -525,8 +531,9 @@ class Screen:
                 raise _Refusal(REFUSED, f"{self._limits.pending} requests have no answer yet, the most there may be")
             side.pending.add(key, pending)
 
-    def _own_task(self, side: _Side, params: object) -> str:
-        task = cast("dict[str, Any]", params).get("taskId") if type(params) is dict else None
+    @staticmethod
+    def _own_task(side: _Side, params: dict[str, Any]) -> str:
+        task = params.get("taskId")
         if type(task) is not str or task not in side.tasks:
             raise _Refusal(PARAMS_WRONG, "no call that was allowed here has made this task")
         return task
@@ -642,7 +649,10 @@ class Screen:
         def entered() -> ModelCall:
             call = self._gate.model_call(model=self._model, prompt_tokens=ask[0], max_tokens=ask[1], asserted=asserted)
             # The native half decides and holds; ours waits for the record besides.
-            return call.__enter__() if self._waits else _native.ModelCall.__enter__(call)
+            if self._waits:
+                return call.__enter__()
+            _native.ModelCall.__enter__(call)
+            return call
 
         return self._scope.bind(entered)()
 
@@ -757,26 +767,33 @@ class Screen:
         decided = self._client.tasks.get(task) if type(task) is str else None
         for name, request in cast("dict[str, Any]", inputs).items():
             asked = cast("dict[str, Any]", request) if type(request) is dict else {}
-            method, params = asked.get("method"), asked.get("params")
-            if method in INPUTS or (decided is not None and name in decided):
+            if asked.get("method") in INPUTS or (decided is not None and name in decided):
                 continue
-            if method != SAMPLING or type(params) is not dict:
-                self._say_once("refused: a result that asks the client for what a server may not ask for")
-                return "input.unknown_tool", "the server asks for input of a kind that is not let through."
-            try:
-                ask = self._sampling(cast("dict[str, Any]", params))
-                strict.read(strict.write(params), bytes_max=self._limits.server_bytes)
-                call = self._model_call(ask, {"runtime": "mcp"})
-            except Denied as denied:
-                return denied.code, f"the server asks for a model's answer: {denied.reason}"
-            except AuditError as error:
-                return "audit.unavailable", str(error)
-            except (_Refusal, Malformed) as refusal:
-                return "input.unrepresentable", f"the server asks for a model's answer: {refusal}"
-            # What the client does with it comes back in no answer to this: all that may be used counts as used.
-            call.__exit__(None, None, None)
+            refusal = self._input_refused(asked)
+            if refusal is not None:
+                return refusal
             if decided is not None:
                 decided.add(name)
+        return None
+
+    def _input_refused(self, asked: dict[str, Any]) -> tuple[str, str] | None:
+        params = asked.get("params")
+        if asked.get("method") != SAMPLING or type(params) is not dict:
+            self._say_once("refused: a result that asks the client for what a server may not ask for")
+            return "input.unknown_tool", "the server asks for input of a kind that is not let through."
+        try:
+            ask = self._sampling(cast("dict[str, Any]", params))
+            # As strictly as where it comes by itself.
+            strict.read(strict.write(params), bytes_max=self._limits.server_bytes)
+            call = self._model_call(ask, {"runtime": "mcp"})
+        except Denied as denied:
+            return denied.code, f"the server asks for a model's answer: {denied.reason}"
+        except AuditError as error:
+            return "audit.unavailable", str(error)
+        except (_Refusal, Malformed) as refusal:
+            return "input.unrepresentable", f"the server asks for a model's answer: {refusal}"
+        # What the client does with it comes back in no answer to this: all that may be used counts as used.
+        call.__exit__(None, None, None)
         return None
 
     # --- tools ------------------------------------------------------------------------------------------------------
@@ -807,7 +824,7 @@ class Screen:
             self.asked_in_vain()
             return True
         try:
-            self._take(cast("list[Any]", tools), given, cursor)
+            self._take(cast("list[object]", tools), given, cursor)
         except Exception:
             self.asked_in_vain()
             raise
@@ -817,8 +834,8 @@ class Screen:
         tools = result.get("tools")
         if type(tools) is not list:
             return Forward(raw)
-        self._take(cast("list[Any]", tools), result, pending.cursor)
-        return _filtered(message, result, raw, "tools", tools, self._visible)
+        self._take(cast("list[object]", tools), result, pending.cursor)
+        return _filtered(message, result, raw, "tools", cast("object", tools), self._visible)
 
     def _take(self, tools: list[Any], result: dict[str, Any], cursor: str | None) -> None:
         """Compares one page of a list with what is pinned, and registers what may be called."""
@@ -1056,8 +1073,8 @@ def _filtered(  # noqa: PLR0913, PLR0917 - an answer, and what of it stays
 ) -> Forward:
     if type(items) is not list:
         return Forward(raw)
-    listed = cast("list[Any]", items)
-    kept = [item for item in listed if type(item) is dict and stays(cast("dict[str, Any]", item))]
+    listed = cast("list[object]", items)
+    kept: list[object] = [item for item in listed if type(item) is dict and stays(cast("dict[str, Any]", item))]
     if len(kept) == len(listed):
         return Forward(raw)
     return Forward(strict.write({**message, "result": {**result, name: kept}}))

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from tollkeeper.errors import ConfigError
 from tollkeeper.mcp.pins import FILE_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["lock_path", "reached_by_command", "reached_by_url", "server_name"]
 

@@ -1,8 +1,8 @@
 """Runs an MCP server as a child process and screens what goes in and out of it, line by line.
 
-One thread carries what the client writes, another what the server writes; each blocks on its pipe, so that a message waits
-for nobody's turn. The child has a process group of its own, no shell, and of the environment what is allowed by name.
-However it ends, what is held is settled. No HTTP library is needed here, and nothing is decided.
+One thread carries what the client writes, another what the server writes; each blocks on its pipe, so that a message
+waits for nobody's turn. The child has a process group of its own, no shell, and of the environment what is allowed by
+name. However it ends, what is held is settled. No HTTP library is needed here, and nothing is decided.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +22,7 @@ from tollkeeper.errors import ConfigError
 from tollkeeper.mcp.screen import Drop, Forward, Limits, Reply, Wait
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
     from types import FrameType
 
     from tollkeeper.mcp.screen import Screen, Verdict
@@ -211,7 +211,7 @@ class Proxy:
             self._say(f"the server has ended: {_status(self._server.returncode)}")
         return 1 if first_gone else 0
 
-    # --- what wakes a thread that waits for its pipe -------------------------------------------------------------------
+    # --- what wakes a thread that waits for its pipe ------------------------------------------------------------------
 
     def _signalled(self, _number: int, _frame: FrameType | None) -> None:
         """The wake-up descriptor has said it already."""
@@ -256,11 +256,7 @@ class Proxy:
                     verdict = self._screen.from_client(line)
                     if type(verdict) is Wait:
                         self._held.append(line)
-                        asks = self._screen.asks()
-                if type(verdict) is not Wait:
-                    self._pass_on(verdict)
-                elif asks is not None:
-                    self._ask(asks)
+                self._pass_on(verdict)
 
     def _read_client(self) -> bytes:
         # What cannot be read any more has ended.
@@ -274,6 +270,8 @@ class Proxy:
             self._write_server(verdict.raw)
         elif type(verdict) is Reply:
             self._write_client(verdict.raw)
+        elif type(verdict) is Wait and (asks := self._screen.asks()) is not None:
+            self._ask(asks)
 
     def _write_server(self, raw: bytes) -> None:
         with self._to_server, contextlib.suppress(BrokenPipeError):

@@ -12,6 +12,7 @@ import json
 import math
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -124,6 +125,10 @@ def _decoder(hook: Any) -> json.JSONDecoder:  # noqa: ANN401 - a function of pai
 
 _EXACT: Final = _decoder(_object)
 _FOLDING: Final = _decoder(_folded_object)
+# The half of `decode` that reads a value; the type stubs have it for neither.
+_Scan = Callable[[str, int], tuple[Any, int]]
+_SCAN_EXACT: Final[_Scan] = getattr(_EXACT, "scan_once")  # noqa: B009 - see above
+_SCAN_FOLDING: Final[_Scan] = getattr(_FOLDING, "scan_once")  # noqa: B009 - see above
 _encode: Final = msgspec.json.Encoder().encode
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False)
 
@@ -177,10 +182,10 @@ def read(raw: bytes, *, bytes_max: int, depth_max: int = DEPTH_MAX, fold: bool =
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise Malformed("not UTF-8", PARSE, error.start) from None
-    decoder = _FOLDING if fold else _EXACT
+    decoder, scan = (_FOLDING, _SCAN_FOLDING) if fold else (_EXACT, _SCAN_EXACT)
     try:
         # As `decode` does, without its looking for white space, of which a message has none.
-        value, end = decoder.scan_once(text, 0) if text[:1] == "{" else (None, -1)
+        value, end = scan(text, 0) if text[:1] == "{" else (None, -1)
         if end != len(text):
             value = decoder.decode(text)
     except Malformed as error:

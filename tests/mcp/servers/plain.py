@@ -1,4 +1,4 @@
-"""A small MCP server on stdio for the tests, out of the standard library: it does what it is told, misbehaviour included.
+"""A small MCP server on stdio, out of the standard library: it does what it is told, misbehaviour included.
 
     python plain.py [--tools FILE] [--received FILE]
 
