@@ -95,6 +95,10 @@ test-hosts: build hosts
 	$(ALL_HOSTS) .venv-hosts/bin/python -m pytest tests/adapters $(ARGS)
 	$(ALL_HOSTS) .venv-hosts-oldest/bin/python -m pytest tests/adapters $(ARGS)
 
+# Writes what the contract suite finds into the package, for `tollkeeper hosts`: read the difference.
+guarantees: build hosts
+	TOLLKEEPER_KEEP_GUARANTEES=1 $(ALL_HOSTS) .venv-hosts/bin/python -m pytest tests/adapters/contract
+
 hosts: $(HOSTS)
 $(HOSTS): .venv-%/.created: requirements/%.txt
 	$(PYTHON) -m venv .venv-$*

@@ -23,7 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from tollkeeper.errors import Denied, TollkeeperError
 
@@ -421,7 +421,7 @@ def snapshot(value: Any) -> Any:  # noqa: ANN401 - arguments of any host
 
 
 def _snapshot(value: Any, done: dict[int, Any]) -> Any:  # noqa: ANN401 - as above
-    kind = type(value)
+    kind: type = type(value)
     if kind in PLAIN:
         return value
     if id(value) in done:
@@ -448,13 +448,15 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - as above
     Models and dataclasses are objects of their fields, enumerations their values; dates, paths, ids and decimals are
     their text; sets are lists in the order of their text.
     """
-    kind = type(value)
+    kind: type = type(value)
     if kind in PLAIN:
         return value
     if kind is dict:
-        return {key: item if type(item) in PLAIN else plain(item) for key, item in value.items()}
+        fields: dict[Any, Any] = value
+        return {key: item if type(item) in PLAIN else plain(item) for key, item in fields.items()}
     if kind is list or kind is tuple:
-        return [item if type(item) in PLAIN else plain(item) for item in value]
+        items: Iterable[Any] = value
+        return [item if type(item) in PLAIN else plain(item) for item in items]
     return _unusual(value)
 
 
@@ -471,11 +473,12 @@ def _unusual(value: Any) -> Any:  # noqa: ANN401, PLR0911 - one answer for each 
     if isinstance(value, (uuid.UUID, decimal.Decimal, pathlib.PurePath)):
         return str(value)
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        fields = cast("Mapping[Any, Any]", value)
+        return {key: plain(item) for key, item in fields.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted((plain(item) for item in value), key=repr)
+        return sorted((plain(item) for item in cast("Iterable[Any]", value)), key=repr)
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain(item) for item in cast("Iterable[Any]", value)]
     if isinstance(value, str):
         # A str of its own class: its text, not what its methods make of it.
         return str.__str__(value)
