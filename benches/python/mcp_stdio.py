@@ -4,9 +4,9 @@
 
 Three paths to the same server: direct, through a pump (two threads, `os.read` and `os.write`, nothing looked at),
 and through `tollkeeper mcp` with policies, budget and log. They take turns, call by call, so that whatever slows the
-machine slows all of them; the figure is the ratio of medians. Every answer is compared. The server is the official SDK's
-where its interpreter is named by TOLLKEEPER_HOSTS_PYTHON (or .venv-hosts is there), and, as the floor, one that does
-the least.
+machine slows all of them; the figure is the ratio of medians. Every answer is compared. The server is the
+official SDK's where its interpreter is named by TOLLKEEPER_HOSTS_PYTHON (or .venv-hosts is there), and, as the floor,
+one that does the least.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tollkeeper.errors import Denied, TollkeeperError
 
@@ -421,7 +421,7 @@ def snapshot(value: Any) -> Any:  # noqa: ANN401 - arguments of any host
 
 
 def _snapshot(value: Any, done: dict[int, Any]) -> Any:  # noqa: ANN401 - as above
-    kind: type = type(value)
+    kind = _kind(value)
     if kind in PLAIN:
         return value
     if id(value) in done:
@@ -448,7 +448,7 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - as above
     Models and dataclasses are objects of their fields, enumerations their values; dates, paths, ids and decimals are
     their text; sets are lists in the order of their text.
     """
-    kind: type = type(value)
+    kind = _kind(value)
     if kind in PLAIN:
         return value
     if kind is dict:
@@ -463,35 +463,45 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - as above
 def _unusual(value: Any) -> Any:  # noqa: ANN401, PLR0911 - one answer for each kind of thing
     if isinstance(value, enum.Enum):
         return plain(value.value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if hasattr(_kind(value), "__dataclass_fields__"):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    dump = getattr(type(value), "model_dump", None)
+    dump = getattr(_kind(value), "model_dump", None)
     if dump is not None:
         return plain(dump(value, mode="python", by_alias=True))
     if isinstance(value, (dt.datetime, dt.date, dt.time)):
         return value.isoformat()
     if isinstance(value, (uuid.UUID, decimal.Decimal, pathlib.PurePath)):
         return str(value)
-    if isinstance(value, Mapping):
-        fields = cast("Mapping[Any, Any]", value)
-        return {key: plain(item) for key, item in fields.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted((plain(item) for item in cast("Iterable[Any]", value)), key=repr)
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in cast("Iterable[Any]", value)]
+    if _is(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if _is(value, set, frozenset):
+        return sorted((plain(item) for item in value), key=repr)
+    if _is(value, list, tuple):
+        return [plain(item) for item in value]
     if isinstance(value, str):
         # A str of its own class: its text, not what its methods make of it.
         return str.__str__(value)
     return value
 
 
+def _kind(value: Any) -> type:  # noqa: ANN401 - as above
+    """As `type`, of which the type checkers conclude nothing."""
+    return type(value)
+
+
+def _is(value: Any, *kinds: type) -> bool:  # noqa: ANN401 - as above
+    """As `isinstance`, after which the value is still whatever it was to the type checkers."""
+    return isinstance(value, kinds)
+
+
 def same(left: Any, right: Any) -> bool:  # noqa: ANN401 - as above
     """Whether two plain values are equal with their types: 1 is not True, and not 1.0."""
-    if type(left) is not type(right):
+    kind = _kind(left)
+    if kind is not _kind(right):
         return False
-    if type(left) is dict:
+    if kind is dict:
         return left.keys() == right.keys() and all(same(item, right[key]) for key, item in left.items())
-    if type(left) is list:
+    if kind is list:
         return len(left) == len(right) and all(map(same, left, right))
     # A NaN is no other NaN: such a call is decided again.
     return bool(left == right)
