@@ -486,7 +486,8 @@ def _unusual(value: Any) -> Any:  # noqa: ANN401, PLR0911 - one answer for each 
 
 def _kind(value: Any) -> type:  # noqa: ANN401 - as above
     """As `type`, of which the type checkers conclude nothing."""
-    return type(value)
+    kind: type = type(value)
+    return kind
 
 
 def _is(value: Any, *kinds: type) -> bool:  # noqa: ANN401 - as above

@@ -197,11 +197,12 @@ class Proxy:
             self._answer_for_server()
         finally:
             self._ending.set()
+            self._wake()
+            # It may be about to send its signal, which nobody may take for one that ends the process.
+            watcher.join()
             signal.set_wakeup_fd(woken)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            self._wake()
-            watcher.join(self._timing.server_obeys)
             if self._timer is not None:
                 self._timer.cancel()
             self._screen.close()
