@@ -116,7 +116,8 @@ class Upstream:
         self.url = ""
 
     async def handle(self, request: Any) -> Any:
-        body = await request.read()
+        # `request.read` has a limit of its own.
+        body = await request.content.read()
         message = json.loads(body) if body else None
         self.connections.add(request.transport)
         self.seen.append((request.method, dict(request.headers), message))
