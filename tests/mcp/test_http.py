@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import random
@@ -115,7 +116,8 @@ class Upstream:
         self.url = ""
 
     async def handle(self, request: Any) -> Any:
-        body = await request.read()
+        # `request.read` has a limit of its own.
+        body = await request.content.read()
         message = json.loads(body) if body else None
         self.connections.add(request.transport)
         self.seen.append((request.method, dict(request.headers), message))
@@ -164,7 +166,7 @@ class Rig:
     async def post(self, request: tuple[dict[str, str], Any], **more: Any) -> tuple[int, dict[str, str], bytes]:
         headers, body = request
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        async with self.client.post(self.url, data=raw, headers={**headers, **more}) as answer:
+        async with self.client.post(self.url, data=io.BytesIO(raw), headers={**headers, **more}) as answer:
             return answer.status, dict(answer.headers), await answer.read()
 
     async def listed(self) -> None:
@@ -245,6 +247,20 @@ def test_a_call_goes_through_and_is_recorded(tmp_path: Path) -> None:
         assert raw == result(sent, content=[{"type": "text", "text": '{"text": "hi"}'}], isError=False)
         await made.settled()
         assert made.outcomes() == [("ok", None)]
+
+    run(tmp_path, body)
+
+
+def test_large_messages_go_through(tmp_path: Path) -> None:
+    async def body(made: Rig) -> None:
+        text = "x" * (3 << 20)
+        status, _, raw = await made.post(call("regional", text=text))
+        assert status == 200
+        assert json.loads(json.loads(raw)["result"]["content"][0]["text"]) == {"text": text}
+        _, headers, message = made.upstream.seen[-1]
+        assert message is not None
+        assert message["params"]["arguments"] == {"text": text}
+        assert int(headers["Content-Length"]) > len(text)
 
     run(tmp_path, body)
 

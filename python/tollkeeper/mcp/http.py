@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
 import re
 import secrets
 import signal
@@ -50,6 +51,7 @@ FAILED: Final = -1
 # What a server of the newer revision answers with where the error has such a number.
 STATUS_OF: Final = {-32700: 400, -32600: 400, -32601: 404, -32602: 400, -32020: 400, -32021: 400, -32022: 400}
 UNAUTHORIZED: Final = (401, 403, 407)
+PIECE_BYTES: Final = 1 << 18
 # A call waits for so many of the upstream's lists, of which each may be stale at once or cannot be read.
 LISTS_MAX: Final = 3
 TOKEN_CHARS_MIN: Final = 16
@@ -551,7 +553,8 @@ class Proxy:
                 return await self._client.request(
                     method,
                     self._settings.upstream,
-                    data=raw,
+                    # A large one in pieces: written at once it would keep the other exchanges waiting.
+                    data=io.BytesIO(raw) if raw is not None and len(raw) > PIECE_BYTES else raw,
                     headers=sent,
                     allow_redirects=False,
                     skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
@@ -795,7 +798,8 @@ def _shown(text: str) -> str:
 
 
 def _to_stderr(text: str) -> None:
-    sys.stderr.write(f"tollkeeper: {text}\n")
+    # The upstream may have written some of it.
+    sys.stderr.write(f"tollkeeper: {''.join(char if char.isprintable() else '?' for char in text)}\n")
     sys.stderr.flush()
 
 
@@ -820,7 +824,9 @@ def serve(settings: Settings, make_screen: MakeScreen) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         try:
-            _to_stderr(f"listening on {await proxy.start()}, in front of {settings.upstream}")
+            # A query may hold a key.
+            upstream = urlsplit(settings.upstream)._replace(query="").geturl()
+            _to_stderr(f"listening on {await proxy.start()}, in front of {upstream}")
             await stop.wait()
         finally:
             await proxy.stop()
