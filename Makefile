@@ -26,13 +26,14 @@ ARGS ?=
 
 HOSTS := .venv-hosts/.created .venv-hosts-oldest/.created
 
-.PHONY: run test test-rust test-python test-hosts test-conformance test-verifiers hosts build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate instr fuzz loom clean soak
+.PHONY: run test test-rust test-python test-hosts test-conformance test-verifiers hosts build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate bench-hosts instr fuzz loom clean soak
 
 build: $(NATIVE)
 
-# The main job on real input: the tool calls of a public benchmark, decided. Status 3 says that it cannot be fetched;
-# then the example that `tollkeeper init` writes is decided instead. After that the requests of a public trace, through
-# budgets: TOLLKEEPER_AZURE_TRACES names its folder, and requests are made up where it is absent.
+# The main job on real input: the tool calls of a public benchmark, decided, and some of its attacks played from end to
+# end. Status 3 says that it cannot be fetched; then the example that `tollkeeper init` writes is decided instead. After
+# that the requests of a public trace, through budgets: TOLLKEEPER_AZURE_TRACES names its folder, and requests are made
+# up where it is absent.
 run: build
 	@$(BIN)/python examples/agentdojo/run.py || { status=$$?; [ $$status -eq 3 ] || exit $$status; \
 	folder=$$(mktemp -d) && $(BIN)/tollkeeper init $$folder && cd $$folder && $(abspath $(BIN))/tollkeeper decide actions.jsonl; }
@@ -93,6 +94,10 @@ ALL_HOSTS := PYTHONPATH=python TOLLKEEPER_HOSTS=maf,langchain,openai_agents
 test-hosts: build hosts
 	$(ALL_HOSTS) .venv-hosts/bin/python -m pytest tests/adapters $(ARGS)
 	$(ALL_HOSTS) .venv-hosts-oldest/bin/python -m pytest tests/adapters $(ARGS)
+
+# Writes what the contract suite finds into the package, for `tollkeeper hosts`: read the difference.
+guarantees: build hosts
+	TOLLKEEPER_KEEP_GUARANTEES=1 $(ALL_HOSTS) .venv-hosts/bin/python -m pytest tests/adapters/contract
 
 hosts: $(HOSTS)
 $(HOSTS): .venv-%/.created: requirements/%.txt
@@ -206,6 +211,15 @@ bench-gate: build $(VENV)/.bench
 	-@$(MAKE) --no-print-directory .venv-agt/.created
 	$(BIN)/python benches/python/gate.py $(ARGS)
 
+# Turns of agents in their own frameworks, without a gate and with one, beside the reference emitter of agent-hooks and
+# Tenuo's decorator.
+bench-hosts: build .venv-hosts/.bench
+	PYTHONPATH=python .venv-hosts/bin/python benches/python/hosts.py $(ARGS)
+
+.venv-hosts/.bench: .venv-hosts/.created requirements/bench-hosts.txt
+	.venv-hosts/bin/python -m pip install --quiet --no-compile --no-deps -r requirements/bench-hosts.txt
+	@touch $@
+
 .venv-agt/.created: requirements/bench-agt.txt
 	$(PYTHON) -m venv .venv-agt
 	.venv-agt/bin/python -m pip install --quiet -r requirements/bench-agt.txt
@@ -235,5 +249,5 @@ fuzz: $(CARGO_FUZZ)
 	$(CARGO_FUZZ) fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -len_control=0 || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-agt .venv-hosts .venv-hosts-oldest .venv-litellm .venv-verifiers dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-agt .venv-conformance .venv-hosts .venv-hosts-oldest .venv-litellm .venv-verifiers dist $(NATIVE) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	cargo clean

@@ -16,6 +16,7 @@ import ast
 import contextlib
 import doctest
 import importlib
+import importlib.util
 import inspect
 import io
 import json
@@ -32,6 +33,7 @@ import pytest
 
 import tollkeeper
 from tollkeeper import Entities, PolicySet, budgets, cli, config
+from tollkeeper.adapters._hosts import TABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
@@ -43,6 +45,8 @@ NAMED = re.compile(r"(?:#|//) (in )?([\w./-]+\.\w+)(?=[:;,.]? |$)")
 EXIT_CODE = re.compile(r"# .*exit code (\d+)")
 # What takes minutes, or changes the machine.
 BUILDS = {"make", "cargo", "pip", "git", "maturin"}
+# Packages of agent runtimes, which are in no environment but those of `make test-hosts`.
+RUNTIMES = {"agent_framework", "agents", "langchain", "langgraph"}
 FOLLOWED = ("python", "pycon", "sh", "text", "toml", "cedar", "cedarschema", "json", "jsonl", "markdown", "csv")
 
 
@@ -213,9 +217,18 @@ def load(file: Path) -> None:
 
 
 def check_imports(code: str, name: str) -> None:
-    """What a block imports from somewhere is there."""
+    """What a block imports from somewhere is there; from a runtime, where `make test-hosts` has installed it."""
+    adapters = {f"tollkeeper.adapters.{host}" for host in TABLE}
     for node in ast.walk(ast.parse(code, name)):
         if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "tollkeeper.adapters":
+                assert {f"{node.module}.{alias.name}" for alias in node.names} <= adapters, name
+                continue
+            if (
+                node.module.partition(".")[0] in RUNTIMES
+                and importlib.util.find_spec(node.module.split(".")[0]) is None
+            ):
+                continue
             there = dir(importlib.import_module(node.module))
             assert [alias.name for alias in node.names if alias.name not in there] == [], name
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tollkeeper.adapters._hosts import TABLE
+
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTION_LINES_MAX = 70
 
@@ -141,7 +143,7 @@ def test_pinned_versions_cover_the_groups() -> None:
 
 
 def test_floors_of_the_hosts_are_what_is_tested() -> None:
-    """An extra promises the oldest release that `make test-hosts` runs, and the newest is another one."""
+    """An extra promises the oldest release that `make test-hosts` runs; the adapters say the same."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     oldest, newest = pinned("hosts-oldest"), pinned("hosts")
     floors = [entry.split(">=") for extra in ("maf", "langchain", "openai-agents") for entry in extras[extra]]
@@ -149,6 +151,8 @@ def test_floors_of_the_hosts_are_what_is_tested() -> None:
     for name, floor in floors:
         assert oldest[name] == floor
         assert newest[name] != floor
+    for host in TABLE.values():
+        assert (host.oldest, host.newest) == (oldest[host.distribution], newest[host.distribution])
 
 
 def pinned(kind: str) -> dict[str, str]:

@@ -35,20 +35,12 @@ EXPECTED = {
 }
 
 
-class GroundTruthPipeline:
-    """Stands in for AgentDojo's class of this name, which only a benchmark run with a model uses."""
-
-    def __init__(self, *_args: object) -> None:
-        message = "this process only reads task suites; running them needs the whole of AgentDojo"
-        raise RuntimeError(message)
-
-
 def import_without_model_clients() -> None:
-    """Let the suites be imported where no model vendor's client library is installed.
+    """Let AgentDojo be imported where no model vendor's client library is installed.
 
-    The suites import two small modules of `agentdojo.agent_pipeline`, but that package's `__init__` and its
-    `ground_truth_pipeline` import every vendor's client. So the package is entered here with its real path
-    and an empty body, and the one class that would drag the clients in is replaced by one that refuses.
+    The package `agentdojo.agent_pipeline` imports every vendor's client, and its tool executor one constant of a
+    client's module. So the package is entered here with its real path and an empty body, and the module of that
+    constant is replaced by one that holds nothing else. Everything else is AgentDojo's own.
     """
     spec = importlib.util.find_spec("agentdojo")
     if spec is None or not spec.submodule_search_locations:
@@ -57,9 +49,9 @@ def import_without_model_clients() -> None:
     package = types.ModuleType("agentdojo.agent_pipeline")
     package.__path__ = [str(Path(spec.submodule_search_locations[0]) / "agent_pipeline")]
     sys.modules[package.__name__] = package
-    stand_in = types.ModuleType("agentdojo.agent_pipeline.ground_truth_pipeline")
-    stand_in.GroundTruthPipeline = GroundTruthPipeline  # type: ignore[attr-defined]
-    sys.modules[stand_in.__name__] = stand_in
+    client = types.ModuleType("agentdojo.agent_pipeline.llms.google_llm")
+    client.EMPTY_FUNCTION_NAME = "<empty-function-name>"  # type: ignore[attr-defined]  # the module is ours
+    sys.modules[client.__name__] = client
 
 
 def plain_calls(calls: Any) -> list[dict[str, Any]]:

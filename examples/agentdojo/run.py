@@ -1,4 +1,4 @@
-"""Fetch AgentDojo into an environment of its own, extract its calls, decide them, print the report.
+"""Fetch AgentDojo into an environment of its own, extract its calls, decide them, print the report, play some attacks.
 
 For: `make run`, with the Python in which `tollkeeper` is installed. The first run makes the virtual environment
 and installs the pinned packages of `requirements.txt`; later runs find both, and the extracted calls, and use
@@ -6,7 +6,8 @@ no network.
 
 Refuses to: put a single package of AgentDojo's into the product's own environment, and to call a failed fetch a
 result: when the packages cannot be had, it says so in one line and exits with 3, so that a caller can decide
-something else instead. Other exit codes are those of `report.py`; 2 is a step that failed for another reason.
+something else instead. Other exit codes are those of `report.py` and `attack.py`; 2 is a step that failed for another
+reason.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "requirements.txt"
 EXTRACT = HERE / "extract.py"
 REPORT = HERE / "report.py"
+ATTACK = HERE / "attack.py"
 DEFAULT_VENV = HERE.parents[1] / ".venv-agentdojo"
 
 EXIT_FAILED = 2
@@ -40,7 +43,7 @@ class StepError(Exception):
         self.code = code
 
 
-def step(what: str, command: list[str]) -> None:
+def step(what: str, command: list[str], environment: Mapping[str, str] | None = None) -> None:
     """Run one command quietly; its last line of complaint becomes the error."""
     try:
         done = subprocess.run(  # noqa: S603 - the commands are written in this file, no shell is involved
@@ -51,6 +54,7 @@ def step(what: str, command: list[str]) -> None:
             encoding="utf-8",
             errors="replace",
             timeout=STEP_TIMEOUT_SECONDS,
+            env=environment,
         )
     except subprocess.TimeoutExpired as error:
         message = f"{what} did not finish in {STEP_TIMEOUT_SECONDS} s"
@@ -138,7 +142,14 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return error.code
     report = [sys.executable, str(REPORT), "--calls", str(calls)]
-    return subprocess.run(report, check=False).returncode  # noqa: S603 - the command is written on the line above
+    status = subprocess.run(report, check=False).returncode  # noqa: S603 - the command is written on the line above
+    sys.stdout.write("\n")
+    if arguments.calls is not None:
+        sys.stdout.write("No attack is played from end to end: that needs AgentDojo, and --calls fetches nothing.\n")
+        return status
+    sys.stdout.flush()
+    attack = [sys.executable, str(ATTACK), "--venv", str(venv)]
+    return subprocess.run(attack, check=False).returncode or status  # noqa: S603 - as above
 
 
 if __name__ == "__main__":

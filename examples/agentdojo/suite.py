@@ -1,8 +1,8 @@
 """Make gates of a suite and hold sessions with them: what an assistant does for one request, call after call.
 
-For: `report.py`. Each suite has three gates, one for each column: its static policies; the same with labels, which
-tools bring into the session and `*_labels.cedar` reads; and the same with the run held to what `narrowing.py`
-derives from the request.
+For: `report.py`, and `attack.py`, which takes their configurations over. Each suite has three gates, one for each
+column: its static policies; the same with labels, which tools bring into the session and `*_labels.cedar` reads; and
+the same with the run held to what `narrowing.py` derives from the request.
 
 Refuses to: execute a tool. A call that is allowed counts as made, and its outcome is recorded, because that is
 what brings its labels into the session. Everything is decided by `Gate.check`; nothing here overrules it.
@@ -162,9 +162,9 @@ def _tools(signatures: Mapping[str, Any], resource_of: Mapping[str, str], reads:
     """The sections of a configuration that describe the tools."""
     lines = []
     for tool, signature in signatures.items():
-        lines += [f"[tools.{tool}]", f"resource = {_toml(resource_of[tool])}", f"schema = {_toml(signature)}"]
+        lines += [f"[tools.{tool}]", f"resource = {toml(resource_of[tool])}", f"schema = {toml(signature)}"]
         if reads.get(tool):
-            lines.append(f"reads = {_toml(reads[tool])}")
+            lines.append(f"reads = {toml(reads[tool])}")
     return "\n".join(lines) + "\n"
 
 
@@ -174,7 +174,7 @@ def _open(folder: Path, name: str, column: str, tools: str) -> Gate:
     labels = HERE / f"{name}_labels.cedar"
     if column != "static" and labels.is_file():
         files.append(labels)
-    policy = f"[policy]\nfiles = {_toml([str(file) for file in files])}\n"
+    policy = f"[policy]\nfiles = {toml([str(file) for file in files])}\n"
     policy += 'schema = "schema.cedarschema"\nentities = "entities.json"\n'
     path = folder / f"{column}.toml"
     path.write_text(policy + tools, encoding="utf-8")
@@ -201,11 +201,11 @@ class Session:
         return Verdict(decision.allowed, decision.policies or [silent])
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
     """JSON as TOML, which has no null; a signature says null only of defaults, which nothing here reads."""
     if isinstance(value, Mapping):
-        entries = (f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items() if inner is not None)
+        entries = (f"{json.dumps(key)} = {toml(inner)}" for key, inner in value.items() if inner is not None)
         return "{ " + ", ".join(entries) + " }"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(toml, value)) + "]"
     return json.dumps(value)

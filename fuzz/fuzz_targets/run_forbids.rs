@@ -4,8 +4,8 @@
 //! 2. They never widen: what is allowed with them is allowed without, in every mode, for one principal and for a chain.
 //! 3. What they change they say: a decision that is another one names policies of the run, or could not read something.
 //!
-//! The first byte chooses the gate and whether the text is the next bytes up to a NUL or made by the tests' generator; what
-//! is left makes the arguments.
+//! The first byte chooses the gate and whether the text is the next bytes up to a NUL or made by the tests' generator;
+//! what is left makes the arguments.
 
 #![no_main]
 #![expect(
@@ -62,26 +62,6 @@ fn gate(flags: u32) -> Gate {
     Gate::open(&sources, 7).unwrap()
 }
 
-fn push(arguments: &mut Arguments, key: Option<&str>, json: &Json) {
-    match json {
-        Json::Object(fields) if fields.contains_key("__extn") => arguments.push_float(key, 1.5).unwrap(),
-        Json::Object(fields) => {
-            arguments.open_object(key).unwrap();
-            fields.iter().for_each(|(key, value)| push(arguments, Some(key), value));
-            arguments.close();
-        }
-        Json::Array(items) => {
-            arguments.open_list(key).unwrap();
-            items.iter().for_each(|item| push(arguments, None, item));
-            arguments.close();
-        }
-        Json::String(text) => arguments.push_str(key, text).unwrap(),
-        Json::Number(number) => arguments.push_long(key, number.as_i64().unwrap_or(0)).unwrap(),
-        Json::Bool(value) => arguments.push_bool(key, *value).unwrap(),
-        Json::Null => arguments.push_null(key).unwrap(),
-    }
-}
-
 fn check(gate: &Gate, scope: &Scope, tool: &str, input: &Json, unreadable: bool) -> Decision {
     let mut arguments = Arguments::new();
     arguments.open_object(None).unwrap();
@@ -89,7 +69,7 @@ fn check(gate: &Gate, scope: &Scope, tool: &str, input: &Json, unreadable: bool)
         if unreadable && key == "amount" {
             arguments.push_unrepresentable(Some(key)).unwrap();
         } else {
-            push(&mut arguments, Some(key), value);
+            generate::push(&mut arguments, Some(key), &generate::plain(value));
         }
     }
     arguments.close();

@@ -673,8 +673,8 @@ class Decision:
     @property
     def hold(self, /) -> Hold | None:
         """
-        What was reserved for the action: a `Hold`, or `None` if nothing was. Settle it with what was used. If nobody does,
-        it ends in full when the decision and the hold are gone. A forked child has none: it is its parent's.
+        What was reserved for the action: a `Hold`, or `None` if nothing was. Settle it with what was used. If nobody
+        does, it ends in full when the decision and the hold are gone. A forked child has none: it is its parent's.
         """
     @property
     def id(self, /) -> str:
@@ -1094,8 +1094,8 @@ class Gate:
         asserted: collections.abc.Mapping[str, str] | None = None,
     ) -> Decision:
         """
-        Decides on a delegation: whether `outer`'s principals may have the principal of `inner` act for them. Allowed, the
-        inner scope counts from now on.
+        Decides on a delegation: whether `outer`'s principals may have the principal of `inner` act for them. Allowed,
+        the inner scope counts from now on.
         """
     def _load_failed(self, /, reason: str) -> None:
         """
@@ -1168,8 +1168,8 @@ class Gate:
 
         Args:
             tool: Name of a registered tool.
-            columns: Arguments by name: one-dimensional numpy arrays or lists of integers, floats, booleans or text, all of
-                the same length, or single values for every row.
+            columns: Arguments by name: one-dimensional numpy arrays or lists of integers, floats, booleans or text,
+                all of the same length, or single values for every row.
             scope: A scope other than the current one.
             parent: Id of the decision that the calls follow from.
             asserted: As in `check`, for all rows.
@@ -1208,8 +1208,8 @@ class Gate:
         """
     def stats(self, /) -> dict[str, typing.Any]:
         """
-        What this gate has counted: decisions by code, and how long checks take in the core, in nanoseconds; one check of
-        sixteen is timed.
+        What this gate has counted: decisions by code, and how long checks take in the core, in nanoseconds; one check
+        of sixteen is timed.
         """
     @property
     def tools(self, /) -> list[str]:
@@ -2222,8 +2222,8 @@ def _end_tracing() -> None:
     """
     Asks no tracer from now on, and waits for those that are being asked.
 
-    A tracer is the only Python that runs inside a check. Before version 3.14 an interpreter that ends unwinds the daemon
-    threads that come back to it, and through this code that would abort the process.
+    A tracer is the only Python that runs inside a check. Before version 3.14 an interpreter that ends unwinds the
+    daemon threads that come back to it, and through this code that would abort the process.
     """
 
 def _fork_generation() -> int:

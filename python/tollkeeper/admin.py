@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-from tollkeeper import _native, config, reloading, unfinished
+from tollkeeper import _native, config, owners, reloading, unfinished
 from tollkeeper.approvals import FOLDER, document_path, write_private
 from tollkeeper.audit import AuditLog
 from tollkeeper.budget import Ledger
@@ -512,10 +512,8 @@ class GateAdmin:
             return None, "this gate keeps no log"
         if not settings.audit_dir.is_dir():
             return None, "no gate has written a log yet"
-        from tollkeeper.cli import audit_owner  # noqa: PLC0415 - who has a log is asked there
-
         try:
-            found = unfinished.find(settings.audit_dir, target, lambda folder: audit_owner.owner(folder) is not None)
+            found = unfinished.find(settings.audit_dir, target, lambda folder: owners.owner(folder) is not None)
         except (AuditError, OSError) as error:
             return None, str(error)
         return found, None

@@ -21,6 +21,7 @@ import itertools
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
@@ -162,7 +163,7 @@ class Wakeups:
             os.close(descriptor)
 
 
-class Sleeper:
+class Sleeper(ABC):
     """Has one thread that sleeps in native code while somebody waits, and ends when nobody does.
 
     Subclasses write `_run`, which sleeps at most `NAP_MS_MAX` at a time and says under the lock that it is over.
@@ -192,8 +193,9 @@ class Sleeper:
             before.join()
         self._run()
 
+    @abstractmethod
     def _run(self) -> None:
-        raise NotImplementedError
+        """Sleeps, and tells whoever waits, until nobody does."""
 
     def join(self) -> None:
         """Waits until the thread is gone; it was told to end."""

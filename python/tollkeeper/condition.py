@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from tollkeeper import _native, unfinished
+from tollkeeper import _native, owners, unfinished
 from tollkeeper.config import Config
 from tollkeeper.errors import TollkeeperError
 
@@ -151,8 +151,6 @@ def _budgets(settings: Config) -> dict[str, Any]:
 
 
 def _logs(settings: Config, now_ms: int) -> dict[str, Any]:
-    from tollkeeper.cli import audit_owner  # noqa: PLC0415 - who has a log is asked there
-
     folder, audit = settings.audit_dir, settings.audit
     if folder is None or audit is None:
         return {"missing": "nothing is recorded"}
@@ -167,7 +165,7 @@ def _logs(settings: Config, now_ms: int) -> dict[str, Any]:
         path = Path(log["path"])
         ring = unfinished.ring_state(path)
         oldest_ms = None if ring is None or ring.oldest_ms is None else max(0, now_ms - ring.oldest_ms)
-        owner = audit_owner.owner(path)
+        owner = owners.owner(path)
         found.append(
             {
                 "log": log["slot"] or 0,

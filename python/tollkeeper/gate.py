@@ -471,36 +471,35 @@ class Gate(_native.Gate):
     ) -> None:
         r"""Registers a tool as a runtime describes it; it stays over reloads.
 
-                The same description again changes nothing; another one replaces the one before, for every check that begins
-                after it. A tool that ``tollkeeper.toml`` names stays what the file says: resource, cost, reads, paths and
-                schema. Only if the file gives no schema, this one is adopted.
+        The same description again changes nothing; another one replaces the one before, for every check that begins
+        after it. A tool that ``tollkeeper.toml`` names stays what the file says: resource, cost, reads, paths and
+        schema. Only if the file gives no schema, this one is adopted.
 
-                Args:
-                    name: The tool's name, as calls have it.
-                    resource: Uid of the server or system that owns it.
-                    schema: JSON Schema of its arguments.
-                    paths: Arguments that are file paths.
-                    cost: What a call costs, by unit; without it a run that has a budget pays for one request.
-                    reads: Labels that its output brings into the session.
+        Args:
+            name: The tool's name, as calls have it.
+            resource: Uid of the server or system that owns it.
+            schema: JSON Schema of its arguments.
+            paths: Arguments that are file paths.
+            cost: What a call costs, by unit; without it a run that has a budget pays for one request.
+            reads: Labels that its output brings into the session.
 
-                Example:
-                    >>> import pathlib, tempfile
-                    >>> from tollkeeper import Gate
-                    >>> folder = pathlib.Path(tempfile.mkdtemp())
-                    >>> _ = (folder / "p.cedar").write_text('permit(principal, action, resource == Mcp::"web");')
-                    >>> _ = (folder / "tollkeeper.toml").write_text("[policy]
-        files = ['p.cedar']")
-                    >>> gate = Gate.open(folder / "tollkeeper.toml")
-                    >>> gate.register("search", 'Mcp::"web"', schema={"properties": {"query": {"type": "string"}}})
-                    >>> with gate.run(principal='Agent::"researcher"'):
-                    ...     gate.check("search", {"query": "weather"}).code, gate.check("search", {"query": 7}).code
-                    ('allow', 'input.unrepresentable')
+        Example:
+            >>> import pathlib, tempfile
+            >>> from tollkeeper import Gate
+            >>> folder = pathlib.Path(tempfile.mkdtemp())
+            >>> _ = (folder / "p.cedar").write_text('permit(principal, action, resource == Mcp::"web");')
+            >>> _ = (folder / "tollkeeper.toml").write_text("[policy]\nfiles = ['p.cedar']")
+            >>> gate = Gate.open(folder / "tollkeeper.toml")
+            >>> gate.register("search", 'Mcp::"web"', schema={"properties": {"query": {"type": "string"}}})
+            >>> with gate.run(principal='Agent::"researcher"'):
+            ...     gate.check("search", {"query": "weather"}).code, gate.check("search", {"query": 7}).code
+            ('allow', 'input.unrepresentable')
 
-                Raises:
-                    PolicyError: The name, the schema, the paths, the cost or the reads cannot be used, or another tool has the
-                        same name but for case.
-                    EntityError: The resource is no uid.
-                    AuditError: The log cannot keep the definition.
+        Raises:
+            PolicyError: The name, the schema, the paths, the cost or the reads cannot be used, or another tool has the
+                same name but for case.
+            EntityError: The resource is no uid.
+            AuditError: The log cannot keep the definition.
         """
         self._register([_tool(name, resource, schema=schema, paths=paths, cost=cost, reads=reads)])
 

@@ -51,6 +51,8 @@ BUNDLE_BYTES_MAX: Final = 256 << 20
 DIFFERENCES_MAX: Final = 10_000
 # Gates that are kept: a log has as many as policies and tools were changed.
 GATES_MAX: Final = 256
+# Pins of one bundle's tools that are kept: more than a gate has tools.
+PINS_MAX: Final = 10_000
 # An entry names no more policies than these.
 NAMED_MAX: Final = 64
 # Runs whose limits are known at once; of more the oldest are forgotten.
@@ -100,7 +102,7 @@ class Bundle:
         return Bundle(self.digest, changed)
 
     def with_tool(self, document: bytes) -> "Bundle":
-        """The same with a tool that a runtime had registered, as it is kept beside bundles.
+        """The same with a tool as a runtime had described it, in place of the bundle's own, as it is kept beside it.
 
         Raises:
             BundleError: The document is no tool.
@@ -109,7 +111,8 @@ class Bundle:
             source = msgspec.json.decode(document, type=_Tool).source()
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
             raise BundleError(f"not a tool: {fault}", "bundle.format") from None
-        return Bundle(self.digest, {**self.sources, "tools": [*self.sources["tools"], source]})
+        others = [tool for tool in self.sources["tools"] if tool[0] != source[0]]
+        return Bundle(self.digest, {**self.sources, "tools": [*others, source]})
 
     @property
     def policy_files(self) -> list[str]:
@@ -141,6 +144,11 @@ class Bundle:
             raise BundleError(
                 f"the bundle {self.digest}: no gate can be made of it: {fault}", "bundle.format"
             ) from None
+
+    def pin(self, name: object) -> str | None:
+        """The digest of a tool's definition, as entries name it; `None` without such a tool."""
+        tool = self.tool(name)
+        return None if tool is None else _native._tool_pin(tool)  # noqa: SLF001 - the native half
 
     def tool(self, name: object) -> "Tool | None":
         """A tool: name, resource, schema, paths, cost, what it reads."""
@@ -648,6 +656,7 @@ class Replay:
         self.result = Result()
         self._folders, self._other = folders, other
         self._gates: dict[tuple[str, str | None], tuple[Bundle, _native.Gate] | str] = {}
+        self._pins: dict[str, dict[str, str | None]] = {}
         self._runs: dict[tuple[str, str], RunLimits] = {}
         self._forbids: dict[str, list[str] | str] = {}
 
@@ -682,7 +691,7 @@ class Replay:
         if bundle.entities_digest != recorded.members.get("entities"):
             raise Skipped("entities have been updated since the bundle was made")
         pin = recorded.members.get("pin")
-        if isinstance(pin, str) and bundle.tool(recorded.members.get("tool")) is None:
+        if isinstance(pin, str) and self._pin(bundle, recorded.members.get("tool")) != pin:
             _, gate = self._gate(bundle.digest, pin)
         narrowings = [self._narrowing(digest) for digest in texts(recorded.members.get("narrowing"))]
         after = decide(gate, recorded, approvals=approvals, limits=limits, narrowings=narrowings)
@@ -692,6 +701,17 @@ class Replay:
         if len(before.policies) >= NAMED_MAX and before.policies <= after.policies:
             return before, replace(after, policies=before.policies)
         return before, after
+
+    def _pin(self, bundle: Bundle, tool: object) -> str | None:
+        """The pin of a tool of a bundle."""
+        if not isinstance(tool, str):
+            return None
+        pins = self._pins.setdefault(bundle.digest, {})
+        if tool not in pins:
+            if len(pins) >= PINS_MAX:
+                pins.clear()
+            pins[tool] = bundle.pin(tool)
+        return pins[tool]
 
     def _narrowing(self, digest: str) -> list[str]:
         """The forbids that came with a run."""
@@ -708,11 +728,12 @@ class Replay:
         return found
 
     def _gate(self, digest: str, pin: str | None = None) -> tuple[Bundle, _native.Gate]:
-        """The gate of a bundle, or of one and a tool that a runtime had registered."""
+        """The gate of a bundle, or of one and a tool as a runtime had described it."""
         key = (digest, pin)
         if key not in self._gates:
             if len(self._gates) >= GATES_MAX:
                 self._gates.clear()
+                self._pins.clear()
             try:
                 bundle = Bundle.read(self._folders, digest)
                 used = bundle if self._other is None else self._other(bundle)

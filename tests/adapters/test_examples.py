@@ -1,6 +1,7 @@
 """The examples of hosts run as they are, where the hosts are, and print what they are there to show."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,20 @@ EXAMPLES = {
 def test_every_example_is_run_here(root: Path) -> None:
     found = {path.name for path in (root / "examples" / "hosts").glob("*.py")}
     assert found == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("host", list(EXAMPLES.values()))
+def test_what_the_guide_imports_is_there(root: Path, host: str) -> None:
+    """Of the blocks that need this runtime; the examples run what they show."""
+    if importlib.util.find_spec(host) is None:
+        pytest.skip(f"no {host}: run `make test-hosts`")
+    found = re.findall(r"```python notest\n(.*?)```", (root / "docs" / "hosts.md").read_text(), re.DOTALL)
+    blocks = [block for block in found if re.search(rf"^from {host}\b", block, re.MULTILINE)]
+    assert blocks
+    for block in blocks:
+        for line in block.splitlines():
+            if line.startswith(("from ", "import ")):
+                exec(line, {})  # noqa: S102 - our own document
 
 
 @pytest.mark.parametrize(("name", "host"), list(EXAMPLES.items()))

@@ -53,6 +53,7 @@ def full_decision(maker: Entries) -> bytes:
         narrowing=[DIGEST],
         request=DIGEST,
         parent=f"{maker.producer}-1",
+        asserted={"runtime": "maf", "agent": "a", "session": "t", "run": "r", "call": "c"},
         action='Action::"ask"',
         resource='Model::"m"',
         tool="ask",

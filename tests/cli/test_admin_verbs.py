@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.cli.conftest import Cli, environment
+from tests.gate.conftest import written
 
 from tollkeeper import Gate, GateAdmin, _native
 
@@ -47,10 +48,7 @@ A = 'Agent::"a"'
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A gate's files."""
-    (tmp_path / "tollkeeper.toml").write_text(CONFIG)
-    (tmp_path / "p.cedar").write_text(POLICIES)
-    (tmp_path / "budgets.toml").write_text(BUDGETS)
-    return tmp_path
+    return written(tmp_path, CONFIG, POLICIES, BUDGETS)
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ Refuses nothing by itself: what it finds stands in the verdict, and the exit sta
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
 import queue
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from tollkeeper import Decision, Denied, Gate, Ledger, Scope, TollkeeperError
 from tollkeeper._native import Control, audit_verify
@@ -43,9 +43,14 @@ EPOCHS_WAITING_MAX: Final = 6
 SETTLED_SECONDS: Final = 1.0
 # The first part of the samples, in which buffers and caches fill.
 WARM_UP: Final = 0.3
-# What memory may grow by over the whole run, by the slope of the samples after the warm-up: an allocator's noise, and
-# far less than any leak of one object for each check.
-GROWTH_KIB_MAX: Final = 8 * 1024
+# What the low water of memory may rise by, from the earlier half of the samples after the warm-up to the later one.
+# Allocated: what the rings and a reload hold for a while, and an idle start. Resident: what the C library keeps free in
+# an arena for each thread, some minutes long; with one arena for all it does not rise at all.
+HEAP_KIB_MAX: Final = 3_500
+RESIDENT_KIB_MAX: Final = 16 * 1024
+# Python's objects: caches, and less than a leak of one for each check, however short the run is.
+OBJECTS_MAX: Final = 2_000
+OBJECTS_PER_DECISION_MAX: Final = 0.25
 ALLOWED_CODES: Final = {
     "search": {"allow"},
     "read_file": {"allow"},
@@ -297,7 +302,7 @@ class Worker:
         for counts in self.counts:
             codes.update(dict(counts.codes))
         return {
-            "rss_kib": resident_kib(),
+            **memory(),
             "descriptors": len(list(Path("/proc/self/fd").iterdir())),
             "threads": len(list(Path("/proc/self/task").iterdir())),
             "decisions": sum(counts.decisions for counts in self.counts),
@@ -339,6 +344,35 @@ def resident_kib() -> int:
     return 0
 
 
+class HeapInfo(ctypes.Structure):
+    """What glibc's `mallinfo2` returns."""
+
+    _fields_: ClassVar = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def heap_kib() -> int:
+    """What is allocated from the C library right now, over all its arenas; 0 where the library does not tell."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        return 0
+    mallinfo2.restype = HeapInfo
+    info = mallinfo2()
+    return (info.uordblks + info.hblkhd) // 1024
+
+
+def memory() -> dict[str, int]:
+    """Memory of this process: what the kernel gave, and what is in use of it by native code and by Python."""
+    gc.collect()
+    return {"rss_kib": resident_kib(), "heap_kib": heap_kib(), "objects": sys.getallocatedblocks()}
+
+
 def tell(what: dict[str, Any]) -> None:
     """One line to the parent."""
     sys.stdout.write(json.dumps(what, default=str) + "\n")
@@ -375,8 +409,8 @@ class Verdict:
     revocations: int = 0
     approvals: int = 0
     codes: Counter[str] = field(default_factory=Counter)
-    memory_kib: list[tuple[int, int, float]] = field(default_factory=list)
-    """For each process: at the end of the warm-up, at the end, and how much the slope says it grew over the run."""
+    low_water: list[dict[str, tuple[int, int]]] = field(default_factory=list)
+    """For each process and kind of memory: in the earlier half of the samples after the warm-up, and in the later."""
     faults: list[str] = field(default_factory=list)
 
     def wrong(self, what: str) -> None:
@@ -408,8 +442,9 @@ class Epochs:
 
     def look(self) -> None:
         """Verifies every epoch that no log writes to any more."""
-        for epoch in sorted(self.audit.glob("*/epochs/*"), key=lambda path: int(path.name)):
-            # A rotation moves file after file.
+        # One that is being made has another name until it is complete, and a rotation moves file after file.
+        made = [path for path in self.audit.glob("*/epochs/*") if path.name.isdigit()]
+        for epoch in sorted(made, key=lambda path: int(path.name)):
             if self.over.is_set() or time.time() - epoch.stat().st_mtime > SETTLED_SECONDS:
                 self.verify(epoch)
                 shutil.rmtree(epoch)
@@ -596,17 +631,28 @@ def flat(verdict: Verdict, number: int, rows: list[dict[str, Any]]) -> None:
     if len(warm) < 4:
         verdict.wrong(f"process {number}: {len(rows)} samples say nothing about its memory")
         return
-    memory = [row["rss_kib"] for row in warm]
-    slope = statistics.linear_regression(range(len(memory)), memory).slope
-    growth = slope * len(rows)
-    verdict.memory_kib.append((memory[0], memory[-1], growth))
-    if growth > GROWTH_KIB_MAX:
-        verdict.wrong(f"process {number}: memory grew by {growth / 1024:.1f} MiB, from {memory[0]} to {memory[-1]} KiB")
     half = len(warm) // 2
+    decisions = warm[-1]["decisions"] - warm[half]["decisions"]
+    low = {what: (lowest(warm[:half], what), lowest(warm[half:], what)) for what in ("rss_kib", "heap_kib", "objects")}
+    verdict.low_water.append(low)
+    limits = {
+        "rss_kib": RESIDENT_KIB_MAX,
+        "heap_kib": HEAP_KIB_MAX,
+        "objects": OBJECTS_MAX + int(OBJECTS_PER_DECISION_MAX * decisions),
+    }
+    for what, limit in limits.items():
+        before, after = low[what]
+        if after - before > limit:
+            verdict.wrong(f"process {number}: {what} grew from {before} to {after} over {decisions} decisions")
     for what in ("descriptors", "threads"):
         before, after = max(row[what] for row in warm[:half]), max(row[what] for row in warm[half:])
         if after > before + 2:
             verdict.wrong(f"process {number}: {what} grew from {before} to {after}")
+
+
+def lowest(rows: list[dict[str, Any]], what: str) -> int:
+    """The low water: what comes and goes is not in it."""
+    return min(row[what] for row in rows)
 
 
 def main() -> int:
@@ -627,11 +673,8 @@ def main() -> int:
     )
     print(f"{verdict.entries:,} entries in {verdict.epochs} epochs verified, {verdict.logged:,} of them decisions")
     print(f"{verdict.revocations} revocations, {verdict.approvals} approvals, codes: {dict(verdict.codes)}")
-    for number, (first, last, growth) in enumerate(verdict.memory_kib):
-        print(
-            f"process {number}: {first} KiB after the warm-up, {last} at the end, "
-            f"slope {growth / 1024:+.2f} MiB over the run"
-        )
+    for number, low in enumerate(verdict.low_water):
+        print(f"process {number}: " + ", ".join(f"{what} {low[what][0]:,} -> {low[what][1]:,}" for what in low))
     for fault in verdict.faults:
         print(f"WRONG: {fault}")
     print("nothing is wrong" if not verdict.faults else f"{len(verdict.faults)} faults")

@@ -84,12 +84,6 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    with Gate.open(folder / "tollkeeper.toml") as gate:
-        yield gate
-
-
 def run(loops: Loops, main: Coroutine[Any, Any, None]) -> None:
     async def bounded() -> None:
         async with asyncio.timeout(PATIENCE_SECONDS):

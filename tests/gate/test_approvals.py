@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,28 +44,6 @@ limits = [{ unit = "requests", window = "1d", limit = 100 }]
 """
 A, B = 'Agent::"a"', 'Agent::"b"'
 MONEY = {"amount": 5, "to": "bob"}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A gate's files."""
-    (tmp_path / "tollkeeper.toml").write_text(CONFIG)
-    (tmp_path / "p.cedar").write_text(POLICIES)
-    (tmp_path / "budgets.toml").write_text(BUDGETS)
-    return tmp_path
-
-
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    """An open gate."""
-    with Gate.open(folder / "tollkeeper.toml") as gate:
-        yield gate
-
-
-@pytest.fixture
-def admin(folder: Path) -> GateAdmin:
-    """Its administration."""
-    return GateAdmin.open(folder / "tollkeeper.toml")
 
 
 def wire(gate: Gate, arguments: dict[str, Any] | None = None, principal: str = A) -> Decision:

@@ -49,12 +49,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def gate(folder: Path) -> Any:
-    with Gate.open(folder / "tollkeeper.toml") as gate:
-        yield gate
-
-
 def test_a_scope_ends_with_every_run_around_it(gate: Gate) -> None:
     with gate.run(principal='Agent::"x"', tools=["search"]) as outer:
         kept = outer.narrowed(tools=["search"])

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +41,6 @@ BUDGETS = """
 [budget."acme"]
 limits = [{ unit = "tokens", window = "1d", limit = 1000 }, { unit = "requests", window = "1d", limit = 100000 }]
 """
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "p.cedar").write_text(POLICIES)
-    (tmp_path / "budgets.toml").write_text(BUDGETS)
-    (tmp_path / "tollkeeper.toml").write_text(CONFIG)
-    return tmp_path
-
-
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    with Gate.open(folder / "tollkeeper.toml") as gate:
-        yield gate
 
 
 def entries(folder: Path, kind: str | None = None, slot: int = 0) -> list[dict[str, Any]]:

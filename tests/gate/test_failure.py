@@ -72,15 +72,6 @@ EVERY_WAY = ("check", "action", "check_many", "acheck", "check_blocking", "guard
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The files of a gate that has everything."""
-    (tmp_path / "p.cedar").write_text(POLICIES)
-    (tmp_path / "budgets.toml").write_text(BUDGETS)
-    (tmp_path / "tollkeeper.toml").write_text(CONFIG)
-    return tmp_path
-
-
-@pytest.fixture
 def gate(folder: Path) -> Iterator[Gate]:
     """It, open."""
     with opened(folder) as gate:

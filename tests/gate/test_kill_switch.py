@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,28 +45,6 @@ limits = [
 """
 A, B = 'Agent::"a"', 'Agent::"b"'
 PROCESSES = 8
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A gate's files."""
-    (tmp_path / "tollkeeper.toml").write_text(CONFIG)
-    (tmp_path / "p.cedar").write_text(POLICIES)
-    (tmp_path / "budgets.toml").write_text(BUDGETS)
-    return tmp_path
-
-
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    """An open gate."""
-    with Gate.open(folder / "tollkeeper.toml") as gate:
-        yield gate
-
-
-@pytest.fixture
-def admin(folder: Path) -> GateAdmin:
-    """Its administration."""
-    return GateAdmin.open(folder / "tollkeeper.toml")
 
 
 def entries(log: Path) -> list[dict[str, Any]]:

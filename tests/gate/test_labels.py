@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +35,6 @@ reads = ["untrusted", "pii"]
 [tools.send]
 resource = 'Mcp::"mail"'
 """
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "p.cedar").write_text(POLICIES)
-    (tmp_path / "tollkeeper.toml").write_text(CONFIG)
-    return tmp_path
-
-
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    with Gate.open(folder / "tollkeeper.toml") as gate:
-        yield gate
 
 
 def run(gate: Gate, session: str = "s", principal: str = 'Agent::"a"', **more: Any) -> Any:

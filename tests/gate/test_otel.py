@@ -46,15 +46,6 @@ limits = [{ unit = "tokens", window = "total", limit = 5 }]
 """
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    (tmp_path / "p.cedar").write_text(POLICIES)
-    (tmp_path / "budgets.toml").write_text(BUDGETS)
-    (tmp_path / "tollkeeper.toml").write_text(CONFIG)
-    with Gate.open(tmp_path / "tollkeeper.toml") as gate:
-        yield gate
-
-
 class Told:
     """The SDK's in-memory ends."""
 

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,20 +43,6 @@ limits = [{ unit = "requests", window = "1d", limit = 10 }]
 limits = [{ unit = "requests", window = "1d", limit = 5 }]
 """
 NO_EVE = 'forbid(principal, action, resource) when { context.input has to && context.input.to == "eve" };'
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "p.cedar").write_text(POLICIES)
-    (tmp_path / "budgets.toml").write_text(BUDGETS)
-    (tmp_path / "tollkeeper.toml").write_text(CONFIG)
-    return tmp_path
-
-
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    with Gate.open(folder / "tollkeeper.toml") as gate:
-        yield gate
 
 
 def entries(folder: Path, kind: str) -> list[dict[str, Any]]:

@@ -35,19 +35,31 @@ def test_some_seconds_of_everything_at_once(soak: ModuleType, tmp_path: Path) ->
     assert {"approval.required", "principal.revoked"} <= set(verdict.codes)
 
 
-def test_the_verdict_notices_memory_that_grows(soak: ModuleType) -> None:
-    def judged(**grow: int) -> list[str]:
-        verdict = soak.Verdict()
-        rows = [
-            {"rss_kib": 30_000, "descriptors": 20, "threads": 12}
-            | {name: 20_000 + step * each for name, each in grow.items()}
-            for step in range(100)
-        ]
-        soak.flat(verdict, 0, rows)
-        return list(verdict.faults)
+def judged(soak: ModuleType, samples: int, decisions_each: int, **grow: float) -> list[str]:
+    """What is said of a process whose samples grow by so much each."""
+    verdict = soak.Verdict()
+    rows = [
+        {"rss_kib": 30_000, "heap_kib": 13_000, "objects": 130_000, "descriptors": 20, "threads": 12}
+        | {"decisions": step * decisions_each}
+        | {name: 20_000 + int(step * each) for name, each in grow.items()}
+        for step in range(samples)
+    ]
+    soak.flat(verdict, 0, rows)
+    return list(verdict.faults)
 
-    assert judged() == []
-    assert judged(rss_kib=20) == []
-    assert "memory grew" in judged(rss_kib=200)[0]
-    assert "descriptors grew" in judged(descriptors=1)[0]
-    assert "threads grew" in judged(threads=1)[0]
+
+def test_the_verdict_notices_what_grows(soak: ModuleType) -> None:
+    assert judged(soak, 100, 10_000) == []
+    assert judged(soak, 100, 10_000, rss_kib=200, heap_kib=50, objects=500) == []
+    assert "rss_kib grew" in judged(soak, 100, 10_000, rss_kib=600)[0]
+    assert "heap_kib grew" in judged(soak, 100, 10_000, heap_kib=200)[0]
+    assert "descriptors grew" in judged(soak, 100, 10_000, descriptors=1)[0]
+    assert "threads grew" in judged(soak, 100, 10_000, threads=1)[0]
+
+
+def test_one_object_for_each_check_is_too_much_in_a_run_of_seconds(soak: ModuleType) -> None:
+    # Eight samples of a machine that is busy with other things.
+    assert judged(soak, 8, 3_000, objects=300) == []
+    assert "objects grew" in judged(soak, 8, 3_000, objects=3_000)[0]
+    # Ten minutes of an idle one: a leak of 48 bytes for each check.
+    assert "heap_kib grew" in judged(soak, 600, 14_000, heap_kib=14_000 * 48 / 1024)[0]

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "policies" / "p.cedar").write_text(POLICIES)
     (tmp_path / "cases.md").write_text(CASES.format(expect="allow by search"))
     return tmp_path
-
-
-@pytest.fixture
-def gate(folder: Path) -> Iterator[Gate]:
-    """An open gate that watches."""
-    with Gate.open(folder / "tollkeeper.toml") as gate:
-        yield gate
 
 
 def code(gate: Gate) -> str:

@@ -23,7 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from tollkeeper.errors import Denied, TollkeeperError
 
@@ -136,12 +136,13 @@ class Passage:
         self._used = same(plain(arguments), plain(self.arguments))
         return self._used
 
-    def over(self, error: BaseException | None = None, *, failed: bool = False) -> None:
+    def over(self, error: BaseException | None = None, *, failed: bool = False, cancelled: bool = False) -> None:
         """Ends what was reserved and records the outcome; later calls do nothing.
 
         Args:
             error: What was raised.
             failed: The host says that the tool failed, and swallowed what was raised.
+            cancelled: What was raised is no error but the host's way to leave the call.
         """
         if self._over:
             return
@@ -149,7 +150,7 @@ class Passage:
         status, kind = ("error", None) if failed else ("ok", None)
         if error is not None:
             kind = type(error).__name__
-            status = "cancelled" if kind in CANCELLATIONS else "error"
+            status = "cancelled" if cancelled or kind in CANCELLATIONS else "error"
         duration_ms = max(int((time.monotonic() - self._begun) * 1000), 0)
         # The tool has run: its caller is told what it returned, and the next check that the log is broken.
         with contextlib.suppress(TollkeeperError):
@@ -420,7 +421,7 @@ def snapshot(value: Any) -> Any:  # noqa: ANN401 - arguments of any host
 
 
 def _snapshot(value: Any, done: dict[int, Any]) -> Any:  # noqa: ANN401 - as above
-    kind = type(value)
+    kind: type = type(value)
     if kind in PLAIN:
         return value
     if id(value) in done:
@@ -447,13 +448,15 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - as above
     Models and dataclasses are objects of their fields, enumerations their values; dates, paths, ids and decimals are
     their text; sets are lists in the order of their text.
     """
-    kind = type(value)
+    kind: type = type(value)
     if kind in PLAIN:
         return value
     if kind is dict:
-        return {key: item if type(item) in PLAIN else plain(item) for key, item in value.items()}
+        fields: dict[Any, Any] = value
+        return {key: item if type(item) in PLAIN else plain(item) for key, item in fields.items()}
     if kind is list or kind is tuple:
-        return [item if type(item) in PLAIN else plain(item) for item in value]
+        items: Iterable[Any] = value
+        return [item if type(item) in PLAIN else plain(item) for item in items]
     return _unusual(value)
 
 
@@ -470,11 +473,12 @@ def _unusual(value: Any) -> Any:  # noqa: ANN401, PLR0911 - one answer for each 
     if isinstance(value, (uuid.UUID, decimal.Decimal, pathlib.PurePath)):
         return str(value)
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        fields = cast("Mapping[Any, Any]", value)
+        return {key: plain(item) for key, item in fields.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted((plain(item) for item in value), key=repr)
+        return sorted((plain(item) for item in cast("Iterable[Any]", value)), key=repr)
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain(item) for item in cast("Iterable[Any]", value)]
     if isinstance(value, str):
         # A str of its own class: its text, not what its methods make of it.
         return str.__str__(value)

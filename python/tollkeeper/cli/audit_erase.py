@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tollkeeper import _native, reevaluate
+from tollkeeper import _native, owners, reevaluate
 from tollkeeper.cli import audit_owner, logs
 from tollkeeper.cli.terminal import EXIT_NO, EXIT_OK, InputError, note, out, shown
 from tollkeeper.errors import AuditError
@@ -147,7 +147,7 @@ def _ask(reader: _native.AuditReader, meant: _Meant, what: str) -> int:
     log, request, seen = meant.log, meant.request, reader.size
     request.parent.mkdir(mode=0o700, exist_ok=True)
     os.close(os.open(request, os.O_CREAT | os.O_WRONLY, 0o600))
-    note(f"the log is in use by {audit_owner.owner(log.folder) or 'another process'}; asked it to erase")
+    note(f"the log is in use by {owners.owner(log.folder) or 'another process'}; asked it to erase")
     end = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < end:
         time.sleep(POLL_SECONDS)

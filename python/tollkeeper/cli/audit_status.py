@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from tollkeeper.cli import audit_checkpoints, audit_owner, ledgers, logs
+from tollkeeper import owners
+from tollkeeper.cli import audit_checkpoints, ledgers, logs
 from tollkeeper.cli.terminal import EXIT_OK, coloured, counted, out, out_json, shown
 
 ALONE: Final = "nothing outside this directory holds its checkpoints: whoever can write here can rewrite the log"
@@ -58,7 +59,7 @@ def _state(found: logs.Logs, log: logs.Log) -> dict[str, Any]:
         "wal_bytes": _bytes(log.folder, "wal"),
         "tile_bytes": _bytes(log.folder, "tile"),
         "ring_bytes": _size(log.folder / "ring"),
-        "owner": audit_owner.owner(log.folder),
+        "owner": owners.owner(log.folder),
         "handed_out": None if last is None else last._asdict(),
         "witnesses": witnesses,
         "alone": last is None and not witnesses,

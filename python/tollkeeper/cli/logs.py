@@ -478,6 +478,8 @@ def _decision(members: dict[str, Any]) -> Cells:
         result += f", would be {text_of(would)}"
     if by := texts(members.get("policies")):
         result += f" by {', '.join(by)}"
+    if said := pairs(members.get("asserted")):
+        result += f"; the host says {said}"
     return text_of(members.get("id")), principal(members), asked(members), result
 
 

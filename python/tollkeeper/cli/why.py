@@ -250,6 +250,7 @@ _ADVICE: Final = {
     "input.unrepresentable": "call it with others, or change schema or paths of [tools.{tool}] in tollkeeper.toml",
     "principal.expired": "start another run, or give it more time where it begins: gate.run(expires_at=...)",
     "scope.missing": "check inside a run: with gate.run(principal=...):",
+    "tool.changed": "look at what {tool} says of itself now, and accept it where it is pinned: tollkeeper mcp accept",
 }
 
 
@@ -367,6 +368,8 @@ def _facts(story: Story) -> Iterator[tuple[str, str]]:
         where.append(f"which has seen {', '.join(labels)}")
     if where:
         yield "in", ", ".join(where)
+    if said := logs.pairs(members.get("asserted")):
+        yield "host says", said
     if story.request:
         yield "request", logs.cut(story.request, TEXT_CHARACTERS_MAX)
     elif committed := members.get("request"):

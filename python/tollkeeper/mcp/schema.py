@@ -332,7 +332,8 @@ def _sections(server: str, tools: list[dict[str, Any]]) -> str:
         "# comes from the server, pinned; write one here, and it holds instead.",
     ]
     for name in ["read_resource", *(cast("str", tool["name"]) for tool in tools)]:
-        found: dict[str, Any] = next((tool for tool in tools if tool["name"] == name), {})
+        nothing: dict[str, Any] = {}
+        found = next((tool for tool in tools if tool["name"] == name), nothing)
         lines += ["", f"[tools.{_key(name)}]", f"resource = {_toml(resource)}", 'reads = ["untrusted"]']
         schema = found.get("inputSchema")
         properties = cast("dict[str, Any]", schema).get("properties") if type(schema) is dict else None

@@ -51,16 +51,19 @@ DECIDED: Final = frozenset({"tools/call", "resources/read", "prompts/get", SAMPL
 # A task was made by a call that was allowed; these speak of one by its id.
 OF_A_TASK: Final = frozenset({"tasks/get", "tasks/result", "tasks/cancel", "tasks/update"})
 
+# Which the revision of 2026-07-28 has not any more.
+NOT_MODERN: Final = frozenset({"tasks/result", "tasks/list"})
+
 CLIENT_REQUESTS: Final = frozenset({
     "initialize", "server/discover", "ping", "tools/list", "resources/list", "resources/templates/list",
     "resources/subscribe", "resources/unsubscribe", "subscriptions/listen", "prompts/list", "completion/complete",
-    "logging/setLevel", "tasks/list",
+    "logging/setLevel", "tasks/list", *OF_A_TASK,
 })  # fmt: skip
 CLIENT_NOTIFICATIONS: Final = frozenset({
     "notifications/initialized", "notifications/cancelled", "notifications/progress",
     "notifications/roots/list_changed", "notifications/tasks/status",
 })  # fmt: skip
-SERVER_REQUESTS: Final = frozenset({"ping", "roots/list", "elicitation/create", "tasks/list"})
+SERVER_REQUESTS: Final = frozenset({"ping", "roots/list", "elicitation/create", "tasks/list", *OF_A_TASK})
 SERVER_NOTIFICATIONS: Final = frozenset({
     "notifications/cancelled", "notifications/progress", "notifications/message",
     "notifications/tools/list_changed", "notifications/resources/list_changed", "notifications/resources/updated",
@@ -504,13 +507,11 @@ class Screen:
             if not side.fold:
                 strict.read(raw, bytes_max=side.bytes_max, depth_max=self._limits.depth)
             return self._decided(side, message, given, key, pending)
-        # The revision without sessions has no such method any more: it is as unknown as any other.
-        gone = pending.modern and method == "tasks/result"
-        if method in OF_A_TASK and not gone:
-            pending.task = self._own_task(side, given)
-        elif method not in side.requests:
+        if method not in side.requests or (pending.modern and method in NOT_MODERN):
             self._say_once(f"refused: {_shown(method)}, which the {side.name} may not ask for")
             raise _Refusal(METHOD_UNKNOWN, "this method is not let through")
+        if method in OF_A_TASK:
+            pending.task = self._own_task(side, given)
         self._note(method, given, pending)
         self._remember(side, key, pending)
         return Forward(raw)

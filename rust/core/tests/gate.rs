@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use cedar_policy as reference;
-use generate::{Seeded, Source as _};
+use generate::{Seeded, Source as _, filled};
 use serde_json::{Value as Json, json};
 use tollkeeper_core::arguments::{Argument, ArgumentRef, Arguments, ArgumentsError, decimal_from_float};
 use tollkeeper_core::budget::clock::FakeClock;
@@ -88,36 +88,6 @@ fn scope(gate: &Gate) -> Scope {
     Scope::new(spec("a"), &gate.state(), NOW).unwrap()
 }
 
-fn push(arguments: &mut Arguments, key: Option<&str>, json: &Json) {
-    match json {
-        Json::Null => arguments.push_null(key).unwrap(),
-        Json::Bool(value) => arguments.push_bool(key, *value).unwrap(),
-        Json::Number(number) => match number.as_i64() {
-            Some(whole) => arguments.push_long(key, whole).unwrap(),
-            None => arguments.push_float(key, number.as_f64().unwrap()).unwrap(),
-        },
-        Json::String(text) => arguments.push_str(key, text).unwrap(),
-        Json::Array(items) => {
-            arguments.open_list(key).unwrap();
-            for item in items {
-                push(arguments, None, item);
-            }
-            arguments.close();
-        }
-        Json::Object(fields) => {
-            arguments.open_object(key).unwrap();
-            fields.iter().for_each(|(key, value)| push(arguments, Some(key), value));
-            arguments.close();
-        }
-    }
-}
-
-fn filled(json: &Json) -> Arguments {
-    let mut arguments = Arguments::new();
-    push(&mut arguments, None, json);
-    arguments
-}
-
 fn check(gate: &Gate, scope: &Scope, tool: &str, json: &Json) -> Decision {
     gate.check(Some(scope), tool, &mut filled(json), NOW, &mut Scratch::new())
 }
@@ -134,8 +104,8 @@ fn too_large(gate: &Gate, run: &Scope) -> Decision {
     gate.refuse_call(Some(run), "send", refusal, NOW, Links::default(), &mut Scratch::new())
 }
 
-/// Code and sentence of each of those, and of [`stopped`] and [`answered`].
-const EXPECTED: [(&str, &str); 13] = [
+/// Code and sentence of each of those, and of [`stopped`], [`answered`] and [`withheld`].
+const EXPECTED: [(&str, &str); 14] = [
     ("allow", ""),
     ("policy.forbidden", "write to the team instead"),
     (
@@ -170,6 +140,7 @@ const EXPECTED: [(&str, &str); 13] = [
         "approval.expired",
         "the approval of tool `send` with these arguments was not answered or not used in time; ask again",
     ),
+    ("tool.changed", "its description is another one since Tuesday"),
 ];
 
 /// One check for each code that policies and arguments make.
@@ -229,6 +200,13 @@ fn answered() -> [Decision; 2] {
     })
 }
 
+/// A check of a tool whose definition nobody has accepted.
+fn withheld() -> Decision {
+    let gate = gate(PERMIT);
+    gate.withhold([("send", "its description is another one since Tuesday")]);
+    check(&gate, &scope(&gate), "send", &json!({}))
+}
+
 #[test]
 fn every_code_is_raised() {
     let open = gate(PERMIT);
@@ -236,6 +214,7 @@ fn every_code_is_raised() {
     let mut raised = asked(&open, &run);
     raised.extend(stopped());
     raised.extend(answered());
+    raised.push(withheld());
     for (decision, (slug, reason)) in raised.iter().zip(EXPECTED) {
         assert_eq!((decision.code().slug(), decision.reason().as_str()), (slug, reason));
         assert_eq!(decision.allowed(), slug == "allow");

@@ -167,8 +167,9 @@ fn a_decision_says_what_it_was_made_of() {
     let case = case("says", GateMode::Enforce, OnFull::Deny, Disk::default());
     let run = case.scope(&["pii"]).as_run(case.gate.next_run(), Some([9; 32]));
     let trace = Some((0xabcd, 0x12));
-    let allowed =
-        case.check(&run, "send", 1, Links { parent: Some("0000000000000007-9"), trace, asserted: Some(&asserted) });
+    let asserted = Arc::new(Asserted::new([("call", "c-1"), ("runtime", "maf")]).unwrap().unwrap());
+    let links = Links { parent: Some("0000000000000007-9"), trace, asserted: Some(&asserted) };
+    let allowed = case.check(&run, "send", 1, links);
     assert!(allowed.allowed(), "{}", allowed.reason());
     let ending = Ending {
         status: Status::Error,

@@ -1,6 +1,6 @@
-//! Runs inside the gate: chains of principals, the forbids that come with a run, how both meet shadow mode, approvals and
-//! revocation. Two properties are held over generated policies: a chain is decided as the principals in it are one by one,
-//! and forbids of a run never allow what is denied without them.
+//! Runs inside the gate: chains of principals, the forbids that come with a run, how both meet shadow mode, approvals
+//! and revocation. Two properties are held over generated policies: a chain is decided as the principals in it are one
+//! by one, and forbids of a run never allow what is denied without them.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -10,9 +10,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
 
-use generate::{Seeded, Source as _};
+use generate::{Seeded, Source as _, filled, plain};
 use serde_json::{Value as Json, json};
-use tollkeeper_core::arguments::Arguments;
 use tollkeeper_core::budget::clock::SystemClock;
 use tollkeeper_core::budget::ledger::Ledger;
 use tollkeeper_core::budget::tree::{BudgetSpec, LedgerSpec, LimitSpec};
@@ -83,34 +82,8 @@ fn chain(gate: &Gate, ids: &[&str]) -> Scope {
     scope
 }
 
-fn push(arguments: &mut Arguments, key: Option<&str>, json: &Json) {
-    match json {
-        Json::Null => arguments.push_null(key).unwrap(),
-        Json::Bool(value) => arguments.push_bool(key, *value).unwrap(),
-        Json::Number(number) => match number.as_i64() {
-            Some(whole) => arguments.push_long(key, whole).unwrap(),
-            None => arguments.push_float(key, number.as_f64().unwrap()).unwrap(),
-        },
-        Json::String(text) => arguments.push_str(key, text).unwrap(),
-        Json::Array(items) => {
-            arguments.open_list(key).unwrap();
-            for item in items {
-                push(arguments, None, item);
-            }
-            arguments.close();
-        }
-        Json::Object(fields) => {
-            arguments.open_object(key).unwrap();
-            fields.iter().for_each(|(key, value)| push(arguments, Some(key), value));
-            arguments.close();
-        }
-    }
-}
-
 fn check_at(gate: &Gate, scope: &Scope, tool: &str, json: &Json, now_ms: i64) -> Decision {
-    let mut arguments = Arguments::new();
-    push(&mut arguments, None, json);
-    gate.check(Some(scope), tool, &mut arguments, now_ms, &mut Scratch::new())
+    gate.check(Some(scope), tool, &mut filled(json), now_ms, &mut Scratch::new())
 }
 
 fn check(gate: &Gate, scope: &Scope, json: &Json) -> Decision {
@@ -121,9 +94,11 @@ fn delegate(gate: &Gate, outer: &Scope, inner: &Scope) -> Decision {
     gate.check_delegate(outer, inner, NOW, Links::default(), &mut Scratch::new())
 }
 
-// --- chains -----------------------------------------------------------------------------------------------------------
+// --- chains
+// -----------------------------------------------------------------------------------------------------------
 
-/// What may be said of one principal. `n` is a number without a value in Cedar, so that reading it cannot be represented.
+/// What may be said of one principal. `n` is a number without a value in Cedar, so that reading it cannot be
+/// represented.
 const RULES: [&str; 8] = [
     "permit(principal == Agent::\"ID\", action, resource);",
     "@approval(\"boss\") permit(principal == Agent::\"ID\", action, resource);",
@@ -396,18 +371,8 @@ fn a_revoked_principal_stops_the_whole_chain() {
     }
 }
 
-// --- forbids of runs --------------------------------------------------------------------------------------------------
-
-/// The arguments of a request as the generator makes them, without what only Cedar's JSON has.
-fn plain(json: &Json) -> Json {
-    match json {
-        Json::Object(fields) if fields.contains_key("__entity") => json!("u1"),
-        Json::Object(fields) if fields.contains_key("__extn") => json!(1.5),
-        Json::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), plain(value))).collect(),
-        Json::Array(items) => items.iter().map(plain).collect(),
-        other => other.clone(),
-    }
-}
+// --- forbids of runs
+// --------------------------------------------------------------------------------------------------
 
 #[test]
 fn forbids_of_a_run_never_widen() {
@@ -627,7 +592,8 @@ fn how_long_a_run_with_forbids_takes_to_begin() {
     }
 }
 
-// --- what the caller prepares, and time -------------------------------------------------------------------------------
+// --- what the caller prepares, and time
+// -------------------------------------------------------------------------------
 
 #[test]
 fn a_prepared_action_answers_as_a_check_does_whatever_is_loaded() {
@@ -658,13 +624,15 @@ fn a_prepared_action_answers_as_a_check_does_whatever_is_loaded() {
             }
             1 if round > 20 => drop(gate.register(&[tool("late")])),
             2 if round > 60 => drop(gate.register(&[tool("later")])),
+            3 if round > 90 => {
+                let resource = Arc::new(EntityUid::new("Mcp", &format!("m{}", seed.below(3))));
+                gate.register(&[ToolSpec { resource, ..tool("late") }]).unwrap();
+            }
+            4 => gate.withhold((seed.below(3) == 0).then_some((names[seed.below(5) as usize], "changed"))),
             _ => {}
         }
         let place = seed.below(5) as usize;
-        let (mut one, mut other) = (Arguments::new(), Arguments::new());
-        for arguments in [&mut one, &mut other] {
-            push(arguments, None, &json!({"n": 1}));
-        }
+        let [mut one, mut other] = [filled(&json!({"n": 1})), filled(&json!({"n": 1}))];
         let mut scratch = Scratch::new();
         let expected = gate.check(Some(&scope), names[place], &mut one, NOW, &mut scratch);
         let found =

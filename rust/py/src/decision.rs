@@ -148,8 +148,8 @@ impl PyDecision {
         Some((PyBytes::new(py, &binding.document), PyBytes::new(py, &binding.digest)))
     }
 
-    /// What was reserved for the action: a `Hold`, or `None` if nothing was. Settle it with what was used. If nobody does,
-    /// it ends in full when the decision and the hold are gone. A forked child has none: it is its parent's.
+    /// What was reserved for the action: a `Hold`, or `None` if nothing was. Settle it with what was used. If nobody
+    /// does, it ends in full when the decision and the hold are gone. A forked child has none: it is its parent's.
     #[getter]
     pub(crate) fn hold<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyHold>>> {
         let Some(handle) = self.inner.hold().filter(|handle| handle.is_own()) else { return Ok(None) };

@@ -390,8 +390,8 @@ impl PyGate {
         }
     }
 
-    /// Decides on a delegation: whether `outer`'s principals may have the principal of `inner` act for them. Allowed, the
-    /// inner scope counts from now on.
+    /// Decides on a delegation: whether `outer`'s principals may have the principal of `inner` act for them. Allowed,
+    /// the inner scope counts from now on.
     #[pyo3(signature = (outer, inner, parent: "str | None" = None, asserted: "collections.abc.Mapping[str, str] | None" = None))]
     fn _delegate(
         slf: &Bound<'_, Self>,
@@ -434,8 +434,8 @@ impl PyGate {
     ///
     /// Args:
     ///     tool: Name of a registered tool.
-    ///     columns: Arguments by name: one-dimensional numpy arrays or lists of integers, floats, booleans or text, all of
-    ///         the same length, or single values for every row.
+    ///     columns: Arguments by name: one-dimensional numpy arrays or lists of integers, floats, booleans or text,
+    ///         all of the same length, or single values for every row.
     ///     scope: A scope other than the current one.
     ///     parent: Id of the decision that the calls follow from.
     ///     asserted: As in `check`, for all rows.
@@ -478,8 +478,8 @@ impl PyGate {
         PyDecisions::new(slf, decided)
     }
 
-    /// What this gate has counted: decisions by code, and how long checks take in the core, in nanoseconds; one check of
-    /// sixteen is timed.
+    /// What this gate has counted: decisions by code, and how long checks take in the core, in nanoseconds; one check
+    /// of sixteen is timed.
     #[pyo3(signature = () -> "dict[str, typing.Any]")]
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         crate::control::row(py, &self.inner.counters().read())
@@ -746,8 +746,8 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// Asks no tracer from now on, and waits for those that are being asked.
 ///
-/// A tracer is the only Python that runs inside a check. Before version 3.14 an interpreter that ends unwinds the daemon
-/// threads that come back to it, and through this code that would abort the process.
+/// A tracer is the only Python that runs inside a check. Before version 3.14 an interpreter that ends unwinds the
+/// daemon threads that come back to it, and through this code that would abort the process.
 #[pyfunction(name = "_end_tracing")]
 pub(crate) fn end_tracing(py: Python<'_>) {
     ENDING.store(true, Ordering::SeqCst);

@@ -1,7 +1,7 @@
 //! `Scope`: who acts, in which session, narrowed to what.
 //!
-//! The core narrows and decides. What this file adds is that a scope belongs to one gate and ends with its run, and that
-//! a scope of another principal is none until the decision that makes it one.
+//! The core narrows and decides. What this file adds is that a scope belongs to one gate and ends with its run, and
+//! that a scope of another principal is none until the decision that makes it one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

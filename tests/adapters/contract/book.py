@@ -6,7 +6,7 @@ The suite compares; `make guarantees` writes. So the matrix that users see is wh
 import json
 from typing import Any
 
-from tollkeeper.adapters._hosts import CASES, GUARANTEES
+from tollkeeper.adapters._hosts import CASES, GUARANTEES, TABLE
 
 HELD = "hooks"
 INSTALLED = "install"
@@ -41,8 +41,10 @@ class Book:
         """Writes what was found over what the package says of these hosts."""
         kept = json.loads(GUARANTEES.read_text()) if GUARANTEES.exists() else {}
         for host, cases in self.found.items():
-            kept[host] = {**kept.get(host, {}), **cases}
-        GUARANTEES.write_text(json.dumps(kept, indent=2) + "\n")
+            both = {**kept.get(host, {}), **cases}
+            kept[host] = {case: both[case] for case in CASES if case in both}
+        ordered = {host: kept[host] for host in TABLE if host in kept}
+        GUARANTEES.write_text(json.dumps(ordered, indent=2) + "\n")
 
 
 def stated(host: str) -> dict[str, Any]:

@@ -883,6 +883,12 @@ impl LogClaim<'_> {
     /// Hands the record to the writer; false if it does not fit what was claimed, or in the child of a fork.
     #[inline]
     pub fn publish(mut self, record: &Record<'_>) -> bool {
+        self.try_publish(record)
+    }
+
+    /// The same, after which a smaller record can be tried where this one did not fit.
+    #[inline]
+    pub(crate) fn try_publish(&mut self, record: &Record<'_>) -> bool {
         self.forks == map::fork_generation() && self.claim.publish(&record.pieces())
     }
 }

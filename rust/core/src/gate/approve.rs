@@ -1,8 +1,9 @@
 //! Approvals: what exactly somebody is asked to approve, and whether a grant is theirs.
 //!
-//! A grant is for one principal chain as the run describes it, one action on one resource, one snapshot of the arguments
-//! and one definition of the tool, by the kinds of approval that were asked for: [`Binding`] writes these down, and its digest is what the control table keeps. Where the gate knows the
-//! public keys of those who may approve, a grant counts only with a signature of one of them.
+//! A grant is for one principal chain as the run describes it, one action on one resource, one snapshot of the
+//! arguments and one definition of the tool, by the kinds of approval that were asked for: [`Binding`] writes these
+//! down, and its digest is what the control table keeps. Where the gate knows the public keys of those who may approve,
+//! a grant counts only with a signature of one of them.
 //!
 //! Nothing is held while somebody thinks about it, and no check waits here.
 
@@ -114,14 +115,22 @@ pub struct Binding {
 impl Binding {
     /// `None` where the arguments hold what has no exact JSON form: two such calls could not be told apart.
     pub(super) fn of_tool(scope: &Scope, tool: &Tool, arguments: &Arguments, kinds: &[&str]) -> Option<Self> {
-        let root = arguments.root()?;
-        if !is_exact(root) {
-            return None;
-        }
-        let mut input = Vec::new();
-        write_sorted(root, &mut input);
+        let input = sorted(arguments)?;
         let what = What { action: tool.action(), resource: tool.resource(), pin: Some(tool.pin()), input: &input };
         Some(Self::new(scope, &what, None, kinds))
+    }
+
+    /// Of a delegation from one scope to another, with what is handed over.
+    pub(super) fn of_delegation(
+        scope: &Scope,
+        action: &EntityUid,
+        inner: &Scope,
+        handed: &Arguments,
+        kinds: &[&str],
+    ) -> Option<Self> {
+        let input = sorted(handed)?;
+        let what = What { action, resource: inner.principal(), pin: None, input: &input };
+        Some(Self::new(scope, &what, Some(inner), kinds))
     }
 
     /// Of anything. A delegation hands over a scope of its own: what that may not do, and until when, is part of it.
@@ -159,7 +168,8 @@ impl Binding {
                 push_number(&mut document, "expires_ms", inner.expires_ms());
             }
         }
-        // `,"principal":{...}` and `,"chain":[...]` of those that the run describes: with other attributes they are others.
+        // `,"principal":{...}` and `,"chain":[...]` of those that the run describes: with other attributes they are
+        // others.
         let described = handed_over.unwrap_or(scope).fragments().described();
         if !described.is_empty() {
             push_name(&mut document, "described");
@@ -172,7 +182,15 @@ impl Binding {
     }
 }
 
-/// The arguments as JSON, the keys of every object sorted. Recursion is bounded by the nesting of arguments.
+/// The arguments as JSON, the keys of every object sorted; `None` where they have no exact form.
+fn sorted(arguments: &Arguments) -> Option<Vec<u8>> {
+    let root = arguments.root().filter(|root| is_exact(*root))?;
+    let mut out = Vec::new();
+    write_sorted(root, &mut out);
+    Some(out)
+}
+
+/// Recursion is bounded by the nesting of arguments.
 fn write_sorted(value: ArgumentRef<'_>, out: &mut Vec<u8>) {
     match value.value() {
         Argument::Object => {

@@ -18,11 +18,13 @@
 //! type Level = { path: String, limit: Long, used: Long, remaining: Long };
 //! type Cell = { limit?: Long, used?: Long, remaining?: Long, tightest: Level };
 //! type Windows = { "total"?: Cell, "1m"?: Cell, "1h"?: Cell, "1d"?: Cell, "month"?: Cell };
-//! type Budget = { tokens?: Windows, nano_usd?: Windows, requests?: Windows, in_flight?: Windows, kv_blocks?: Windows };
+//! type Budget = {
+//!     tokens?: Windows, nano_usd?: Windows, requests?: Windows, in_flight?: Windows, kv_blocks?: Windows,
+//! };
 //! ```
 //!
-//! It is made once per check and only if a loaded policy may read it. It is advice: others spend meanwhile, and only the
-//! reserve decides.
+//! It is made once per check and only if a loaded policy may read it. It is advice: others spend meanwhile, and only
+//! the reserve decides.
 
 use bumpalo::Bump;
 

@@ -1,15 +1,15 @@
 //! The pipeline of one check. Each step either lets the call on or names the code of its denial; the first one that
 //! denies is the answer.
 //!
-//! 1. **scope**: somebody is acting, their time is not over, and nobody has revoked them, their session or the tool. The
-//!    table of revocations is one word read, here and again when the check has its place in the log: so no allowed action
-//!    is recorded behind the entry that says the revocation was seen;
+//! 1. **scope**: somebody is acting, their time is not over, and nobody has revoked them, their session or the tool.
+//!    The table of revocations is one word read, here and again when the check has its place in the log: so no allowed
+//!    action is recorded behind the entry that says the revocation was seen;
 //! 2. **tool**: the name is not withheld, it is registered, the arguments have the shape its schema declares, its paths
 //!    stay where they are;
 //! 3. **policy**: principal from the scope, action and resource from the registry, arguments under `context.input`;
-//!    errors, shadow policies and approvals are the gate's own rules on top of Cedar's answer. Every principal of a chain
-//!    has to be allowed, and the forbids that came with the run must not apply. What needs an approval goes on with a
-//!    grant for exactly this, which is used up once step 4 has reserved;
+//!    errors, shadow policies and approvals are the gate's own rules on top of Cedar's answer. Every principal of a
+//!    chain has to be allowed, and the forbids that came with the run must not apply. What needs an approval goes on
+//!    with a grant for exactly this, which is used up once step 4 has reserved;
 //! 4. **budget**: what step 3 allowed is reserved at the run's budget and all above it, or denied. It comes last, so a
 //!    denial anywhere leaves nothing behind. What costs is denied in a run that names no budget; a tool without a cost
 //!    costs a run that has one a request;
@@ -46,13 +46,13 @@ use super::scope::{Member, Scope};
 use super::session::Seen;
 use super::state::{GateMode, GateState, OnError};
 use super::tools::{Prepared, Tool};
-use crate::arguments::{Argument, ArgumentRef, Arguments, ArgumentsError, Conversion, push_json_str};
+use crate::arguments::{Argument, ArgumentRef, Arguments, ArgumentsError, Conversion};
 use crate::budget::unit::Amounts;
 use crate::policy::eval::{Fault, Request};
 use crate::policy::set::{self, Outcome};
 use crate::policy::tree::Effect;
 use crate::uid::EntityUid;
-use crate::value::{Val, Value};
+use crate::value::Value;
 
 /// Buffers that are reused from check to check: with them a warm check allocates nothing.
 #[derive(Debug, Default)]
@@ -74,7 +74,8 @@ impl Scratch {
 impl Gate {
     /// Decides whether `scope`'s principal may call `tool` with `arguments` at `now_ms` (since 1970, UTC).
     ///
-    /// The arguments are converted in place as the tool's schema says, so what is read afterwards is what was decided on.
+    /// The arguments are converted in place as the tool's schema says, so what is read afterwards is what was decided
+    /// on.
     ///
     /// # Concurrency
     /// Any number of threads may check at once, during a reload too; each needs its own `scratch`.
@@ -177,18 +178,15 @@ impl Gate {
         let mut decision = self.blank(Arc::clone(state));
         let begun = self.begin(state, Some(inner), now_ms, scratch);
         decision.delegate = Some(Arc::clone(inner.principal()));
-        decision.admit(admit_delegate(state, outer, inner, &begun, now_ms, scratch));
+        // Once, for what policies read, an approval is for and the log keeps.
+        let handed = hand_over(inner);
+        decision.admit(admit_delegate(state, (outer, inner), &handed, &begun, now_ms, scratch));
         decision.name_revoked(Some(outer));
-        if decision.code == Code::ApprovalRequired {
-            let input = delegate_json(inner);
-            let what = What { action: state.delegate(), resource: inner.principal(), pin: None, input: &input };
-            let binding = Binding::new(outer, &what, Some(inner), &decision.approvals());
-            decision.seek_grant(now_ms, Some(binding));
+        if let (Code::ApprovalRequired, Ok(handed)) = (decision.code, &handed) {
+            let binding = Binding::of_delegation(outer, state.delegate(), inner, handed, &decision.approvals());
+            decision.seek_grant(now_ms, binding);
         }
-        // Names of tools beyond what a record may have are left out, and the run's own entry has them all.
-        let mut handed = Arguments::new();
-        let arguments = hand_over(inner, &mut handed).ok().map(|()| &handed);
-        let call = Call::Delegate { to: inner.principal(), arguments };
+        let call = Call::Delegate { to: inner.principal(), arguments: handed.as_ref().ok() };
         recorded(state, &mut decision, Some(outer), &call, now_ms, links, scratch, |decision| {
             if stands(decision, Some(inner), None).is_some() && decision.goes_ahead() {
                 decision.use_grant(now_ms);
@@ -266,8 +264,8 @@ impl Gate {
         let mut decision = self.refused(Arc::clone(state), code, Some(reason));
         decision.tool = state.registry().find(tool);
         self.begin(state, scope, now_ms, scratch);
-        // What is wrong with those who act comes first: whoever was stopped is told so, whatever the arguments are. So is
-        // who asks for what nobody may call.
+        // What is wrong with those who act comes first: whoever was stopped is told so, whatever the arguments are. So
+        // is who asks for what nobody may call.
         let stopped = |scope| refusal(scope, Some(tool), now_ms).or_else(|| withheld(state, tool));
         if let Some((code, detail)) = scope.and_then(stopped) {
             (decision.code, decision.detail) = (code, detail);
@@ -395,8 +393,8 @@ fn withheld(state: &GateState, tool: &str) -> Option<Denial> {
     Some((Code::ToolChanged, if reason.is_empty() { Detail::None } else { Detail::Text(reason.into()) }))
 }
 
-/// The scope, if the action is allowed so far and those who act still may: what was revoked since the check began is seen
-/// here, when it has its place in the log.
+/// The scope, if the action is allowed so far and those who act still may: what was revoked since the check began is
+/// seen here, when it has its place in the log.
 #[inline]
 fn stands<'s>(decision: &mut Decision, scope: Option<&'s Scope>, tool: Option<&str>) -> Option<&'s Scope> {
     let scope = scope.filter(|_| decision.allowed())?;
@@ -507,8 +505,8 @@ impl Decision {
     }
 }
 
-/// Runs the budget step between the claim of a place in the log and the record's publication. Without a log it only runs
-/// the step; without a place it is not run, unless the configuration lets such actions pass.
+/// Runs the budget step between the claim of a place in the log and the record's publication. Without a log it only
+/// runs the step; without a place it is not run, unless the configuration lets such actions pass.
 #[inline]
 #[expect(clippy::too_many_arguments, reason = "everything that a record says")]
 fn recorded(
@@ -534,11 +532,7 @@ fn recorded(
     pay(decision);
     let Some(opened) = opened else { return };
     if !state.publish_record(opened, decision, scope, call, now_ms, buffers) {
-        // It said less beforehand than it had to say: a defect, and nothing that goes on unrecorded.
-        if let Some(hold) = decision.hold.take() {
-            hold.hold().release();
-        }
-        decision.deny_unrecorded("the record is larger than what was claimed for it".to_owned());
+        decision.withdraw();
     }
 }
 
@@ -569,23 +563,25 @@ fn admit(
 
 fn admit_delegate(
     state: &GateState,
-    outer: &Scope,
-    inner: &Scope,
+    (outer, inner): (&Scope, &Scope),
+    handed: &Result<Arguments, ArgumentsError>,
     start: &Start,
     now_ms: i64,
     scratch: &mut Scratch,
 ) -> Result<Admitted, Denial> {
     refusal(inner, None, now_ms).map_or(Ok(()), Err)?;
-    let tools = inner.tools().map(|tools| Val::set(tools.iter().map(|tool| Val::Str(tool.clone())).collect()));
-    let mut input: SmallVec<[(&str, Value<'_>); 2]> = SmallVec::new();
-    input.extend(inner.budget().map(|budget| ("budget", Value::Str(budget))));
-    input.extend(tools.as_ref().map(|tools| ("tools", tools.as_value())));
-    let asked = Asked { action: state.delegate(), resource: inner.principal(), input: Value::RecordTemp(&input) };
+    let handed = handed.as_ref().map_err(|error| {
+        let (code, reason) = Gate::refusal_of(error);
+        (code, Detail::Text(format!("what is handed over: {reason}").into()))
+    })?;
+    let input = handed.root().map_or(Value::RecordTemp(&[]), Value::RecordArgs);
+    let asked = Asked { action: state.delegate(), resource: inner.principal(), input };
     evaluate((inner, outer.members()), state, start, &asked, false, now_ms, scratch)
 }
 
 /// What policies read of a delegation, as it is recorded.
-fn hand_over(inner: &Scope, arguments: &mut Arguments) -> Result<(), ArgumentsError> {
+fn hand_over(inner: &Scope) -> Result<Arguments, ArgumentsError> {
+    let mut arguments = Arguments::new();
     arguments.open_object(None)?;
     if let Some(budget) = inner.budget() {
         arguments.push_str(Some("budget"), budget)?;
@@ -596,28 +592,7 @@ fn hand_over(inner: &Scope, arguments: &mut Arguments) -> Result<(), ArgumentsEr
         arguments.close();
     }
     arguments.close();
-    Ok(())
-}
-
-/// What policies read of a delegation, as JSON with sorted keys.
-fn delegate_json(inner: &Scope) -> Vec<u8> {
-    let mut out = b"{".to_vec();
-    if let Some(budget) = inner.budget() {
-        out.extend_from_slice(b"\"budget\":");
-        push_json_str(&mut out, budget);
-    }
-    if let Some(tools) = inner.tools() {
-        out.extend_from_slice(if out.len() > 1 { b",\"tools\":[" } else { b"\"tools\":[" });
-        for (place, tool) in tools.iter().enumerate() {
-            if place > 0 {
-                out.push(b',');
-            }
-            push_json_str(&mut out, tool);
-        }
-        out.push(b']');
-    }
-    out.push(b'}');
-    out
+    Ok(arguments)
 }
 
 #[cold]
@@ -821,8 +796,8 @@ impl Verdict {
         !matches!(self.code, Code::Allow | Code::ApprovalRequired)
     }
 
-    /// Which of two verdicts counts: what denies, what would have, what an approval would settle, what policies in shadow
-    /// would deny, nothing.
+    /// Which of two verdicts counts: what denies, what would have, what an approval would settle, what policies in
+    /// shadow would deny, nothing.
     fn weight(&self) -> u8 {
         match (self.code, self.would_deny) {
             (Code::Allow, None) => 0,

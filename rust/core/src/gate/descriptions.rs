@@ -1,8 +1,8 @@
 //! Which description of a tool counts, where a file and a runtime both have one.
 //!
 //! What the configuration says of a tool stands, whatever a runtime says of one with that name; only a schema that the
-//! file leaves out is taken from the runtime. Of a tool that the configuration does not name the runtime says everything,
-//! and what it said last. A call never says what a tool is.
+//! file leaves out is taken from the runtime. Of a tool that the configuration does not name the runtime says
+//! everything, and what it said last. A call never says what a tool is.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,6 +36,10 @@ impl Descriptions {
         let mut by_runtime = self.by_runtime.clone();
         let (mut seen, mut changed) = (HashMap::<&str, Arc<Tool>>::new(), false);
         for spec in specs {
+            if spec.schema.is_none() && configured.contains_key(&*spec.name) {
+                // There is nothing to take over, and a schema that was is not taken back.
+                continue;
+            }
             let made = match (Tool::new(spec.clone()), configured.get(&*spec.name)) {
                 (Ok(tool), _) => Arc::new(tool),
                 // The file has a schema, often because nothing can be read off the runtime's.

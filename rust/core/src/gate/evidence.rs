@@ -41,8 +41,16 @@ const NAME_BYTES_MAX: usize = 256;
 const OBLIGATION_BYTES_MAX: usize = 1_000;
 /// Bytes of why something could not be loaded: the first finding with its place.
 const FAILURE_BYTES_MAX: usize = 2_000;
-/// Bytes that the verdict may take beside what is counted: fixed names, numbers, two budget paths.
-const VERDICT_BYTES: usize = 2_048;
+/// Bytes that the verdict may take beside what is counted: codes, names of members, generation, durability, engine.
+const VERDICT_BYTES: usize = 384;
+/// Bytes of `trace`.
+const TRACE_BYTES: usize = 96;
+/// Bytes of `budget` without its path.
+const BUDGET_BYTES: usize = 24;
+/// Bytes of `reserved` or `remaining` in it: every unit, and the longest numbers.
+const UNITS_BYTES: usize = 192;
+/// Bytes of `refused` in it without its path.
+const REFUSED_BYTES: usize = 232;
 
 /// What a full ring does to an action that is allowed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -439,14 +447,30 @@ impl GateState {
             arguments.write_structure(&mut buffers.structure);
             more = more.saturating_add(arguments.text().len()).saturating_add(buffers.structure.len());
         }
-        // Whoever it is denied for stands in the head already, in its chain.
+        // Whoever it is denied for stands in the head already, in its chain; alone nobody is denied for another one.
+        let alone = scope.is_none_or(|scope| scope.members().len() < 2) && !matches!(call, Call::Delegate { .. });
+        let denied_for = scope.filter(|_| !alone).map_or(0, |scope| scope.fragments().who.len());
         let bytes = more
             .saturating_add(head.len())
-            .saturating_add(scope.map_or(0, |scope| scope.fragments().who.len()))
+            .saturating_add(denied_for)
             .saturating_add(buffers.seen.len())
             .saturating_add(self.fragments().rest.len())
-            .saturating_add(self.verdict_bytes(decision));
+            .saturating_add(self.verdict_bytes(decision))
+            .saturating_add(if links.trace.is_some() { TRACE_BYTES } else { 0 })
+            .saturating_add(self.budget_bytes(scope));
         Some(audit.log.claim(Log::bytes_for(bytes)).map(|claim| Opened { claim, trace: links.trace }))
+    }
+
+    /// An upper bound of what the budget step has to say. A hold and a denial only come together in shadow mode.
+    fn budget_bytes(&self, scope: Option<&super::scope::Scope>) -> usize {
+        let path = scope.and_then(super::scope::Scope::budget).map_or(0, str::len);
+        let held = if scope.is_some_and(|scope| scope.payer().is_some()) { UNITS_BYTES.saturating_mul(2) } else { 0 };
+        let refused = REFUSED_BYTES.saturating_add(path);
+        let said = match self.mode() {
+            GateMode::Enforce => held.max(refused),
+            GateMode::Shadow => held.saturating_add(refused),
+        };
+        BUDGET_BYTES.saturating_add(path).saturating_add(said)
     }
 
     /// An upper bound of what the verdict's policies take in an entry.
@@ -487,7 +511,35 @@ impl GateState {
         buffers: &mut Buffers,
     ) -> bool {
         let Some(audit) = self.audit() else { return true };
+        let Opened { mut claim, trace } = opened;
         let durability = decision.durability(audit.durability);
+        let said = self.publish_verdict(&mut claim, trace, (decision, durability), scope, call, now_ms, buffers);
+        debug_assert!(said, "the record is larger than what was claimed for it");
+        if !said {
+            // It said less beforehand than it had to say: a defect, and nothing goes ahead that the log does not have.
+            decision.withdraw();
+            let denial = (&*decision, Durability::Group);
+            if !self.publish_verdict(&mut claim, trace, denial, scope, call, now_ms, buffers) {
+                return false;
+            }
+        }
+        decision.recorded = Some(Recorded { seq: claim.seq(), durability });
+        true
+    }
+
+    /// Publishes what the decision is by now; false if that does not fit.
+    #[inline]
+    #[expect(clippy::too_many_arguments, reason = "everything that a record says")]
+    fn publish_verdict(
+        &self,
+        claim: &mut LogClaim<'_>,
+        trace: Option<(u128, u64)>,
+        (decision, durability): (&Decision, Durability),
+        scope: Option<&super::scope::Scope>,
+        call: &Call<'_>,
+        now_ms: i64,
+        buffers: &mut Buffers,
+    ) -> bool {
         let Buffers { head, tail, structure, seen, labels, word } = buffers;
         tail.clear();
         push_verdict(tail, self, decision);
@@ -497,7 +549,7 @@ impl GateState {
             push_name(tail, "budget_seen");
             tail.extend_from_slice(seen);
         }
-        if durability == Durability::Group && opened.trace.is_none() && *word <= 1 {
+        if durability == Durability::Group && trace.is_none() && *word <= 1 {
             tail.extend_from_slice(&self.fragments().rest_engine);
         } else {
             tail.extend_from_slice(&self.fragments().rest);
@@ -507,7 +559,7 @@ impl GateState {
             if durability != Durability::Group {
                 push_text(tail, "durability", durability.name());
             }
-            push_trace(tail, opened.trace);
+            push_trace(tail, trace);
             push_engine(tail);
         }
         let more: &[u8] = scope.map_or(&[], |scope| &scope.fragments().payload);
@@ -516,13 +568,7 @@ impl GateState {
             text: arguments.text(),
             more,
         });
-        let seq = opened.claim.seq();
-        let record = Record { kind: Kind::Decision, time_ms: now_ms, head, tail, private };
-        let published = opened.claim.publish(&record);
-        if published {
-            decision.recorded = Some(Recorded { seq, durability });
-        }
-        published
+        claim.try_publish(&Record { kind: Kind::Decision, time_ms: now_ms, head, tail, private })
     }
 }
 
@@ -823,6 +869,16 @@ impl Decision {
         }
     }
 
+    /// Denies what the log has no room to tell of, and gives back what is held.
+    #[cold]
+    pub(super) fn withdraw(&mut self) {
+        if let Some(hold) = self.hold.take() {
+            hold.hold().release();
+        }
+        (self.outcome, self.others, self.denied_for) = (None, Vec::new(), None);
+        self.deny_unrecorded("the record is larger than what was claimed for it".to_owned());
+    }
+
     pub(super) fn deny_unrecorded(&mut self, reason: String) {
         (self.code, self.would_deny, self.by_shadow_policies) = (Code::AuditUnavailable, None, false);
         self.detail = Detail::Text(reason.into());
@@ -885,4 +941,56 @@ pub(super) fn record_observed(audit: &Audit, generation: u64, in_force: &[Revoke
 /// Keeps the definitions of tools that are not, or not only, a file's.
 pub(super) fn keep_tools<'t>(audit: &Audit, mut tools: impl Iterator<Item = &'t Arc<Tool>>) -> Result<(), AuditError> {
     tools.try_for_each(|tool| audit.log.keep(tool_document(tool.spec()).to_string().as_bytes()).map(drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::denial::DenialKind;
+    use crate::budget::unit::Unit;
+    use crate::budget::window::Window;
+
+    #[test]
+    fn what_is_claimed_for_holds_the_longest_of_everything() {
+        let size = |push: &dyn Fn(&mut Vec<u8>)| {
+            let mut out = Vec::new();
+            push(&mut out);
+            out.len()
+        };
+        let slug = Code::ALL.into_iter().map(Code::slug).max_by_key(|slug| slug.len()).unwrap_or_default();
+        let verdict = size(&|out| {
+            out.extend_from_slice(b",\"decision\":\"allow\"");
+            push_text(out, "code", slug);
+            push_text(out, "would_deny", slug);
+            for name in ["policies", "policies", "would_deny_policies", "errors", "obligations", "budget_seen"] {
+                push_name(out, name);
+                out.extend_from_slice(b"{}");
+            }
+            push_text(out, "denied_for", "");
+            push_text(out, "approval", &"0".repeat(16));
+            push_number(out, "generation", i64::MIN);
+            push_text(out, "durability", Durability::Checkpointed.name());
+            push_engine(out);
+        });
+        assert!(verdict <= VERDICT_BYTES, "{verdict}");
+        let trace = size(&|out| push_trace(out, Some((u128::MAX, u64::MAX))));
+        assert!(trace <= TRACE_BYTES, "{trace}");
+        let units = size(&|out| {
+            out.extend_from_slice(b",\"remaining\":{");
+            push_units(out, &[Some(i64::MIN); UNITS]);
+        });
+        assert!(units <= UNITS_BYTES, "{units}");
+        assert!(",\"budget\":{\"path\":\"\"}".len() <= BUDGET_BYTES);
+        let mut longest = 0;
+        for unit in Unit::ALL {
+            for window in Window::ALL {
+                let mut denial = Denial::of(DenialKind::Exhausted, "", String::new());
+                (denial.unit, denial.window, denial.retry_after_ms) = (Some(unit), Some(window), Some(i64::MIN));
+                denial.requested = i64::MIN;
+                (denial.limit, denial.used, denial.held) = (i64::MIN, i64::MIN, i64::MIN);
+                longest = longest.max(size(&|out| push_refused(out, &denial)));
+            }
+        }
+        assert!(longest <= REFUSED_BYTES, "{longest}");
+    }
 }

@@ -1,8 +1,8 @@
 //! Records what happens to the ledger: limits that change, holds that are recovered.
 //!
-//! The ledger keeps its last events itself, because any process may change a limit, also one that has no log. A gate that
-//! has both looks once in a while and records what it has not seen yet. Several processes may record the same event; its
-//! number tells.
+//! The ledger keeps its last events itself, because any process may change a limit, also one that has no log. A gate
+//! that has both looks once in a while and records what it has not seen yet. Several processes may record the same
+//! event; its number tells.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};

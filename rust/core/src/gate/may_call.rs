@@ -1,8 +1,8 @@
 //! Whether a run could call a tool at all: what a list of tools may leave out.
 //!
 //! No is said only where it is certain that a check denies whatever the arguments are: by heads of policies and by
-//! forbids without a condition, never by conditions, budgets or revocations. Nothing is decided and nothing recorded; who
-//! calls is checked all the same.
+//! forbids without a condition, never by conditions, budgets or revocations. Nothing is decided and nothing recorded;
+//! who calls is checked all the same.
 
 use super::Gate;
 use super::scope::Scope;

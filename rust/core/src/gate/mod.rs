@@ -1,7 +1,8 @@
 //! The gate: the only room that sees the others. One call asks it whether an action may go ahead.
 //!
 //! [`state`] is everything a check reads, loaded together; [`tools`] says what can be called, [`schema`] what its
-//! arguments are, `descriptions` whose word counts; [`scope`] says who acts; [`check`] is the pipeline and [`decision`] its answer, with a [`code`].
+//! arguments are, `descriptions` whose word counts; [`scope`] says who acts; [`check`] is the pipeline and [`decision`]
+//! its answer, with a [`code`].
 //!
 //! [`payer`] is who pays and the hold that a decision carries, [`model_call`] what a model call holds and is charged,
 //! `budget_context` what policies see of budgets.
@@ -162,8 +163,8 @@ impl Gate {
     }
 
     /// Registers tools that a runtime describes: all, or none if one is wrong. What is known already changes nothing;
-    /// another description of a tool replaces the one before, for prepared actions too. A tool of the configuration stays
-    /// what the file says, and takes no more than a schema where the file has none.
+    /// another description of a tool replaces the one before, for prepared actions too. A tool of the configuration
+    /// stays what the file says, and takes no more than a schema where the file has none.
     ///
     /// # Concurrency
     /// Checks go on with the old tools until all new ones are in place.
@@ -180,9 +181,9 @@ impl Gate {
         Ok(())
     }
 
-    /// Refuses calls of these names from now on, registered or not, with [`code::Code::ToolChanged`] and the reason that
-    /// is given, cut at [`WITHHELD_REASON_BYTES_MAX`]. Whatever was withheld before is not any more; a reload and a
-    /// registration leave it as it is.
+    /// Refuses calls of these names from now on, registered or not, with [`code::Code::ToolChanged`] and the reason
+    /// that is given, cut at [`WITHHELD_REASON_BYTES_MAX`]. Whatever was withheld before is not any more; a reload and
+    /// a registration leave it as it is.
     ///
     /// # Concurrency
     /// As [`Gate::register`].
@@ -201,7 +202,8 @@ impl Gate {
         self.state.load_full()
     }
 
-    /// Milliseconds since 1970, UTC, by the ledger's clock if there is a ledger: the one reading of the clock per check.
+    /// Milliseconds since 1970, UTC, by the ledger's clock if there is a ledger: the one reading of the clock per
+    /// check.
     #[inline]
     pub fn now_ms(&self) -> i64 {
         self.state.load().ledger().map_or_else(|| SystemClock.wall_ms(), |ledger| ledger.clock().wall_ms())
@@ -217,8 +219,8 @@ impl Gate {
         self.runs.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
     }
 
-    /// Records that a run has begun. What the user asked for and the forbids of the run are kept outside the log. Nothing
-    /// without a log.
+    /// Records that a run has begun. What the user asked for and the forbids of the run are kept outside the log.
+    /// Nothing without a log.
     pub fn record_run(&self, scope: &Scope, begun: &Begun<'_>) {
         let state = self.state.load();
         let Some(audit) = state.audit() else { return };

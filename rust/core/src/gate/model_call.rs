@@ -2,8 +2,8 @@
 //!
 //! The worst case is held, or in incremental admission a part that is topped up while the call runs. The prompt is
 //! charged when the call is dispatched, for it is spent whatever comes back. A call that streamed and ends without a
-//! report counts as what was charged, the prompt and the cost included; one that did not stream may have used everything,
-//! and counts in full.
+//! report counts as what was charged, the prompt and the cost included; one that did not stream may have used
+//! everything, and counts in full.
 //!
 //! The gate decides in `check`; this file knows no policy and makes no call.
 

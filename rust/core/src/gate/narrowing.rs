@@ -1,8 +1,8 @@
 //! What a run may not do at all: forbids that come with it, compiled once when it starts.
 //!
-//! They are decided before the agent has read anything it did not write itself. They only take away: a permit among them
-//! is refused, and they are evaluated after the gate's own policies, for every principal that the run acts for. Runs
-//! inside and delegates inherit them.
+//! They are decided before the agent has read anything it did not write itself. They only take away: a permit among
+//! them is refused, and they are evaluated after the gate's own policies, for every principal that the run acts for.
+//! Runs inside and delegates inherit them.
 
 use std::sync::Arc;
 
@@ -35,8 +35,8 @@ impl Narrowing {
     /// Compiles texts of forbids.
     ///
     /// # Errors
-    /// [`PolicyErrors`]: one is not Cedar, is a permit, carries an annotation that means nothing here, or reads what may
-    /// be absent without asking for it with `has`; or, where the gate has a schema, does not follow it.
+    /// [`PolicyErrors`]: one is not Cedar, is a permit, carries an annotation that means nothing here, or reads what
+    /// may be absent without asking for it with `has`; or, where the gate has a schema, does not follow it.
     pub fn compile(texts: &[String], state: &GateState) -> Result<Arc<Self>, PolicyErrors> {
         let bytes = texts.iter().map(String::len).fold(0, usize::saturating_add);
         if bytes > RUN_FORBID_BYTES_MAX {

@@ -3,13 +3,14 @@
 //! Cedar has no float and no null, and compares no decimal with an integer; so somebody has to say which of the two a
 //! number is. The schema does: under `number` both 5 and 1.5 become decimals, under `integer` 5.0 becomes 5. It also
 //! decides the shape: a value of a type that is not allowed, a property that is missing or not expected, or a value
-//! that is not in `enum`, denies the call before policy sees it, so that no forbid is dodged by a list where text was meant.
+//! that is not in `enum`, denies the call before policy sees it, so that no forbid is dodged by a list where text was
+//! meant.
 //!
 //! Read: `type`, `properties`, `required`, `additionalProperties`, `items`, `enum`, `const`, `anyOf`, `oneOf` (both:
-//! the first form that fits), `allOf`, and `$ref` into the same document. `prefixItems` switches `items` off. Everything
-//! else (`minimum`, `pattern`, `format`, `not`, `if`, ...) only describes: it neither refuses nor converts anything
-//! here, and what it says must be written as a policy to hold. Refused at load, because ignoring them would misread
-//! arguments: references out of the document, and `patternProperties` beside `additionalProperties`.
+//! the first form that fits), `allOf`, and `$ref` into the same document. `prefixItems` switches `items` off.
+//! Everything else (`minimum`, `pattern`, `format`, `not`, `if`, ...) only describes: it neither refuses nor converts
+//! anything here, and what it says must be written as a policy to hold. Refused at load, because ignoring them would
+//! misread arguments: references out of the document, and `patternProperties` beside `additionalProperties`.
 //!
 //! Recursion is bounded by depth, alternatives by a number of steps.
 

@@ -2,8 +2,8 @@
 //!
 //! A scope is made when a run starts and is asked at every check. A scope inside another only narrows: its tools are
 //! among the outer ones, the outer forbids hold in it, its budget is the outer one or below it, it ends no later, and
-//! principal and session stay. Changing the principal takes an allowed `delegate` decision; from then on every principal
-//! of the chain has to be allowed.
+//! principal and session stay. Changing the principal takes an allowed `delegate` decision; from then on every
+//! principal of the chain has to be allowed.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -120,8 +120,8 @@ struct Resolved {
     entities: Entities,
 }
 
-/// When a time that lies ahead comes, by the clock that nobody can set. One that is past stays the wall clock's: who decides
-/// again what was decided then passes the time of then.
+/// When a time that lies ahead comes, by the clock that nobody can set. One that is past stays the wall clock's: who
+/// decides again what was decided then passes the time of then.
 fn boot_time_of(expires_ms: i64, now_ms: i64) -> i64 {
     match expires_ms.saturating_sub(now_ms) {
         left if left > 0 => SystemClock.boot_ms().saturating_add(left),
@@ -191,8 +191,8 @@ impl Scope {
         Ok(scope.with_fragments())
     }
 
-    /// A scope inside this one: only the tools that both allow, this one's forbids and more, its budget or one below it.
-    /// Labels are the session's, and so this one's too.
+    /// A scope inside this one: only the tools that both allow, this one's forbids and more, its budget or one below
+    /// it. Labels are the session's, and so this one's too.
     pub fn narrowed(&self, narrow: &Narrow, state: &GateState, now_ms: i64) -> Result<Self, PolicyErrors> {
         self.inside(self.chain.clone(), narrow, state, now_ms)
     }
@@ -269,8 +269,8 @@ impl Scope {
         Ok(self.session.add_named(labels, now_ms)?)
     }
 
-    /// The same as a run of its own: what the audit log calls it, and the commitment of what the user asked for. Without
-    /// one that of the run around it stays.
+    /// The same as a run of its own: what the audit log calls it, and the commitment of what the user asked for.
+    /// Without one that of the run around it stays.
     #[must_use]
     pub fn as_run(mut self, run: u64, request: Option<Hash>) -> Self {
         self.run = run;

@@ -1,7 +1,8 @@
 //! Makes policies, entities and requests that share their names, so that many policies apply to one request.
 //!
-//! Agent-shaped on purpose: tools as actions in groups, conditions over `context.input`, guards, ranges, prefixes, and a
-//! share of conditions that err. Driven by any source of numbers: a seeded generator in tests, bytes in fuzzing.
+//! Agent-shaped on purpose: tools as actions in groups, conditions over `context.input`, guards, ranges, prefixes, and
+//! a share of conditions that err. Driven by any source of numbers: a seeded generator in tests, bytes in fuzzing. And
+//! it turns JSON into the arguments of a call.
 
 #![allow(
     dead_code,
@@ -9,10 +10,14 @@
     clippy::allow_attributes,
     clippy::arithmetic_side_effects,
     clippy::indexing_slicing,
+    clippy::unwrap_used,
     reason = "each user takes a part"
 )]
 
 use std::fmt::Write as _;
+
+use serde_json::{Value as Json, json};
+use tollkeeper_core::arguments::Arguments;
 
 /// A source of numbers below a bound.
 pub trait Source {
@@ -269,8 +274,7 @@ pub fn policies(source: &mut impl Source, count: u32) -> String {
 }
 
 /// An entities document: users in teams in teams, servers, actions in groups.
-pub fn entities(source: &mut impl Source) -> serde_json::Value {
-    use serde_json::json;
+pub fn entities(source: &mut impl Source) -> Json {
     let mut all = Vec::new();
     for user in 0..USERS - 1 {
         let mut attrs = json!({"level": source.below(8), "dept": pick(source, &["ops", "hr"])});
@@ -303,7 +307,7 @@ pub fn entities(source: &mut impl Source) -> serde_json::Value {
         all.push(json!({"uid": {"type": "Action", "id": format!("tool{tool}")}, "attrs": {},
             "parents": [{"type": "Action", "id": format!("group{}", source.below(2))}]}));
     }
-    serde_json::Value::Array(all)
+    Json::Array(all)
 }
 
 /// A request: principal, action, resource as (type, id), and a context in Cedar's JSON.
@@ -315,11 +319,10 @@ pub struct Request {
     /// Resource
     pub resource: (String, String),
     /// Context
-    pub context: serde_json::Value,
+    pub context: Json,
 }
 
-fn value(source: &mut impl Source, kind: u32) -> serde_json::Value {
-    use serde_json::json;
+fn value(source: &mut impl Source, kind: u32) -> Json {
     match kind {
         0 | 1 => json!(pick(source, &TEXTS)),
         2 => json!(source.below(12)),
@@ -359,7 +362,7 @@ pub fn request(source: &mut impl Source) -> Request {
     }
     let mut context = serde_json::Map::new();
     if source.below(12) != 0 {
-        context.insert("input".to_owned(), serde_json::Value::Object(input));
+        context.insert("input".to_owned(), Json::Object(input));
     }
     if source.below(2) == 0 {
         context.insert("kind".to_owned(), value(source, 1));
@@ -372,6 +375,49 @@ pub fn request(source: &mut impl Source) -> Request {
         },
         action: ("Action".to_owned(), format!("tool{}", source.below(5))),
         resource: ("Mcp".to_owned(), format!("m{}", source.below(3))),
-        context: serde_json::Value::Object(context),
+        context: Json::Object(context),
+    }
+}
+
+/// Appends a value to arguments, as a binding does. A number beyond 64 bits is a float.
+pub fn push(arguments: &mut Arguments, key: Option<&str>, json: &Json) {
+    match json {
+        Json::Null => arguments.push_null(key).unwrap(),
+        Json::Bool(value) => arguments.push_bool(key, *value).unwrap(),
+        Json::Number(number) => match number.as_i64() {
+            Some(whole) => arguments.push_long(key, whole).unwrap(),
+            None => arguments.push_float(key, number.as_f64().unwrap()).unwrap(),
+        },
+        Json::String(text) => arguments.push_str(key, text).unwrap(),
+        Json::Array(items) => {
+            arguments.open_list(key).unwrap();
+            for item in items {
+                push(arguments, None, item);
+            }
+            arguments.close();
+        }
+        Json::Object(fields) => {
+            arguments.open_object(key).unwrap();
+            fields.iter().for_each(|(key, value)| push(arguments, Some(key), value));
+            arguments.close();
+        }
+    }
+}
+
+/// Arguments out of an object.
+pub fn filled(json: &Json) -> Arguments {
+    let mut arguments = Arguments::new();
+    push(&mut arguments, None, json);
+    arguments
+}
+
+/// The arguments of a request as the generator makes them, without what only Cedar's JSON has.
+pub fn plain(json: &Json) -> Json {
+    match json {
+        Json::Object(fields) if fields.contains_key("__entity") => json!("u1"),
+        Json::Object(fields) if fields.contains_key("__extn") => json!(1.5),
+        Json::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), plain(value))).collect(),
+        Json::Array(items) => items.iter().map(plain).collect(),
+        other => other.clone(),
     }
 }

@@ -1,8 +1,8 @@
 //! The names of labels: a dictionary of at most 64 for each control file, which only grows.
 //!
-//! Sessions carry bits; this says what they mean, in every process and for good. Adding takes the lock; a name is on the
-//! disk before its number is given out. A dictionary that is damaged makes the file unusable, because nobody could tell
-//! what the bits of its sessions mean.
+//! Sessions carry bits; this says what they mean, in every process and for good. Adding takes the lock; a name is on
+//! the disk before its number is given out. A dictionary that is damaged makes the file unusable, because nobody could
+//! tell what the bits of its sessions mean.
 
 use super::layout::{LabelSlot, SessionsHeader, checksum, get_text, put_text};
 use crate::limits::{SESSION_LABELS_MAX, SESSION_TEXT_BYTES_MAX};

@@ -1,5 +1,5 @@
-//! What lies in `control.bin`: plain atomics, the same in a file, in memory of one process, and under the model checker.
-//! Any bit pattern is a valid value of each type, so a damaged file can be wrong but not unsound.
+//! What lies in `control.bin`: plain atomics, the same in a file, in memory of one process, and under the model
+//! checker. Any bit pattern is a valid value of each type, so a damaged file can be wrong but not unsound.
 //!
 //! Texts are stored as bytes in words, their lengths beside them. Nothing that is read here is believed before its
 //! checksum, or the words around it, say that it is whole.

@@ -1,13 +1,13 @@
 //! What was revoked: principals, tools, sessions, or everything.
 //!
-//! One word says it all to a check: 0 if nothing was ever revoked, else the generation of the table and whether anything
-//! is in force. The table is a function of the generation: a revocation is in force from one generation on and until
-//! another, both stored beside it, so a writer changes what the next generation will see, brings it to the disk, and
-//! only then stores the word. Whoever is killed on the way has changed nothing yet: the next one who opens or writes
-//! finishes a revocation that is whole, and drops a restoration.
+//! One word says it all to a check: 0 if nothing was ever revoked, else the generation of the table and whether
+//! anything is in force. The table is a function of the generation: a revocation is in force from one generation on and
+//! until another, both stored beside it, so a writer changes what the next generation will see, brings it to the disk,
+//! and only then stores the word. Whoever is killed on the way has changed nothing yet: the next one who opens or
+//! writes finishes a revocation that is whole, and drops a restoration.
 //!
-//! Readers take no lock (a seqlock, with the word as its sequence): word, marks and texts, word again. A slot is written
-//! anew only if it is in force neither in the generation of the word nor in the next one.
+//! Readers take no lock (a seqlock, with the word as its sequence): word, marks and texts, word again. A slot is
+//! written anew only if it is in force neither in the generation of the word nor in the next one.
 //!
 //! It fails closed. Generations are sealed with a checksum, texts too, and each generation says how many revocations it
 //! has. Where anything does not add up, everything counts as revoked until an operator restores everything.
@@ -351,8 +351,8 @@ impl Board {
         &self.header[0]
     }
 
-    /// Generation and, in the lowest bit, whether anything is in force. Acquire pairs with the exchange of a writer: who
-    /// sees a generation sees its table.
+    /// Generation and, in the lowest bit, whether anything is in force. Acquire pairs with the exchange of a writer:
+    /// who sees a generation sees its table.
     #[inline]
     pub(super) fn word(&self) -> u64 {
         self.header().word.load(Acquire)

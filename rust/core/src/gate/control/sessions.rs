@@ -1,8 +1,8 @@
 //! Labels of sessions: they only grow, and every process of the host sees them.
 //!
-//! A session gets a slot with its first label, in an open-addressed table whose slots never become empty again. A slot's
-//! key is half of a salted SHA-256 of the session's id: two sessions that shared one would share labels, which denies
-//! too much and never too little.
+//! A session gets a slot with its first label, in an open-addressed table whose slots never become empty again. A
+//! slot's key is half of a salted SHA-256 of the session's id: two sessions that shared one would share labels, which
+//! denies too much and never too little.
 //!
 //! The `used` word says whose turn a slot is: the minute of its last use, a turn that is raised whenever it goes to
 //! another session, and a mark while it does. A reader looks at labels and then at the turn, so it never takes another
@@ -10,8 +10,8 @@
 //!
 //! A slot changes hands only after 30 days without use, only if its session has no empty place left, and only under a
 //! lock, because the labels and the key cannot be exchanged in one step. A killed holder leaves the mark; the next one
-//! takes that slot. Who gets neither slot nor lock adds to the `overflow`, which counts for every session without labels
-//! of its own, and the first label of a slot brings the overflow along.
+//! takes that slot. Who gets neither slot nor lock adds to the `overflow`, which counts for every session without
+//! labels of its own, and the first label of a slot brings the overflow along.
 //!
 //! The labels survive every process. They are not forced to the disk: a power cut takes what the kernel had not written
 //! yet, some 30 seconds, and with it the processes whose sessions these were.

@@ -34,8 +34,8 @@ const SESSIONS_LOCK_TRIES: u32 = 100;
 /// What the gates of one host share, or those of one process.
 ///
 /// # Concurrency
-/// Every method may be called from any thread of any process that has the file open. In the child of a fork an inherited
-/// handle reads, but must not be used: [`Self::is_own`].
+/// Every method may be called from any thread of any process that has the file open. In the child of a fork an
+/// inherited handle reads, but must not be used: [`Self::is_own`].
 #[derive(Debug)]
 pub struct Control {
     store: Option<Store>,
@@ -146,9 +146,9 @@ impl Control {
         self.store.as_ref().is_none_or(Store::is_at_its_path)
     }
 
-    /// Revokes everything, in the file that is open here, if its name no longer leads to it, or somebody has written over
-    /// it: whoever revokes would write to another file, or has seen the last revocation wiped away. There is no way back but
-    /// opening it anew. Gates look once a second.
+    /// Revokes everything, in the file that is open here, if its name no longer leads to it, or somebody has written
+    /// over it: whoever revokes would write to another file, or has seen the last revocation wiped away. There is no
+    /// way back but opening it anew. Gates look once a second.
     ///
     /// A file that was cut short cannot be looked at: the kernel ends every process that has it mapped (`SIGBUS`).
     ///
@@ -163,7 +163,8 @@ impl Control {
         }
         let (target, by) = (Target::everything(), "tollkeeper");
         let wish = Wish::Revoke { target: &target, reason: LOST, by, at_ms: now_ms };
-        // Nothing to flush: the file has no name, or is not where the next one looks. Who cannot get the lock tries again.
+        // Nothing to flush: the file has no name, or is not where the next one looks. Who cannot get the lock tries
+        // again.
         let changed = store.locks.exclusively(LOCK_CHANGE, CONTROL_LOCK_TRIES, || self.board.change(&wish, &|| Ok(())));
         if matches!(changed, Ok(Ok(_))) {
             self.lost.store(true, Relaxed);
