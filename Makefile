@@ -26,7 +26,7 @@ ARGS ?=
 
 HOSTS := .venv-hosts/.created .venv-hosts-oldest/.created
 
-.PHONY: run test test-rust test-python test-hosts test-conformance test-verifiers hosts build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate bench-hosts instr fuzz loom clean soak
+.PHONY: run test test-rust test-python test-hosts test-conformance test-verifiers hosts build wheel lint fmt fmt-check types stubs stubs-check docs bench bench-audit bench-budget bench-gate bench-hosts bench-mcp instr fuzz loom clean soak
 
 build: $(NATIVE)
 
@@ -210,6 +210,11 @@ bench-audit: build $(VENV)/.bench
 bench-gate: build $(VENV)/.bench
 	-@$(MAKE) --no-print-directory .venv-agt/.created
 	$(BIN)/python benches/python/gate.py $(ARGS)
+
+# What the proxy for MCP adds beside one that only passes bytes on, in the same run, over pipes and over HTTP.
+bench-mcp: build .venv-hosts/.created
+	TOLLKEEPER_HOSTS_PYTHON=$(abspath .venv-hosts/bin/python) $(BIN)/python benches/python/mcp_stdio.py $(ARGS)
+	TOLLKEEPER_HOSTS_PYTHON=$(abspath .venv-hosts/bin/python) $(BIN)/python benches/python/mcp_http.py $(ARGS)
 
 # Turns of agents in their own frameworks, without a gate and with one, beside the reference emitter of agent-hooks and
 # Tenuo's decorator.
