@@ -92,10 +92,10 @@ def test_1_intercepted(ask: Ask) -> None:
         with gate.run(principal=RESEARCHER, budget="acme/research"), pytest.raises(Denied):
             delete_file("/workspace/a")
         assert called == []
-        # Not yet: whoever reaches the function itself has gone around the gate.
+        # No: whoever reaches the function itself has gone around the gate.
         delete_file.__wrapped__("/workspace/a")  # type: ignore[attr-defined]
         assert called == ["/workspace/a"]
-    assert "**not yet**" in TABLE[0][1]
+    assert "hostile code in the process: **no**" in TABLE[0][1]
 
 
 def test_2_deterministic(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
