@@ -4,12 +4,15 @@ Needs no agent runtime.
 """
 
 import asyncio
+import concurrent.futures
+import contextvars
 import dataclasses
 import datetime as dt
 import decimal
 import enum
 import json
 import pathlib
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,13 +194,58 @@ def test_a_passage_covers_its_call_once_and_no_other(gate: Gate) -> None:
     made = crossing(gate)
     passage = made.enter("look", {"q": "good"}, {})
     assert isinstance(passage, Passage)
-    assert not Crossing.admitted("look", {"q": "good"})
+    assert not made.admitted("look", {"q": "good"})
     with passage:
-        assert not Crossing.admitted("look", {"q": "other"})
-        assert not Crossing.admitted("known", {"q": "good"})
-        assert Crossing.admitted("look", {"q": "good"})
-        assert not Crossing.admitted("look", {"q": "good"})
-    assert not Crossing.admitted("look", {"q": "good"})
+        assert not made.admitted("look", {"q": "other"})
+        assert not made.admitted("known", {"q": "good"})
+        assert made.admitted("look", {"q": "good"})
+        assert not made.admitted("look", {"q": "good"})
+    assert not made.admitted("look", {"q": "good"})
+
+
+def test_a_passage_covers_no_call_that_was_changed_in_place(gate: Gate) -> None:
+    made = crossing(gate)
+    passage = made.enter("look", {"q": "good"}, {})
+    assert isinstance(passage, Passage)
+    with passage:
+        # What the host has been given to run is what it gives to others.
+        passage.arguments["q"] = "bad"
+        assert not made.admitted("look", passage.arguments)
+
+
+def test_a_passage_covers_no_call_in_another_run_or_of_another_gate(gate: Gate, folder: Path) -> None:
+    made = crossing(gate)
+    passage = made.enter("look", {"q": "good"}, {})
+    assert isinstance(passage, Passage)
+    with passage:
+        with gate.run(tools=[]):
+            assert not made.admitted("look", {"q": "good"})
+        with Gate.open(folder / "tollkeeper.toml") as other:
+            assert not crossing(other).admitted("look", {"q": "good"})
+        assert made.admitted("look", {"q": "good"})
+
+
+def test_a_passage_that_was_taken_covers_nothing(gate: Gate) -> None:
+    made = crossing(gate)
+    passage = made.enter("look", {"q": "good"}, {})
+    assert isinstance(passage, Passage)
+    with passage.taken():
+        assert not made.admitted("look", {"q": "good"})
+
+
+def test_of_threads_that_come_with_one_passage_one_is_let_through(gate: Gate) -> None:
+    made, interval = crossing(gate), sys.getswitchinterval()
+    arguments = {"q": "good", "long": list(range(20_000))}
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(5):
+            passage = made.enter("look", arguments, {})
+            assert isinstance(passage, Passage)
+            with passage, concurrent.futures.ThreadPoolExecutor(4) as pool:
+                ask = [pool.submit(contextvars.copy_context().run, made.admitted, "look", arguments) for _ in range(4)]
+                assert sorted(one.result() for one in ask) == [False, False, False, True]
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_outcomes_say_how_it_ended(gate: Gate) -> None:

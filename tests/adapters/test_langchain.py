@@ -639,6 +639,27 @@ def test_a_direct_call_raises_and_a_call_with_an_id_reads_the_refusal(gate: Gate
     assert wipe.invoke({"path": "/"}) == "/"
 
 
+@pytest.mark.parametrize("entry", ["sync", "async"])
+def test_a_call_inside_a_call_is_decided_also_if_it_looks_the_same(gate: Gate, entry: str) -> None:
+    ran: list[str] = []
+
+    @tool
+    def look(q: str) -> str:
+        """Looks something up."""
+        ran.append(q)
+        with gate.run(tools=[]):
+            return str(look.invoke({"q": q}))
+
+    guarded = guard(gate)
+    guarded.install()
+    try:
+        with pytest.raises(Denied):
+            look.invoke({"q": "a"}) if entry == "sync" else asyncio.run(look.ainvoke({"q": "a"}))
+    finally:
+        guarded.uninstall()
+    assert ran == ["a"]
+
+
 def test_one_guard_is_installed_at_a_time(gate: Gate) -> None:
     one, other = guard(gate), guard(gate)
     one.install()

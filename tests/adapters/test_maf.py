@@ -4,11 +4,12 @@ The contract suite has what all hosts have.
 """
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "contract"))
 from agent_framework import Agent, FunctionInvocationContext, FunctionTool
 from driver import Call, Turn
 from drivers.maf import Scripted
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from tollkeeper import Denied, Gate
 from tollkeeper._native import AuditReader
@@ -101,6 +102,62 @@ def test_a_tool_that_is_called_like_a_function_is_gated(guard: maf.Guard) -> Non
 
     assert asyncio.run(main()) == "found good"
     assert ran == ["good", "good"]
+
+
+def test_a_call_inside_a_call_is_decided_also_if_it_looks_the_same(gate: Gate, guard: maf.Guard) -> None:
+    ran: list[str] = []
+
+    async def look(q: str) -> str:
+        ran.append(q)
+        with gate.run(tools=[]):
+            return str((await tool.invoke(arguments={"q": q}))[0].text)
+
+    tool = made(look)
+    guard.install()
+    with pytest.raises(Denied):
+        asyncio.run(tool.invoke(arguments={"q": "good"}))
+    assert ran == ["good"]
+
+
+def test_what_a_validator_makes_of_an_argument_is_decided_on(guard: maf.Guard) -> None:
+    ran: list[str] = []
+
+    def look(q: Annotated[str, AfterValidator(str.lower)]) -> str:
+        ran.append(q)
+        return ""
+
+    guard.install()
+    asyncio.run(made(look).invoke(arguments={"q": "GOOD"}))
+    with pytest.raises(Denied):
+        asyncio.run(made(look).invoke(arguments={"q": "BAD"}))
+    assert ran == ["good"]
+
+
+@pytest.mark.parametrize("reads", range(1, 6))
+def test_arguments_that_are_something_else_each_time_run_as_they_were_decided(guard: maf.Guard, reads: int) -> None:
+    ran: list[str] = []
+
+    def look(q: str) -> str:
+        ran.append(q)
+        return ""
+
+    class Turning(dict[str, Any]):
+        """Good for some readings, and bad from then on."""
+
+        left = reads
+
+        def keys(self) -> Any:
+            self.left -= 1
+            self["q"] = "good" if self.left > 0 else "bad"
+            return super().keys()
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(self.keys())
+
+    guard.install()
+    with contextlib.suppress(Denied):
+        asyncio.run(made(look).invoke(arguments=Turning(q="good")))
+    assert "bad" not in ran
 
 
 def test_what_a_tool_calls_inside_is_decided_by_itself(guard: maf.Guard) -> None:

@@ -226,7 +226,7 @@ class Guard:
                 entered = failure(f"tool call `{tool.name}`", error)
             if isinstance(entered, Refusal):
                 return self._refused_below(entered, tool, call)
-            with _running(entered), _let(tool, given):
+            with _running(None if entered is None else entered.taken()), _let(tool, given):
                 return _ended(entered, original(tool, given, *args, **named))
 
         return run
@@ -245,7 +245,7 @@ class Guard:
                 entered = failure(f"tool call `{tool.name}`", error)
             if isinstance(entered, Refusal):
                 return self._refused_below(entered, tool, call)
-            with _running(entered), _let(tool, given):
+            with _running(None if entered is None else entered.taken()), _let(tool, given):
                 return _ended(entered, await original(tool, given, *args, **named))
 
         return arun

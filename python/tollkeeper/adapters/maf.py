@@ -33,8 +33,9 @@ from agent_framework import (
     FunctionTool,
     MiddlewareFailure,
 )
+from pydantic import BaseModel, ValidationError
 
-from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, failure
+from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, failure, snapshot
 from tollkeeper.adapters._hosts import TABLE
 from tollkeeper.errors import ConfigError
 
@@ -118,21 +119,29 @@ class Guard:
             given = named.get("arguments")
             if given is None and context is not None:
                 given = context.arguments
+            kept = dict(named)
             if given is None:
-                given = {name: value for name, value in named.items() if name not in OPTIONS}
-            if crossing.admitted(tool.name, given):
-                return await _inside(tool, original(tool, **named))
+                given = {name: kept.pop(name) for name in named if name not in OPTIONS}
             call = named.get("tool_call_id")
-            passage = await _entered(crossing, tool, given, _ids(context, call, None))
+            try:
+                # Read once, and what was read is what runs: whoever else has it may change it meanwhile.
+                kept["arguments"] = snapshot(dict(given) if isinstance(given, Mapping) else given)
+                admitted = crossing.admitted(tool.name, kept["arguments"])
+                view = kept["arguments"] if admitted else _checked(tool, kept["arguments"])
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not let the call through
+                passage = failure(f"tool call `{tool.name}`", error)
+            else:
+                if admitted:
+                    return await _inside(tool, original(tool, **kept))
+                passage = await _entered(crossing, tool, view, _ids(context, call, None))
             if isinstance(passage, Refusal):
                 if crossing.halt:
                     raise MiddlewareFailure(passage.text) from passage.denied()
                 if call is None:
                     raise passage.denied()
                 return [agent_framework.Content.from_text(passage.text)]
-            kept = {name: value for name, value in named.items() if name in OPTIONS}
-            with passage:
-                return await _inside(tool, original(tool, **{**kept, "arguments": passage.arguments}))
+            with passage.taken():
+                return await _inside(tool, original(tool, **kept))
 
         return invoke
 
@@ -188,6 +197,21 @@ CHOKE_POINTS: Final[dict[type, tuple[str, ...]]] = {
 }
 
 
+def _checked(tool: FunctionTool, given: Any) -> Any:  # noqa: ANN401 - mapping or model
+    """What the tool gets of arguments that the framework has not checked and converted yet; it does that once more.
+
+    A schema that is plain JSON converts nothing. Arguments that do not pass are refused by the framework itself.
+    """
+    model = getattr(tool, "input_model", None)
+    if model is None or getattr(tool, "_schema_supplied", False):
+        return given
+    try:
+        fields = given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else given
+        return model.model_validate(snapshot(fields)).model_dump(exclude_unset=True)
+    except ValidationError:
+        return given
+
+
 async def _inside(tool: FunctionTool, running: Awaitable[Any]) -> Any:  # noqa: ANN401 - what the tool returns
     token = _INVOKED.set([tool])
     try:
@@ -197,7 +221,7 @@ async def _inside(tool: FunctionTool, running: Awaitable[Any]) -> Any:  # noqa: 
 
 
 async def _awaited(passage: Passage, running: Awaitable[Any]) -> Any:  # noqa: ANN401 - what the tool returns
-    with passage:
+    with passage.taken():
         return await running
 
 
