@@ -31,7 +31,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import InjectedState, ToolNode, ToolRuntime
 from langgraph.types import Command, interrupt
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 
 from tollkeeper import Denied, Gate
 from tollkeeper._native import AuditReader
@@ -223,6 +223,48 @@ def test_what_the_runtime_supplies_is_no_argument(gate: Gate, folder: Path, inst
     gate.close()
     (decision,) = tools_of(folder)
     assert decision["code"] == "allow"
+
+
+@pytest.mark.parametrize("installed", [False, True], ids=["hooks", "installed"])
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_a_check_that_looks_at_what_the_runtime_supplies_hides_nothing(
+    gate: Gate,
+    installed: bool,  # noqa: FBT001 - a parameter
+    error: type[Exception],
+) -> None:
+    class Given(BaseModel):
+        q: str
+        state: Annotated[dict[str, Any], InjectedState]
+
+        @field_validator("q")
+        @classmethod
+        def _lower(cls, value: str) -> str:
+            return value.lower()
+
+        @model_validator(mode="after")
+        def _known(self) -> Any:
+            if not self.state:
+                raise error
+            return self
+
+    ran: list[str] = []
+
+    @tool(args_schema=Given)
+    def look(q: str, state: dict[str, Any]) -> str:
+        """Looks something up."""
+        ran.append(q)
+        return "found"
+
+    guarded = guard(gate)
+    if installed:
+        guarded.install()
+    try:
+        inputs, _ = run(guarded.middleware(), [look], [ask("look", q="A SECRET"), ask("look", q=7), DONE])
+    finally:
+        guarded.uninstall()
+    assert ran == []
+    assert "Denied (host.unsupported)" in inputs[1]
+    assert "Denied (input.unrepresentable)" in inputs[2]
 
 
 def test_an_injected_argument_of_the_authors_own_is_seen(gate: Gate) -> None:

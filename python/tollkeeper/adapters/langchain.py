@@ -30,7 +30,7 @@ from langchain_core.runnables.config import ensure_config, merge_configs, var_ch
 from langchain_core.tools import BaseTool, InjectedToolCallId, Tool
 from langgraph.errors import GraphBubbleUp
 from langgraph.prebuilt import InjectedState, InjectedStore, ToolNode, ToolRuntime
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, ValidationError, create_model
 
 from tollkeeper.adapters._base import PLAIN, Crossing, ModelPassage, Passage, Refusal, failure, plain, snapshot
 from tollkeeper.adapters._hosts import TABLE
@@ -390,8 +390,13 @@ def _arguments(tool: BaseTool, given: Any) -> tuple[Any, Any]:  # noqa: ANN401 -
     checker, _ = _checker(schema)
     try:
         checked = checker.model_validate(snapshot(shown))
-    except Exception:  # noqa: BLE001 - validators raise what they like; the runtime refuses this itself
-        return run, shown
+    except Exception as error:
+        if not supplied or _misses(error):
+            # The runtime refuses this itself.
+            return run, shown
+        # With what the runtime supplies it may pass there, and become something that nobody has decided on.
+        message = f"tool `{tool.name}`: its schema's own checks fail without what the runtime supplies"
+        raise ConfigError(message, "host.unsupported", "make those checks in the tool's function") from error
     view: dict[str, Any] = {}
     for name, field in checker.model_fields.items():
         if name in supplied:
@@ -410,6 +415,12 @@ def _arguments(tool: BaseTool, given: Any) -> tuple[Any, Any]:  # noqa: ANN401 -
     for key, value in (checked.model_extra or {}).items():
         view[key] = plain(value)
     return run, view
+
+
+def _misses(error: Exception) -> bool:
+    """Whether arguments fail because one is missing or of another type, not because a check of the author's says so."""
+    own = {"value_error", "assertion_error"}
+    return isinstance(error, ValidationError) and any(one["loc"] and one["type"] not in own for one in error.errors())
 
 
 def _copied(tool: BaseTool, given: Any) -> Any:  # noqa: ANN401 - text or a mapping
