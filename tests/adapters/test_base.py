@@ -5,14 +5,18 @@ Needs no agent runtime.
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import dataclasses
 import datetime as dt
 import decimal
 import enum
 import json
+import os
 import pathlib
+import signal
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +26,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollkeeper import ConfigError, Decision, Denied, Gate
+from tollkeeper import ConfigError, Decision, Denied, Gate, TollkeeperError
 from tollkeeper.adapters import _base, _hosts
 from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, plain, same, snapshot
 
@@ -358,6 +362,25 @@ def test_what_asked_for_a_call_is_remembered_within_a_bound(gate: Gate) -> None:
     made.asked(passage, [None, "", *(f"c{n}" for n in range(_base.ASKED_MAX + 10))])
     assert len(made._asked) == _base.ASKED_MAX
     assert f"c{_base.ASKED_MAX + 9}" in made._asked
+
+
+def test_a_child_of_a_fork_waits_for_no_thread_of_its_parent(gate: Gate) -> None:
+    made = crossing(gate)
+    with made._registering:
+        child = os.fork()
+        if child == 0:
+            refused = True
+            with contextlib.suppress(TollkeeperError):
+                made.see("another", object(), lambda: {"type": "object"})
+                refused = isinstance(made.enter("another", {"q": "good"}, {}), Refusal)
+            os._exit(0 if refused else 1)
+        end = time.monotonic() + 20
+        while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
+            time.sleep(0.01)
+        if done == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert done == (child, 0)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import decimal
 import enum
 import json
 import logging
+import os
 import pathlib
 import threading
 import time
@@ -272,7 +273,7 @@ class Crossing:
         self._resource = resource
         self._seen: dict[str, tuple[object, str | None]] = {}
         self._asked: dict[str, str] = {}
-        self._registering = threading.Lock()
+        self._registering, self._opener = threading.Lock(), os.getpid()
 
     # --- tools ----------------------------------------------------------------------------------------------------
 
@@ -292,7 +293,8 @@ class Crossing:
             return
         described = schema()
         text = None if described is None else json.dumps(described, sort_keys=True)
-        with self._registering:
+        # In a child of a fork nobody would ever let go of the lock, and the gate registers nothing.
+        with self._registering if self._opener == os.getpid() else contextlib.nullcontext():
             known = self._seen.get(name)
             if known is None or known[1] != text:
                 owner = self._resource(name) if callable(self._resource) else self._resource
