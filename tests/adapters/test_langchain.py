@@ -252,6 +252,7 @@ def test_a_check_that_looks_at_what_the_runtime_supplies_hides_nothing(
     @tool(args_schema=Given)
     def look(q: str, state: dict[str, Any]) -> str:
         """Looks something up."""
+        del state
         ran.append(q)
         return "found"
 

@@ -16,12 +16,20 @@ import pytest
 pytest.importorskip("agent_framework", reason="no agent-framework-core: run `make test-hosts`")
 sys.path.insert(0, str(Path(__file__).resolve().parent / "contract"))
 
-from agent_framework import Agent, FunctionInvocationContext, FunctionTool
+from agent_framework import (
+    Agent,
+    BaseChatClient,
+    ChatResponse,
+    Content,
+    FunctionInvocationContext,
+    FunctionTool,
+    Message,
+)
 from driver import Call, Turn
 from drivers.maf import Scripted
 from pydantic import AfterValidator, BaseModel
 
-from tollkeeper import Denied, Gate
+from tollkeeper import ConfigError, Denied, Gate
 from tollkeeper._native import AuditReader
 from tollkeeper.adapters import maf
 
@@ -77,6 +85,32 @@ def test_only_one_guard_is_installed_and_the_framework_is_put_back(gate: Gate, g
     assert FunctionTool.invoke is not before[0]
     guard.uninstall()
     assert (FunctionTool.invoke, FunctionTool.__call__) == before
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_client_that_passes_no_middleware_is_refused(gate: Gate, guard: maf.Guard, installed: bool) -> None:  # noqa: FBT001 - a parameter
+    asked: list[int] = []
+
+    class Bare(BaseChatClient):  # type: ignore[type-arg]
+        """A client of one's own."""
+
+        def _inner_get_response(self, **_: Any) -> Any:
+            async def answer() -> ChatResponse[Any]:
+                asked.append(1)
+                return ChatResponse(messages=[Message("assistant", [Content.from_text("hello")])])
+
+            return answer()
+
+    if installed:
+        guard.install()
+    agent = Agent(Bare(), name="a", middleware=None if installed else guard.middleware())
+    with pytest.raises(ConfigError, match="Bare pass no chat middleware") as refused:
+        asyncio.run(agent.run("go"))
+    assert refused.value.code == "host.unsupported"
+    guard.uninstall()
+    assert asked == []
+    without = maf.Guard(gate, models=False)
+    assert asyncio.run(Agent(Bare(), name="a", middleware=without.middleware()).run("go")).text == "hello"
 
 
 def test_a_tool_that_is_called_like_a_function_is_gated(guard: maf.Guard) -> None:

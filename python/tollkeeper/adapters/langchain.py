@@ -388,15 +388,9 @@ def _arguments(tool: BaseTool, given: Any) -> tuple[Any, Any]:  # noqa: ANN401 -
     if not (isinstance(schema, type) and issubclass(schema, BaseModel)):
         return run, shown
     checker, _ = _checker(schema)
-    try:
-        checked = checker.model_validate(snapshot(shown))
-    except Exception as error:
-        if not supplied or _misses(error):
-            # The runtime refuses this itself.
-            return run, shown
-        # With what the runtime supplies it may pass there, and become something that nobody has decided on.
-        message = f"tool `{tool.name}`: its schema's own checks fail without what the runtime supplies"
-        raise ConfigError(message, "host.unsupported", "make those checks in the tool's function") from error
+    checked = _validated(tool, checker, shown)
+    if checked is None:
+        return run, shown
     view: dict[str, Any] = {}
     for name, field in checker.model_fields.items():
         if name in supplied:
@@ -415,6 +409,18 @@ def _arguments(tool: BaseTool, given: Any) -> tuple[Any, Any]:  # noqa: ANN401 -
     for key, value in (checked.model_extra or {}).items():
         view[key] = plain(value)
     return run, view
+
+
+def _validated(tool: BaseTool, checker: type[BaseModel], shown: Any) -> BaseModel | None:  # noqa: ANN401 - a mapping
+    """What the schema makes of arguments; `None` for those that the runtime refuses itself."""
+    try:
+        return checker.model_validate(snapshot(shown))
+    except Exception as error:
+        if not _supplied(tool) or _misses(error):
+            return None
+        # With what the runtime supplies it may pass there, and become something that nobody has decided on.
+        message = f"tool `{tool.name}`: its schema's own checks fail without what the runtime supplies"
+        raise ConfigError(message, "host.unsupported", "make those checks in the tool's function") from error
 
 
 def _misses(error: Exception) -> bool:

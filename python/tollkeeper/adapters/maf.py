@@ -8,8 +8,8 @@
 A denied call is a function result that the model reads, a denied model call raises `Denied` out of the run. `install`
 gates `FunctionTool` itself too: agents without this middleware, direct calls, arguments that other middleware changes.
 
-It refuses to run a call whose decision it could not ask for. It does not see tools that the model's provider runs;
-do not give an agent hosted tools that it may not use.
+It refuses to run a call whose decision it could not ask for, and clients that pass no chat middleware. It does not
+see tools that the model's provider runs; do not give an agent hosted tools that it may not use.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import agent_framework
 from agent_framework import (
     AgentContext,
     AgentMiddleware,
+    BaseChatClient,
     ChatContext,
     ChatMiddleware,
     ChatMiddlewareLayer,
@@ -72,7 +73,7 @@ class Guard:
 
         Put it first; only what repairs arguments may stand before it.
         """
-        named = _Named()
+        named = _Named(models=self.crossing.models)
         found: list[AgentMiddleware | FunctionMiddleware | ChatMiddleware] = [named, _Functions(self.crossing, named)]
         if self.crossing.models:
             found.append(_Models(self.crossing, named))
@@ -97,9 +98,14 @@ class Guard:
                         message = f"agent-framework-core {self.version}: {kind.__name__} has no `{name}` to gate"
                         raise ConfigError(message, "host.unsupported", f"use a version up to {HOST.newest}")
             self._originals = [(kind, name, vars(kind)[name]) for kind, names in CHOKE_POINTS.items() for name in names]
-            wrappers = {"invoke": self._invoke, "__call__": self._call, "get_response": self._get_response}
+            wrappers = {
+                (FunctionTool, "invoke"): self._invoke,
+                (FunctionTool, "__call__"): self._call,
+                (ChatMiddlewareLayer, "get_response"): self._get_response,
+                (BaseChatClient, "get_response"): self._get_bare_response,
+            }
             for kind, name, original in self._originals:
-                setattr(kind, name, wrappers[name](original))
+                setattr(kind, name, wrappers[kind, name](original))
             Guard._installed = self
 
     def uninstall(self) -> None:
@@ -176,7 +182,7 @@ class Guard:
         return call
 
     def _get_response(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        models = _Models(self.crossing, _Named())
+        models = _Models(self.crossing, _Named(models=True))
 
         @functools.wraps(original)
         def get_response(client: Any, *args: Any, **named: Any) -> Any:  # noqa: ANN401 - as the framework's
@@ -188,12 +194,31 @@ class Guard:
 
         return get_response
 
+    def _get_bare_response(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def get_response(client: Any, *args: Any, **named: Any) -> Any:  # noqa: ANN401 - as the framework's
+            if self.crossing.models:
+                _refuse_bare(client)
+            return original(client, *args, **named)
+
+        return get_response
+
+
+def _refuse_bare(client: object) -> None:
+    """Refuses a client that passes no middleware: nobody would be asked before its model calls."""
+    if isinstance(client, ChatMiddlewareLayer):
+        return
+    message = f"model calls of {type(client).__name__} pass no chat middleware, so none of them can be decided"
+    hint = "derive it from ChatMiddlewareLayer too, or make the guard with models=False"
+    raise ConfigError(message, "host.unsupported", hint)
+
 
 OPTIONS: Final = ("arguments", "context", "tool_call_id", "skip_parsing")
 # What all ways to a tool and to a model share.
 CHOKE_POINTS: Final[dict[type, tuple[str, ...]]] = {
     FunctionTool: ("invoke", "__call__"),
     ChatMiddlewareLayer: ("get_response",),
+    BaseChatClient: ("get_response",),
 }
 
 
@@ -242,7 +267,8 @@ def _ids(context: Any, call: str | None, agent: str | None) -> dict[str, str]:  
 class _Named(AgentMiddleware):
     """Learns the name of the agent, which function and chat middleware are not told."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, models: bool) -> None:
+        self._models = models
         self._names: set[str] = set()
 
     @property
@@ -251,7 +277,10 @@ class _Named(AgentMiddleware):
         return next(iter(self._names)) if len(self._names) == 1 else None
 
     async def process(self, context: AgentContext, call_next: Next) -> None:
-        """Notes the name."""
+        """Notes the name, and ends the run of an agent whose model calls would pass nobody."""
+        client = getattr(context.agent, "client", None)
+        if self._models and client is not None:
+            _refuse_bare(client)
         self._names.add(str(getattr(context.agent, "name", None) or ""))
         await call_next()
 
