@@ -364,6 +364,24 @@ def test_what_asked_for_a_call_is_remembered_within_a_bound(gate: Gate) -> None:
     assert f"c{_base.ASKED_MAX + 9}" in made._asked
 
 
+def test_threads_whose_models_ask_for_many_calls_do_not_disturb_each_other(gate: Gate) -> None:
+    made, interval = crossing(gate), sys.getswitchinterval()
+    passage = made.model("m", ["x"], 10, {})
+    assert isinstance(passage, ModelPassage)
+
+    def ask(thread: int) -> None:
+        for number in range(_base.ASKED_MAX * 4):
+            made.asked(passage, [f"{thread}-{number}"])
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(ask, range(4))) == [None] * 4
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(made._asked) == _base.ASKED_MAX
+
+
 def test_a_child_of_a_fork_waits_for_no_thread_of_its_parent(gate: Gate) -> None:
     made = crossing(gate)
     with made._registering:

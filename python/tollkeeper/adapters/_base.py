@@ -402,7 +402,9 @@ class Crossing:
             if call:
                 self._asked[call] = passage.decision.id
         while len(self._asked) > ASKED_MAX:
-            self._asked.pop(next(iter(self._asked)), None)
+            # Another thread may add or take one at this very moment: then once more.
+            with contextlib.suppress(RuntimeError, StopIteration):
+                self._asked.pop(next(iter(self._asked)), None)
 
 
 def _scope() -> object:
