@@ -31,7 +31,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import InjectedState, ToolNode, ToolRuntime
 from langgraph.types import Command, interrupt
-from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, Field, SecretStr, field_serializer, field_validator, model_validator
 
 from tollkeeper import Denied, Gate
 from tollkeeper._native import AuditReader
@@ -46,6 +46,10 @@ when { context.input has q && context.input.q like "*secret*" };
 @id("never") @reason("Nobody wipes anything.") forbid(principal, action == Action::"wipe", resource);
 @id("deep") @reason("Not that deep.") forbid(principal, action in Action::"call_tool", resource)
 when { context.input has path && context.input.path like "/etc/*" };
+@id("deeper") @reason("Not that deep.") forbid(principal, action in Action::"call_tool", resource)
+when { context.input has at && context.input.at has path && context.input.at.path like "/etc/*" };
+@id("other") @reason("Not that deep.") forbid(principal, action in Action::"call_tool", resource)
+when { context.input has at && context.input.at has other && context.input.at.other like "/etc/*" };
 """
 CONFIG = """
 [policy]
@@ -178,6 +182,33 @@ def test_what_a_validator_makes_of_an_argument_is_decided_on(gate: Gate) -> None
     inputs, _ = run(guard(gate).middleware(), [made], [ask("read", path="shadow"), DONE])
     assert ran == []
     assert "Denied (policy.forbidden): Not that deep." in inputs[1]
+
+
+def test_a_model_that_masks_or_leaves_out_a_field_hides_nothing(gate: Gate) -> None:
+    class Masked(BaseModel):
+        path: str
+        other: str = Field(default="", exclude=True)
+
+        @field_serializer("path")
+        def _hidden(self, _: str) -> str:
+            return "***"
+
+    class Inside(BaseModel):
+        at: Masked
+
+    ran: list[str] = []
+
+    @tool(args_schema=Inside)
+    def read(at: Masked) -> str:
+        """Reads a file."""
+        ran.append(at.path)
+        return "read"
+
+    turns = [ask("read", at={"path": "/tmp/x", "other": "/tmp/y"}), ask("read", at={"path": "/etc/x"})]
+    turns += [ask("read", at={"path": "/tmp/z", "other": "/etc/y"}), DONE]
+    inputs, _ = run(guard(gate).middleware(), [read], turns)
+    assert ran == ["/tmp/x"]
+    assert inputs[3].count("Denied (policy.forbidden): Not that deep.") == 2
 
 
 def test_arguments_that_do_not_fit_are_refused_by_the_runtime_or_the_gate(gate: Gate) -> None:

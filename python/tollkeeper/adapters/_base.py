@@ -490,9 +490,8 @@ def _unusual(value: Any) -> Any:  # noqa: ANN401, PLR0911 - one answer for each 
         return plain(value.value)
     if hasattr(_kind(value), "__dataclass_fields__"):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    dump = getattr(_kind(value), "model_dump", None)
-    if dump is not None:
-        return plain(dump(value, mode="python", by_alias=True))
+    if hasattr(_kind(value), "model_dump"):
+        return _of_model(value)
     if isinstance(value, (dt.datetime, dt.date, dt.time)):
         return value.isoformat()
     if isinstance(value, (uuid.UUID, decimal.Decimal, pathlib.PurePath)):
@@ -507,6 +506,23 @@ def _unusual(value: Any) -> Any:  # noqa: ANN401, PLR0911 - one answer for each 
         # A str of its own class: its text, not what its methods make of it.
         return str.__str__(value)
     return value
+
+
+def _of_model(value: Any) -> Any:  # noqa: ANN401 - as above
+    """What code that has the model reads of it, under the names that its schema shows; not what it says of itself.
+
+    A model's own dump may leave fields out, or mask them for logs.
+    """
+    kind: Any = _kind(value)
+    if getattr(kind, "__pydantic_root_model__", False):
+        return plain(value.root)
+    names = {name: field.validation_alias or field.alias or name for name, field in kind.model_fields.items()}
+    found = {
+        alias if isinstance(alias, str) else name: plain(getattr(value, name))
+        for name, alias in names.items()
+        if hasattr(value, name)
+    }
+    return {**{key: plain(item) for key, item in (value.model_extra or {}).items()}, **found}
 
 
 def _kind(value: Any) -> type:  # noqa: ANN401 - as above
