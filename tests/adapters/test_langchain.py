@@ -204,10 +204,10 @@ def test_a_model_that_masks_or_leaves_out_a_field_hides_nothing(gate: Gate) -> N
         ran.append(at.path)
         return "read"
 
-    turns = [ask("read", at={"path": "/tmp/x", "other": "/tmp/y"}), ask("read", at={"path": "/etc/x"})]
-    turns += [ask("read", at={"path": "/tmp/z", "other": "/etc/y"}), DONE]
+    turns = [ask("read", at={"path": "/srv/x", "other": "/srv/y"}), ask("read", at={"path": "/etc/x"})]
+    turns += [ask("read", at={"path": "/srv/z", "other": "/etc/y"}), DONE]
     inputs, _ = run(guard(gate).middleware(), [read], turns)
-    assert ran == ["/tmp/x"]
+    assert ran == ["/srv/x"]
     assert inputs[3].count("Denied (policy.forbidden): Not that deep.") == 2
 
 

@@ -522,7 +522,8 @@ def _of_model(value: Any) -> Any:  # noqa: ANN401 - as above
         for name, alias in names.items()
         if hasattr(value, name)
     }
-    return {**{key: plain(item) for key, item in (value.model_extra or {}).items()}, **found}
+    more: dict[str, Any] = value.model_extra or {}
+    return {**{key: plain(item) for key, item in more.items()}, **found}
 
 
 def _kind(value: Any) -> type:  # noqa: ANN401 - as above

@@ -135,7 +135,7 @@ class Guard:
                 admitted = crossing.admitted(tool.name, kept["arguments"])
                 view = kept["arguments"] if admitted else _checked(tool, kept["arguments"])
             except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not let the call through
-                passage = failure(f"tool call `{tool.name}`", error)
+                passage: Passage | Refusal = failure(f"tool call `{tool.name}`", error)
             else:
                 if admitted:
                     return await _inside(tool, original(tool, **kept))
