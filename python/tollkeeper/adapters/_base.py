@@ -409,7 +409,7 @@ class Crossing:
 
 def _scope() -> object:
     """The run that is in force here."""
-    from tollkeeper.gate import _CURRENT  # noqa: PLC0415 - importing an adapter's base needs no gate
+    from tollkeeper.gate import _CURRENT  # noqa: PLC0415 - as below # pyright: ignore[reportPrivateUsage]
 
     return _CURRENT.get()
 
