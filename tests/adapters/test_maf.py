@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from agent_framework import (
     Agent,
     BaseChatClient,
     ChatResponse,
+    ChatResponseUpdate,
     Content,
     FunctionInvocationContext,
     FunctionTool,
@@ -111,6 +112,28 @@ def test_a_client_that_passes_no_middleware_is_refused(gate: Gate, guard: maf.Gu
     assert asked == []
     without = maf.Guard(gate, models=False)
     assert asyncio.run(Agent(Bare(), name="a", middleware=without.middleware()).run("go")).text == "hello"
+
+
+def test_a_stream_that_breaks_is_over_while_its_error_is_kept(gate: Gate, guard: maf.Guard, folder: Path) -> None:
+    class Breaking(Scripted):
+        """Loses its connection after the first words."""
+
+        async def _stream(self, turn: Turn) -> AsyncIterator[ChatResponseUpdate]:
+            del turn
+            yield ChatResponseUpdate(role="assistant", contents=[Content.from_text("one two")])
+            raise ConnectionError
+
+    agent = Agent(Breaking([DONE], []), name="a", middleware=guard.middleware())
+
+    async def main() -> None:
+        async for _ in agent.run("go", stream=True):
+            pass
+
+    with pytest.raises(ConnectionError) as kept:
+        asyncio.run(main())
+    gate.close()
+    assert outcomes(folder) == [("error", "ConnectionError")]
+    assert kept.value.__traceback__ is not None
 
 
 def test_a_tool_that_is_called_like_a_function_is_gated(guard: maf.Guard) -> None:

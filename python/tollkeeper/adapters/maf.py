@@ -351,6 +351,13 @@ class _Models(ChatMiddleware):
             self._settle(passage, response)
             return response
 
+        def cleanup() -> None:
+            # Before the result at a good end too; only a stream that broke has none to come.
+            error = getattr(context.result, "_stream_error", None)
+            if error is not None:
+                passage.over(error)
+
+        context.stream_cleanup_hooks.append(cleanup)
         context.stream_transform_hooks.append(update)
         context.stream_result_hooks.append(result)
 
