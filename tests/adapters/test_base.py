@@ -4,12 +4,19 @@ Needs no agent runtime.
 """
 
 import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
 import dataclasses
 import datetime as dt
 import decimal
 import enum
 import json
+import os
 import pathlib
+import signal
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +26,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollkeeper import ConfigError, Decision, Denied, Gate
+from tollkeeper import ConfigError, Decision, Denied, Gate, TollkeeperError
 from tollkeeper.adapters import _base, _hosts
 from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, plain, same, snapshot
 
@@ -191,13 +198,58 @@ def test_a_passage_covers_its_call_once_and_no_other(gate: Gate) -> None:
     made = crossing(gate)
     passage = made.enter("look", {"q": "good"}, {})
     assert isinstance(passage, Passage)
-    assert not Crossing.admitted("look", {"q": "good"})
+    assert not made.admitted("look", {"q": "good"})
     with passage:
-        assert not Crossing.admitted("look", {"q": "other"})
-        assert not Crossing.admitted("known", {"q": "good"})
-        assert Crossing.admitted("look", {"q": "good"})
-        assert not Crossing.admitted("look", {"q": "good"})
-    assert not Crossing.admitted("look", {"q": "good"})
+        assert not made.admitted("look", {"q": "other"})
+        assert not made.admitted("known", {"q": "good"})
+        assert made.admitted("look", {"q": "good"})
+        assert not made.admitted("look", {"q": "good"})
+    assert not made.admitted("look", {"q": "good"})
+
+
+def test_a_passage_covers_no_call_that_was_changed_in_place(gate: Gate) -> None:
+    made = crossing(gate)
+    passage = made.enter("look", {"q": "good"}, {})
+    assert isinstance(passage, Passage)
+    with passage:
+        # What the host has been given to run is what it gives to others.
+        passage.arguments["q"] = "bad"
+        assert not made.admitted("look", passage.arguments)
+
+
+def test_a_passage_covers_no_call_in_another_run_or_of_another_gate(gate: Gate, folder: Path) -> None:
+    made = crossing(gate)
+    passage = made.enter("look", {"q": "good"}, {})
+    assert isinstance(passage, Passage)
+    with passage:
+        with gate.run(tools=[]):
+            assert not made.admitted("look", {"q": "good"})
+        with Gate.open(folder / "tollkeeper.toml") as other:
+            assert not crossing(other).admitted("look", {"q": "good"})
+        assert made.admitted("look", {"q": "good"})
+
+
+def test_a_passage_that_was_taken_covers_nothing(gate: Gate) -> None:
+    made = crossing(gate)
+    passage = made.enter("look", {"q": "good"}, {})
+    assert isinstance(passage, Passage)
+    with passage.taken():
+        assert not made.admitted("look", {"q": "good"})
+
+
+def test_of_threads_that_come_with_one_passage_one_is_let_through(gate: Gate) -> None:
+    made, interval = crossing(gate), sys.getswitchinterval()
+    arguments = {"q": "good", "long": list(range(20_000))}
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(5):
+            passage = made.enter("look", arguments, {})
+            assert isinstance(passage, Passage)
+            with passage, concurrent.futures.ThreadPoolExecutor(4) as pool:
+                ask = [pool.submit(contextvars.copy_context().run, made.admitted, "look", arguments) for _ in range(4)]
+                assert sorted(one.result() for one in ask) == [False, False, False, True]
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_outcomes_say_how_it_ended(gate: Gate) -> None:
@@ -310,6 +362,43 @@ def test_what_asked_for_a_call_is_remembered_within_a_bound(gate: Gate) -> None:
     made.asked(passage, [None, "", *(f"c{n}" for n in range(_base.ASKED_MAX + 10))])
     assert len(made._asked) == _base.ASKED_MAX
     assert f"c{_base.ASKED_MAX + 9}" in made._asked
+
+
+def test_threads_whose_models_ask_for_many_calls_do_not_disturb_each_other(gate: Gate) -> None:
+    made, interval = crossing(gate), sys.getswitchinterval()
+    passage = made.model("m", ["x"], 10, {})
+    assert isinstance(passage, ModelPassage)
+
+    def ask(thread: int) -> None:
+        for number in range(_base.ASKED_MAX * 4):
+            made.asked(passage, [f"{thread}-{number}"])
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(ask, range(4))) == [None] * 4
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(made._asked) == _base.ASKED_MAX
+
+
+def test_a_child_of_a_fork_waits_for_no_thread_of_its_parent(gate: Gate) -> None:
+    made = crossing(gate)
+    with made._registering:
+        child = os.fork()
+        if child == 0:
+            refused = True
+            with contextlib.suppress(TollkeeperError):
+                made.see("another", object(), lambda: {"type": "object"})
+                refused = isinstance(made.enter("another", {"q": "good"}, {}), Refusal)
+            os._exit(0 if refused else 1)
+        end = time.monotonic() + 20
+        while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
+            time.sleep(0.01)
+        if done == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert done == (child, 0)
 
 
 @pytest.mark.parametrize(

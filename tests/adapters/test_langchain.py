@@ -31,7 +31,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import InjectedState, ToolNode, ToolRuntime
 from langgraph.types import Command, interrupt
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import BaseModel, Field, SecretStr, field_serializer, field_validator, model_validator
 
 from tollkeeper import Denied, Gate
 from tollkeeper._native import AuditReader
@@ -46,6 +46,10 @@ when { context.input has q && context.input.q like "*secret*" };
 @id("never") @reason("Nobody wipes anything.") forbid(principal, action == Action::"wipe", resource);
 @id("deep") @reason("Not that deep.") forbid(principal, action in Action::"call_tool", resource)
 when { context.input has path && context.input.path like "/etc/*" };
+@id("deeper") @reason("Not that deep.") forbid(principal, action in Action::"call_tool", resource)
+when { context.input has at && context.input.at has path && context.input.at.path like "/etc/*" };
+@id("other") @reason("Not that deep.") forbid(principal, action in Action::"call_tool", resource)
+when { context.input has at && context.input.at has other && context.input.at.other like "/etc/*" };
 """
 CONFIG = """
 [policy]
@@ -180,6 +184,33 @@ def test_what_a_validator_makes_of_an_argument_is_decided_on(gate: Gate) -> None
     assert "Denied (policy.forbidden): Not that deep." in inputs[1]
 
 
+def test_a_model_that_masks_or_leaves_out_a_field_hides_nothing(gate: Gate) -> None:
+    class Masked(BaseModel):
+        path: str
+        other: str = Field(default="", exclude=True)
+
+        @field_serializer("path")
+        def _hidden(self, _: str) -> str:
+            return "***"
+
+    class Inside(BaseModel):
+        at: Masked
+
+    ran: list[str] = []
+
+    @tool(args_schema=Inside)
+    def read(at: Masked) -> str:
+        """Reads a file."""
+        ran.append(at.path)
+        return "read"
+
+    turns = [ask("read", at={"path": "/srv/x", "other": "/srv/y"}), ask("read", at={"path": "/etc/x"})]
+    turns += [ask("read", at={"path": "/srv/z", "other": "/etc/y"}), DONE]
+    inputs, _ = run(guard(gate).middleware(), [read], turns)
+    assert ran == ["/srv/x"]
+    assert inputs[3].count("Denied (policy.forbidden): Not that deep.") == 2
+
+
 def test_arguments_that_do_not_fit_are_refused_by_the_runtime_or_the_gate(gate: Gate) -> None:
     ran: list[int] = []
 
@@ -223,6 +254,49 @@ def test_what_the_runtime_supplies_is_no_argument(gate: Gate, folder: Path, inst
     gate.close()
     (decision,) = tools_of(folder)
     assert decision["code"] == "allow"
+
+
+@pytest.mark.parametrize("installed", [False, True], ids=["hooks", "installed"])
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_a_check_that_looks_at_what_the_runtime_supplies_hides_nothing(
+    gate: Gate,
+    installed: bool,  # noqa: FBT001 - a parameter
+    error: type[Exception],
+) -> None:
+    class Given(BaseModel):
+        q: str
+        state: Annotated[dict[str, Any], InjectedState]
+
+        @field_validator("q")
+        @classmethod
+        def _lower(cls, value: str) -> str:
+            return value.lower()
+
+        @model_validator(mode="after")
+        def _known(self) -> Any:
+            if not self.state:
+                raise error
+            return self
+
+    ran: list[str] = []
+
+    @tool(args_schema=Given)
+    def look(q: str, state: dict[str, Any]) -> str:
+        """Looks something up."""
+        del state
+        ran.append(q)
+        return "found"
+
+    guarded = guard(gate)
+    if installed:
+        guarded.install()
+    try:
+        inputs, _ = run(guarded.middleware(), [look], [ask("look", q="A SECRET"), ask("look", q=7), DONE])
+    finally:
+        guarded.uninstall()
+    assert ran == []
+    assert "Denied (host.unsupported)" in inputs[1]
+    assert "Denied (input.unrepresentable)" in inputs[2]
 
 
 def test_an_injected_argument_of_the_authors_own_is_seen(gate: Gate) -> None:
@@ -637,6 +711,27 @@ def test_a_direct_call_raises_and_a_call_with_an_id_reads_the_refusal(gate: Gate
     assert isinstance(said, ToolMessage)
     assert (said.status, said.tool_call_id) == ("error", "call-1")
     assert wipe.invoke({"path": "/"}) == "/"
+
+
+@pytest.mark.parametrize("entry", ["sync", "async"])
+def test_a_call_inside_a_call_is_decided_also_if_it_looks_the_same(gate: Gate, entry: str) -> None:
+    ran: list[str] = []
+
+    @tool
+    def look(q: str) -> str:
+        """Looks something up."""
+        ran.append(q)
+        with gate.run(tools=[]):
+            return str(look.invoke({"q": q}))
+
+    guarded = guard(gate)
+    guarded.install()
+    try:
+        with pytest.raises(Denied):
+            look.invoke({"q": "a"}) if entry == "sync" else asyncio.run(look.ainvoke({"q": "a"}))
+    finally:
+        guarded.uninstall()
+    assert ran == ["a"]
 
 
 def test_one_guard_is_installed_at_a_time(gate: Gate) -> None:

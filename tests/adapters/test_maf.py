@@ -4,23 +4,33 @@ The contract suite has what all hosts have.
 """
 
 import asyncio
+import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
 pytest.importorskip("agent_framework", reason="no agent-framework-core: run `make test-hosts`")
 sys.path.insert(0, str(Path(__file__).resolve().parent / "contract"))
 
-from agent_framework import Agent, FunctionInvocationContext, FunctionTool
+from agent_framework import (
+    Agent,
+    BaseChatClient,
+    ChatResponse,
+    ChatResponseUpdate,
+    Content,
+    FunctionInvocationContext,
+    FunctionTool,
+    Message,
+)
 from driver import Call, Turn
 from drivers.maf import Scripted
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
-from tollkeeper import Denied, Gate
+from tollkeeper import ConfigError, Denied, Gate
 from tollkeeper._native import AuditReader
 from tollkeeper.adapters import maf
 
@@ -78,6 +88,54 @@ def test_only_one_guard_is_installed_and_the_framework_is_put_back(gate: Gate, g
     assert (FunctionTool.invoke, FunctionTool.__call__) == before
 
 
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_client_that_passes_no_middleware_is_refused(gate: Gate, guard: maf.Guard, installed: bool) -> None:  # noqa: FBT001 - a parameter
+    asked: list[int] = []
+
+    class Bare(BaseChatClient):  # type: ignore[type-arg]
+        """A client of one's own."""
+
+        def _inner_get_response(self, **_: Any) -> Any:
+            async def answer() -> ChatResponse[Any]:
+                asked.append(1)
+                return ChatResponse(messages=[Message("assistant", [Content.from_text("hello")])])
+
+            return answer()
+
+    if installed:
+        guard.install()
+    agent = Agent(Bare(), name="a", middleware=None if installed else guard.middleware())
+    with pytest.raises(ConfigError, match="Bare pass no chat middleware") as refused:
+        asyncio.run(agent.run("go"))
+    assert refused.value.code == "host.unsupported"
+    guard.uninstall()
+    assert asked == []
+    without = maf.Guard(gate, models=False)
+    assert asyncio.run(Agent(Bare(), name="a", middleware=without.middleware()).run("go")).text == "hello"
+
+
+def test_a_stream_that_breaks_is_over_while_its_error_is_kept(gate: Gate, guard: maf.Guard, folder: Path) -> None:
+    class Breaking(Scripted):
+        """Loses its connection after the first words."""
+
+        async def _stream(self, turn: Turn) -> AsyncIterator[ChatResponseUpdate]:
+            del turn
+            yield ChatResponseUpdate(role="assistant", contents=[Content.from_text("one two")])
+            raise ConnectionError
+
+    agent = Agent(Breaking([DONE], []), name="a", middleware=guard.middleware())
+
+    async def main() -> None:
+        async for _ in agent.run("go", stream=True):
+            pass
+
+    with pytest.raises(ConnectionError) as kept:
+        asyncio.run(main())
+    gate.close()
+    assert outcomes(folder) == [("error", "ConnectionError")]
+    assert kept.value.__traceback__ is not None
+
+
 def test_a_tool_that_is_called_like_a_function_is_gated(guard: maf.Guard) -> None:
     ran: list[str] = []
 
@@ -101,6 +159,62 @@ def test_a_tool_that_is_called_like_a_function_is_gated(guard: maf.Guard) -> Non
 
     assert asyncio.run(main()) == "found good"
     assert ran == ["good", "good"]
+
+
+def test_a_call_inside_a_call_is_decided_also_if_it_looks_the_same(gate: Gate, guard: maf.Guard) -> None:
+    ran: list[str] = []
+
+    async def look(q: str) -> str:
+        ran.append(q)
+        with gate.run(tools=[]):
+            return str((await tool.invoke(arguments={"q": q}))[0].text)
+
+    tool = made(look)
+    guard.install()
+    with pytest.raises(Denied):
+        asyncio.run(tool.invoke(arguments={"q": "good"}))
+    assert ran == ["good"]
+
+
+def test_what_a_validator_makes_of_an_argument_is_decided_on(guard: maf.Guard) -> None:
+    ran: list[str] = []
+
+    def look(q: Annotated[str, AfterValidator(str.lower)]) -> str:
+        ran.append(q)
+        return ""
+
+    guard.install()
+    asyncio.run(made(look).invoke(arguments={"q": "GOOD"}))
+    with pytest.raises(Denied):
+        asyncio.run(made(look).invoke(arguments={"q": "BAD"}))
+    assert ran == ["good"]
+
+
+@pytest.mark.parametrize("reads", range(1, 6))
+def test_arguments_that_are_something_else_each_time_run_as_they_were_decided(guard: maf.Guard, reads: int) -> None:
+    ran: list[str] = []
+
+    def look(q: str) -> str:
+        ran.append(q)
+        return ""
+
+    class Turning(dict[str, Any]):
+        """Good for some readings, and bad from then on."""
+
+        left = reads
+
+        def keys(self) -> Any:
+            self.left -= 1
+            self["q"] = "good" if self.left > 0 else "bad"
+            return super().keys()
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(self.keys())
+
+    guard.install()
+    with contextlib.suppress(Denied):
+        asyncio.run(made(look).invoke(arguments=Turning(q="good")))
+    assert "bad" not in ran
 
 
 def test_what_a_tool_calls_inside_is_decided_by_itself(guard: maf.Guard) -> None:

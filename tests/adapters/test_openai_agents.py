@@ -847,6 +847,27 @@ def test_a_call_pays_once_where_both_gates_see_it(guard: Guard, look: FunctionTo
     assert len([entry for entry in entries(folder, "decision") if entry.get("tool")]) == 2
 
 
+def test_a_call_inside_a_call_is_decided_also_if_it_looks_the_same(guard: Guard, folder: Path) -> None:
+    ran: list[str] = []
+
+    @function_tool
+    async def look(q: str) -> str:
+        """Looks something up."""
+        ran.append(q)
+        if len(ran) == 4:
+            return "found"
+        inner = ToolContext(context=None, tool_name="look", tool_call_id="call-1", tool_arguments="{}")
+        return str(await look.on_invoke_tool(inner, json.dumps({"q": q})))
+
+    guard.install()
+    try:
+        assert direct(guard, look, '{"q": "a"}') == "found"
+    finally:
+        guard.uninstall()
+    guard.crossing.gate.close()
+    assert len(ran) == len([entry for entry in entries(folder, "decision") if entry.get("tool")]) == 4
+
+
 def test_the_module_says_what_it_was_tested_with() -> None:
     module = importlib.import_module("tollkeeper.adapters.openai_agents")
     assert module.HOST.check()

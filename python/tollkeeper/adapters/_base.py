@@ -17,6 +17,7 @@ import decimal
 import enum
 import json
 import logging
+import os
 import pathlib
 import threading
 import time
@@ -122,19 +123,32 @@ class Passage:
     around the call, it lets exactly that through the choke point, ends what is held and records the outcome.
     """
 
-    __slots__ = ("_begun", "_over", "_token", "_used", "arguments", "decision", "name")
+    __slots__ = ("_begun", "_decided", "_gate", "_left", "_over", "_scope", "_token", "arguments", "decision", "name")
 
-    def __init__(self, name: str, arguments: Any, decision: Decision) -> None:  # noqa: ANN401 - what the host hands over
+    def __init__(self, name: str, arguments: Any, decided: Any, decision: Decision, gate: Gate) -> None:  # noqa: ANN401 - what the host hands over
         self.name, self.arguments, self.decision = name, arguments, decision
-        self._begun, self._over, self._used = time.monotonic(), False, False
+        # Apart from what runs: the host gives that to others, who may change it.
+        self._decided, self._gate, self._scope = decided, gate, _scope()
+        self._begun, self._over = time.monotonic(), False
+        # Taken by the one call that it is for: of threads that take at the same time, one gets it.
+        self._left = [True]
         self._token: Any = None
 
-    def covers(self, name: str, arguments: Any) -> bool:  # noqa: ANN401 - as above
-        """Whether this call is the one that was let through; true once."""
-        if self._used or self._over or name != self.name:
+    def covers(self, gate: Gate, name: str, arguments: Any) -> bool:  # noqa: ANN401 - as above
+        """Whether this call is the one that was let through, by this gate and in this scope; true once."""
+        if not self._left or self._over or name != self.name or gate is not self._gate or _scope() is not self._scope:
             return False
-        self._used = same(plain(arguments), plain(self.arguments))
-        return self._used
+        if not same(plain(arguments), self._decided):
+            return False
+        try:
+            return self._left.pop()
+        except IndexError:
+            return False
+
+    def taken(self) -> Self:
+        """The same, for a choke point that runs the call itself: what the call calls in turn is not covered."""
+        self._left.clear()
+        return self
 
     def over(self, error: BaseException | None = None, *, failed: bool = False, cancelled: bool = False) -> None:
         """Ends what was reserved and records the outcome; later calls do nothing.
@@ -259,7 +273,7 @@ class Crossing:
         self._resource = resource
         self._seen: dict[str, tuple[object, str | None]] = {}
         self._asked: dict[str, str] = {}
-        self._registering = threading.Lock()
+        self._registering, self._opener = threading.Lock(), os.getpid()
 
     # --- tools ----------------------------------------------------------------------------------------------------
 
@@ -279,7 +293,8 @@ class Crossing:
             return
         described = schema()
         text = None if described is None else json.dumps(described, sort_keys=True)
-        with self._registering:
+        # In a child of a fork nobody would ever let go of the lock, and the gate registers nothing.
+        with self._registering if self._opener == os.getpid() else contextlib.nullcontext():
             known = self._seen.get(name)
             if known is None or known[1] != text:
                 owner = self._resource(name) if callable(self._resource) else self._resource
@@ -298,8 +313,9 @@ class Crossing:
         """
         try:
             copied = snapshot(arguments)
-            decision = self._wait_check(name, plain(copied), asserted)
-            return Passage(name, copied, decision) if decision.allowed else _refused(decision)
+            decided = plain(copied)
+            decision = self._wait_check(name, decided, asserted)
+            return Passage(name, copied, decided, decision, self.gate) if decision.allowed else _refused(decision)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not let the call through
             return failure(f"tool call `{name}`", error)
 
@@ -307,15 +323,16 @@ class Crossing:
         """As `enter`, for event loops."""
         try:
             copied = snapshot(arguments)
+            decided = plain(copied)
             decision = await self.gate.acheck(
                 name,
-                plain(copied),
+                decided,
                 parent=self._asked.get(asserted.get("call", "")),
                 timeout=self.timeout,
                 approval_timeout=self.approval_timeout,
                 asserted={"runtime": self.runtime, **asserted},
             )
-            return Passage(name, copied, decision) if decision.allowed else _refused(decision)
+            return Passage(name, copied, decided, decision, self.gate) if decision.allowed else _refused(decision)
         except Exception as error:  # noqa: BLE001 - as above
             return failure(f"tool call `{name}`", error)
 
@@ -329,11 +346,10 @@ class Crossing:
         # Whatever was answered: the check says what came of it.
         return self.gate.check_blocking(name, arguments, parent=decision.id, timeout=self.timeout, asserted=ids)
 
-    @staticmethod
-    def admitted(name: str, arguments: Any) -> bool:  # noqa: ANN401 - as above
+    def admitted(self, name: str, arguments: Any) -> bool:  # noqa: ANN401 - as above
         """Whether a hook has let exactly this call through; true once. For the choke point."""
         passage = _ADMITTED.get()
-        return passage is not None and passage.covers(name, arguments)
+        return passage is not None and passage.covers(self.gate, name, arguments)
 
     # --- models ---------------------------------------------------------------------------------------------------
 
@@ -386,7 +402,16 @@ class Crossing:
             if call:
                 self._asked[call] = passage.decision.id
         while len(self._asked) > ASKED_MAX:
-            self._asked.pop(next(iter(self._asked)), None)
+            # Another thread may add or take one at this very moment: then once more.
+            with contextlib.suppress(RuntimeError, StopIteration):
+                self._asked.pop(next(iter(self._asked)), None)
+
+
+def _scope() -> object:
+    """The run that is in force here."""
+    from tollkeeper.gate import _CURRENT  # noqa: PLC0415 - as below # pyright: ignore[reportPrivateUsage]
+
+    return _CURRENT.get()
 
 
 def _denied(denied: Denied) -> Refusal:
@@ -465,9 +490,8 @@ def _unusual(value: Any) -> Any:  # noqa: ANN401, PLR0911 - one answer for each 
         return plain(value.value)
     if hasattr(_kind(value), "__dataclass_fields__"):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    dump = getattr(_kind(value), "model_dump", None)
-    if dump is not None:
-        return plain(dump(value, mode="python", by_alias=True))
+    if hasattr(_kind(value), "model_dump"):
+        return _of_model(value)
     if isinstance(value, (dt.datetime, dt.date, dt.time)):
         return value.isoformat()
     if isinstance(value, (uuid.UUID, decimal.Decimal, pathlib.PurePath)):
@@ -482,6 +506,24 @@ def _unusual(value: Any) -> Any:  # noqa: ANN401, PLR0911 - one answer for each 
         # A str of its own class: its text, not what its methods make of it.
         return str.__str__(value)
     return value
+
+
+def _of_model(value: Any) -> Any:  # noqa: ANN401 - as above
+    """What code that has the model reads of it, under the names that its schema shows; not what it says of itself.
+
+    A model's own dump may leave fields out, or mask them for logs.
+    """
+    kind: Any = _kind(value)
+    if getattr(kind, "__pydantic_root_model__", False):
+        return plain(value.root)
+    names = {name: field.validation_alias or field.alias or name for name, field in kind.model_fields.items()}
+    found = {
+        alias if isinstance(alias, str) else name: plain(getattr(value, name))
+        for name, alias in names.items()
+        if hasattr(value, name)
+    }
+    more: dict[str, Any] = value.model_extra or {}
+    return {**{key: plain(item) for key, item in more.items()}, **found}
 
 
 def _kind(value: Any) -> type:  # noqa: ANN401 - as above

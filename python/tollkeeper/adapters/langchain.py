@@ -30,7 +30,7 @@ from langchain_core.runnables.config import ensure_config, merge_configs, var_ch
 from langchain_core.tools import BaseTool, InjectedToolCallId, Tool
 from langgraph.errors import GraphBubbleUp
 from langgraph.prebuilt import InjectedState, InjectedStore, ToolNode, ToolRuntime
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, ValidationError, create_model
 
 from tollkeeper.adapters._base import PLAIN, Crossing, ModelPassage, Passage, Refusal, failure, plain, snapshot
 from tollkeeper.adapters._hosts import TABLE
@@ -226,7 +226,7 @@ class Guard:
                 entered = failure(f"tool call `{tool.name}`", error)
             if isinstance(entered, Refusal):
                 return self._refused_below(entered, tool, call)
-            with _running(entered), _let(tool, given):
+            with _running(None if entered is None else entered.taken()), _let(tool, given):
                 return _ended(entered, original(tool, given, *args, **named))
 
         return run
@@ -245,7 +245,7 @@ class Guard:
                 entered = failure(f"tool call `{tool.name}`", error)
             if isinstance(entered, Refusal):
                 return self._refused_below(entered, tool, call)
-            with _running(entered), _let(tool, given):
+            with _running(None if entered is None else entered.taken()), _let(tool, given):
                 return _ended(entered, await original(tool, given, *args, **named))
 
         return arun
@@ -388,9 +388,8 @@ def _arguments(tool: BaseTool, given: Any) -> tuple[Any, Any]:  # noqa: ANN401 -
     if not (isinstance(schema, type) and issubclass(schema, BaseModel)):
         return run, shown
     checker, _ = _checker(schema)
-    try:
-        checked = checker.model_validate(snapshot(shown))
-    except Exception:  # noqa: BLE001 - validators raise what they like; the runtime refuses this itself
+    checked = _validated(tool, checker, shown)
+    if checked is None:
         return run, shown
     view: dict[str, Any] = {}
     for name, field in checker.model_fields.items():
@@ -410,6 +409,24 @@ def _arguments(tool: BaseTool, given: Any) -> tuple[Any, Any]:  # noqa: ANN401 -
     for key, value in (checked.model_extra or {}).items():
         view[key] = plain(value)
     return run, view
+
+
+def _validated(tool: BaseTool, checker: type[BaseModel], shown: Any) -> BaseModel | None:  # noqa: ANN401 - a mapping
+    """What the schema makes of arguments; `None` for those that the runtime refuses itself."""
+    try:
+        return checker.model_validate(snapshot(shown))
+    except Exception as error:
+        if not _supplied(tool) or _misses(error):
+            return None
+        # With what the runtime supplies it may pass there, and become something that nobody has decided on.
+        message = f"tool `{tool.name}`: its schema's own checks fail without what the runtime supplies"
+        raise ConfigError(message, "host.unsupported", "make those checks in the tool's function") from error
+
+
+def _misses(error: Exception) -> bool:
+    """Whether arguments fail because one is missing or of another type, not because a check of the author's says so."""
+    own = {"value_error", "assertion_error"}
+    return isinstance(error, ValidationError) and any(one["loc"] and one["type"] not in own for one in error.errors())
 
 
 def _copied(tool: BaseTool, given: Any) -> Any:  # noqa: ANN401 - text or a mapping

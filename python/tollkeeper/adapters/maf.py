@@ -8,8 +8,8 @@
 A denied call is a function result that the model reads, a denied model call raises `Denied` out of the run. `install`
 gates `FunctionTool` itself too: agents without this middleware, direct calls, arguments that other middleware changes.
 
-It refuses to run a call whose decision it could not ask for. It does not see tools that the model's provider runs;
-do not give an agent hosted tools that it may not use.
+It refuses to run a call whose decision it could not ask for, and clients that pass no chat middleware. It does not
+see tools that the model's provider runs; do not give an agent hosted tools that it may not use.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import agent_framework
 from agent_framework import (
     AgentContext,
     AgentMiddleware,
+    BaseChatClient,
     ChatContext,
     ChatMiddleware,
     ChatMiddlewareLayer,
@@ -33,8 +34,9 @@ from agent_framework import (
     FunctionTool,
     MiddlewareFailure,
 )
+from pydantic import BaseModel, ValidationError
 
-from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, failure
+from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, failure, snapshot
 from tollkeeper.adapters._hosts import TABLE
 from tollkeeper.errors import ConfigError
 
@@ -71,7 +73,7 @@ class Guard:
 
         Put it first; only what repairs arguments may stand before it.
         """
-        named = _Named()
+        named = _Named(models=self.crossing.models)
         found: list[AgentMiddleware | FunctionMiddleware | ChatMiddleware] = [named, _Functions(self.crossing, named)]
         if self.crossing.models:
             found.append(_Models(self.crossing, named))
@@ -96,9 +98,14 @@ class Guard:
                         message = f"agent-framework-core {self.version}: {kind.__name__} has no `{name}` to gate"
                         raise ConfigError(message, "host.unsupported", f"use a version up to {HOST.newest}")
             self._originals = [(kind, name, vars(kind)[name]) for kind, names in CHOKE_POINTS.items() for name in names]
-            wrappers = {"invoke": self._invoke, "__call__": self._call, "get_response": self._get_response}
+            wrappers = {
+                (FunctionTool, "invoke"): self._invoke,
+                (FunctionTool, "__call__"): self._call,
+                (ChatMiddlewareLayer, "get_response"): self._get_response,
+                (BaseChatClient, "get_response"): self._get_bare_response,
+            }
             for kind, name, original in self._originals:
-                setattr(kind, name, wrappers[name](original))
+                setattr(kind, name, wrappers[kind, name](original))
             Guard._installed = self
 
     def uninstall(self) -> None:
@@ -118,21 +125,29 @@ class Guard:
             given = named.get("arguments")
             if given is None and context is not None:
                 given = context.arguments
+            kept = dict(named)
             if given is None:
-                given = {name: value for name, value in named.items() if name not in OPTIONS}
-            if crossing.admitted(tool.name, given):
-                return await _inside(tool, original(tool, **named))
+                given = {name: kept.pop(name) for name in named if name not in OPTIONS}
             call = named.get("tool_call_id")
-            passage = await _entered(crossing, tool, given, _ids(context, call, None))
+            try:
+                # Read once, and what was read is what runs: whoever else has it may change it meanwhile.
+                kept["arguments"] = snapshot(dict(given) if isinstance(given, Mapping) else given)
+                admitted = crossing.admitted(tool.name, kept["arguments"])
+                view = kept["arguments"] if admitted else _checked(tool, kept["arguments"])
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not let the call through
+                passage: Passage | Refusal = failure(f"tool call `{tool.name}`", error)
+            else:
+                if admitted:
+                    return await _inside(tool, original(tool, **kept))
+                passage = await _entered(crossing, tool, view, _ids(context, call, None))
             if isinstance(passage, Refusal):
                 if crossing.halt:
                     raise MiddlewareFailure(passage.text) from passage.denied()
                 if call is None:
                     raise passage.denied()
                 return [agent_framework.Content.from_text(passage.text)]
-            kept = {name: value for name, value in named.items() if name in OPTIONS}
-            with passage:
-                return await _inside(tool, original(tool, **{**kept, "arguments": passage.arguments}))
+            with passage.taken():
+                return await _inside(tool, original(tool, **kept))
 
         return invoke
 
@@ -167,7 +182,7 @@ class Guard:
         return call
 
     def _get_response(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        models = _Models(self.crossing, _Named())
+        models = _Models(self.crossing, _Named(models=True))
 
         @functools.wraps(original)
         def get_response(client: Any, *args: Any, **named: Any) -> Any:  # noqa: ANN401 - as the framework's
@@ -179,13 +194,47 @@ class Guard:
 
         return get_response
 
+    def _get_bare_response(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def get_response(client: Any, *args: Any, **named: Any) -> Any:  # noqa: ANN401 - as the framework's
+            if self.crossing.models:
+                _refuse_bare(client)
+            return original(client, *args, **named)
+
+        return get_response
+
+
+def _refuse_bare(client: object) -> None:
+    """Refuses a client that passes no middleware: nobody would be asked before its model calls."""
+    if isinstance(client, ChatMiddlewareLayer):
+        return
+    message = f"model calls of {type(client).__name__} pass no chat middleware, so none of them can be decided"
+    hint = "derive it from ChatMiddlewareLayer too, or make the guard with models=False"
+    raise ConfigError(message, "host.unsupported", hint)
+
 
 OPTIONS: Final = ("arguments", "context", "tool_call_id", "skip_parsing")
 # What all ways to a tool and to a model share.
 CHOKE_POINTS: Final[dict[type, tuple[str, ...]]] = {
     FunctionTool: ("invoke", "__call__"),
     ChatMiddlewareLayer: ("get_response",),
+    BaseChatClient: ("get_response",),
 }
+
+
+def _checked(tool: FunctionTool, given: Any) -> Any:  # noqa: ANN401 - mapping or model
+    """What the tool gets of arguments that the framework has not checked and converted yet; it does that once more.
+
+    A schema that is plain JSON converts nothing. Arguments that do not pass are refused by the framework itself.
+    """
+    model = getattr(tool, "input_model", None)
+    if model is None or getattr(tool, "_schema_supplied", False):
+        return given
+    try:
+        fields = given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else given
+        return model.model_validate(snapshot(fields)).model_dump(exclude_unset=True)
+    except ValidationError:
+        return given
 
 
 async def _inside(tool: FunctionTool, running: Awaitable[Any]) -> Any:  # noqa: ANN401 - what the tool returns
@@ -197,7 +246,7 @@ async def _inside(tool: FunctionTool, running: Awaitable[Any]) -> Any:  # noqa: 
 
 
 async def _awaited(passage: Passage, running: Awaitable[Any]) -> Any:  # noqa: ANN401 - what the tool returns
-    with passage:
+    with passage.taken():
         return await running
 
 
@@ -218,7 +267,8 @@ def _ids(context: Any, call: str | None, agent: str | None) -> dict[str, str]:  
 class _Named(AgentMiddleware):
     """Learns the name of the agent, which function and chat middleware are not told."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, models: bool) -> None:
+        self._models = models
         self._names: set[str] = set()
 
     @property
@@ -227,7 +277,10 @@ class _Named(AgentMiddleware):
         return next(iter(self._names)) if len(self._names) == 1 else None
 
     async def process(self, context: AgentContext, call_next: Next) -> None:
-        """Notes the name."""
+        """Notes the name, and ends the run of an agent whose model calls would pass nobody."""
+        client = getattr(context.agent, "client", None)
+        if self._models and client is not None:
+            _refuse_bare(client)
         self._names.add(str(getattr(context.agent, "name", None) or ""))
         await call_next()
 
@@ -298,6 +351,13 @@ class _Models(ChatMiddleware):
             self._settle(passage, response)
             return response
 
+        def cleanup() -> None:
+            # Before the result at a good end too; only a stream that broke has none to come.
+            error = getattr(context.result, "_stream_error", None)
+            if error is not None:
+                passage.over(error)
+
+        context.stream_cleanup_hooks.append(cleanup)
         context.stream_transform_hooks.append(update)
         context.stream_result_hooks.append(result)
 

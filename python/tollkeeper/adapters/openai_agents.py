@@ -90,6 +90,8 @@ NOT_PASSED_ON: Final = ("_inner", "__copy__", "__deepcopy__", "__reduce__", "__r
 STOPPED: Final = "_tollkeeper_stopped"
 # The agent whose turn it is; the model is not told.
 _TURN: ContextVar[str | None] = ContextVar("tollkeeper_openai_agents_turn", default=None)
+# What the call that has been let on here was made with: a tool that wraps another one passes it on, nobody else has it.
+_CALLED: ContextVar[object] = ContextVar("tollkeeper_openai_agents_called", default=None)
 _INSTALLING = threading.Lock()
 
 
@@ -467,7 +469,8 @@ class _Invoker(_Gated):
             if self._guard.crossing.halt:
                 raise self._guard.stop(read, getattr(context, "usage", None))
             return read.text
-        if self._guard.crossing.admitted(read.name, read.arguments):
+        passed_on = context is not None and _CALLED.get() is context
+        if passed_on and self._guard.crossing.admitted(read.name, read.arguments):
             return await self._inner(context, self._text(read.arguments))
         passage = await self._guard.decide(dataclasses.replace(read, context=context))
         if isinstance(passage, Refusal):
@@ -475,7 +478,7 @@ class _Invoker(_Gated):
         if getattr(context, "_function_tool_arguments", None) is not None:
             # Arguments that were made out of the text before it was decided on: they are made anew.
             context._function_tool_arguments = None  # noqa: SLF001 - the SDK has no other way to say it
-        with passage:
+        with passage, _called(context):
             output = await self._inner(context, self._text(passage.arguments))
             if getattr(context, "_function_tool_default_failure_handled", False):
                 passage.over(failed=True)
@@ -497,6 +500,17 @@ class _Invoker(_Gated):
 
     def _text(self, arguments: Any) -> str:  # noqa: ANN401 - plain data
         return json.dumps(arguments) if isinstance(self._tool, FunctionTool) else str(arguments["input"])
+
+
+@contextlib.contextmanager
+def _called(context: object) -> Iterator[None]:
+    token = _CALLED.set(context)
+    try:
+        yield
+    finally:
+        # In another context the variable is not ours to reset.
+        with contextlib.suppress(ValueError):
+            _CALLED.reset(token)
 
 
 class _Executor(_Gated):

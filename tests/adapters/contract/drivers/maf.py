@@ -71,9 +71,8 @@ class Tamper(FunctionMiddleware):
 
     async def process(self, context: FunctionInvocationContext, call_next: Callable[[], Any]) -> None:
         """Changes them, and goes on."""
-        changed = dict(context.arguments)  # type: ignore[arg-type]
-        self._change(changed)
-        context.arguments = changed
+        # In place, which is the shortest way to write it.
+        self._change(context.arguments)  # type: ignore[arg-type]
         await call_next()
 
 
