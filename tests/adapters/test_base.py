@@ -11,6 +11,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import gc
 import json
 import os
 import pathlib
@@ -423,3 +424,24 @@ def test_the_book_names_every_case_of_every_host() -> None:
     for cases in found.values():
         assert list(cases) == list(_hosts.CASES)
         assert all(row["by"] == "hooks" or row["reason"] for row in cases.values())
+
+
+def test_a_tool_is_described_once_for_as_long_as_it_lives() -> None:
+    class Tool:
+        """A tool."""
+
+    made: list[str] = []
+
+    def describe() -> str:
+        made.append("x")
+        return f"text {len(made)}"
+
+    tool = Tool()
+    key = id(tool)
+    assert [_base.described(tool, describe) for _ in range(3)] == ["text 1"] * 3
+    assert key in _base._DESCRIBED
+    del tool
+    gc.collect()
+    assert key not in _base._DESCRIBED
+    # What cannot be watched is described each time.
+    assert [_base.described(5, describe) for _ in range(2)] == ["text 2", "text 3"]

@@ -22,6 +22,7 @@ import pathlib
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -420,6 +421,27 @@ def _denied(denied: Denied) -> Refusal:
     if isinstance(denied.decision, Decision):
         return _refused(denied.decision)
     return Refusal(denied.code, f"Denied ({denied.code}): {denied}", None)
+
+
+def described(tool: object, describe: Callable[[], str]) -> str:
+    """What a model reads of a tool, made once for each tool object: nothing but a count of tokens comes of it.
+
+    Args:
+        tool: The host's object; it is not kept alive.
+        describe: Makes the text.
+    """
+    known = _DESCRIBED.get(id(tool))
+    if known is not None and known[0]() is tool:
+        return known[1]
+    text = describe()
+    key = id(tool)
+    # An object that cannot be watched might be followed by another one in its place.
+    with contextlib.suppress(TypeError):
+        _DESCRIBED[key] = weakref.ref(tool, lambda _: _DESCRIBED.pop(key, None)), text
+    return text
+
+
+_DESCRIBED: dict[int, tuple[weakref.ref[object], str]] = {}
 
 
 def estimated_tokens(texts: Iterable[str]) -> int:

@@ -32,7 +32,17 @@ from langgraph.errors import GraphBubbleUp
 from langgraph.prebuilt import InjectedState, InjectedStore, ToolNode, ToolRuntime
 from pydantic import BaseModel, ValidationError, create_model
 
-from tollkeeper.adapters._base import PLAIN, Crossing, ModelPassage, Passage, Refusal, failure, plain, snapshot
+from tollkeeper.adapters._base import (
+    PLAIN,
+    Crossing,
+    ModelPassage,
+    Passage,
+    Refusal,
+    described,
+    failure,
+    plain,
+    snapshot,
+)
 from tollkeeper.adapters._hosts import TABLE
 from tollkeeper.errors import ConfigError, Denied
 
@@ -637,6 +647,10 @@ def _texts(messages: Iterable[Any]) -> Iterator[str]:
                 yield str(call.get("args"))
 
 
+def _shown(tool: BaseTool) -> str:
+    return f"{tool.name} {tool.description} {_schema(tool)}"
+
+
 def _request_texts(request: Any) -> Iterator[str]:  # noqa: ANN401 - the framework's
     """Everything that the model is going to read: instructions, messages, and the tools with their schemas."""
     # Text before release 1.1.
@@ -646,9 +660,7 @@ def _request_texts(request: Any) -> Iterator[str]:  # noqa: ANN401 - the framewo
     yield from _texts(request.messages)
     for tool in request.tools:
         if isinstance(tool, BaseTool):
-            yield tool.name
-            yield tool.description
-            yield str(_schema(tool))
+            yield described(tool, functools.partial(_shown, tool))
         else:
             yield str(tool)
     if request.response_format is not None:

@@ -36,7 +36,7 @@ from agent_framework import (
 )
 from pydantic import BaseModel, ValidationError
 
-from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, failure, snapshot
+from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, described, failure, snapshot
 from tollkeeper.adapters._hosts import TABLE
 from tollkeeper.errors import ConfigError
 
@@ -378,6 +378,10 @@ def _calls(response: Any) -> Iterator[str | None]:  # noqa: ANN401 - a response 
                 yield content.call_id
 
 
+def _shown(tool: FunctionTool) -> str:
+    return f"{tool.name} {tool.description} {tool.parameters()}"
+
+
 def _texts(context: ChatContext, options: Mapping[str, Any]) -> Iterator[str]:
     """What the model is going to read: instructions, messages, and the tools with their schemas."""
     yield str(options.get("instructions") or "")
@@ -389,8 +393,6 @@ def _texts(context: ChatContext, options: Mapping[str, Any]) -> Iterator[str]:
                     yield part if isinstance(part, str) else str(part)
     for tool in options.get("tools") or ():
         if isinstance(tool, FunctionTool):
-            yield tool.name
-            yield tool.description or ""
-            yield str(tool.parameters())
+            yield described(tool, functools.partial(_shown, tool))
         else:
             yield str(tool)

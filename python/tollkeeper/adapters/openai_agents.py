@@ -50,7 +50,7 @@ from agents.agent import AgentBase
 from agents.editor import ApplyPatchResult
 from agents.tracing import get_current_trace
 
-from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, failure
+from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, described, failure
 from tollkeeper.adapters._hosts import TABLE
 from tollkeeper.errors import ConfigError
 
@@ -836,6 +836,10 @@ def _most(settings: Any) -> int | None:  # noqa: ANN401 - ModelSettings
     return max((number for number in stated if isinstance(number, int)), default=None)
 
 
+def _shown(tool: Any) -> str:  # noqa: ANN401 - a tool of any kind
+    return f"{tool.name} {getattr(tool, 'description', '')} {getattr(tool, 'params_json_schema', '')}"
+
+
 def _texts(
     instructions: str | None,
     items: Any,  # noqa: ANN401 - a text or items of the SDK
@@ -850,7 +854,7 @@ def _texts(
     else:
         yield from (str(item) for item in items)
     for tool in tools:
-        yield f"{tool.name} {getattr(tool, 'description', '')} {getattr(tool, 'params_json_schema', '')}"
+        yield described(tool, functools.partial(_shown, tool))
     for handoff in handoffs:
         yield f"{handoff.tool_name} {handoff.tool_description} {handoff.input_json_schema}"
     if output_schema is not None and not output_schema.is_plain_text():
