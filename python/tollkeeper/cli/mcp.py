@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,8 +116,12 @@ def reached_as(arguments: argparse.Namespace) -> str:
 
 
 def say(text: str) -> None:
-    """A line for the operator."""
-    note(f"tollkeeper: {shown(text)}")
+    """A line for the operator; where nobody reads any more, no reason to stop deciding."""
+    try:
+        note(f"tollkeeper: {shown(text)}")
+    except OSError:
+        # What is still buffered would raise again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _pins(arguments: argparse.Namespace, name: str, reached: str) -> Pins:
@@ -198,6 +203,6 @@ def _on_http(arguments: argparse.Namespace, gate: Gate, name: str, pins: Pins) -
             forward_authorization=arguments.forward_authorization,
             token_file=arguments.token_file,
         )
-        return http.serve(settings, made)
+        return http.serve(settings, made, say)
     except http.UsageError as error:
         raise InputError(str(error)) from None
