@@ -30,6 +30,16 @@ CLIENT: Final = {"name": "tollkeeper", "version": "1"}
 PAGES_MAX: Final = 1000
 READ_BYTES: Final = 64 << 10
 
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """What a server names as another place is not asked: it may be one that only this machine reaches."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+_OPENER: Final = urllib.request.build_opener(_NoRedirect)
+
 # Sends a message; returns the answer's, or an empty one to a notification.
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -159,7 +169,7 @@ def of_url(url: str, timeout: float = 30.0) -> list[dict[str, Any]]:
             headers["Mcp-Session-Id"] = session[0]
         request = urllib.request.Request(url, body, headers)  # noqa: S310 - the scheme is looked at above
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 - as above
+            with _OPENER.open(request, timeout=timeout) as response:
                 if response.headers.get("Mcp-Session-Id") and not session:
                     session.append(response.headers["Mcp-Session-Id"])
                 return _answer(response, message.get("id"))
