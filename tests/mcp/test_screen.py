@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -621,3 +622,28 @@ def test_who_went_away_while_the_server_was_asked_waits_no_more(folder: Path) ->
         assert bench.client(call("echo", text="a"), exchange=exchange) == Wait()
         bench.screen.ended(exchange)
     bench.close()
+
+
+def test_a_call_of_a_session_is_cancelled_by_a_request_of_its_own(folder: Path) -> None:
+    for one_client, held in ((True, 0), (False, 1)):
+        bench = Bench(folder, one_client=one_client)
+        bench.list()
+        bench.client(call("slow", text="a"), exchange="call")
+        bench.client({"method": "notifications/cancelled", "params": {"requestId": 1}}, exchange="cancel")
+        # Where several clients use the same ids nobody ends what is another's.
+        assert bench.used("in_flight") == (0, held)
+        bench.close()
+
+
+def test_long_cursors_and_ids_of_tasks_are_not_kept(bench: Bench) -> None:
+    long = "x" * (1 << 20)
+    tracemalloc.start()
+    for number in range(20):
+        bench.client({"id": number, "method": "tools/list", "params": {"cursor": f"{long}{number}"}})
+        bench.client(call("echo", number + 100, text="a"))
+        bench.server({"id": number + 100, "result": {"task": {"taskId": f"{long}{number}"}}})
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < len(long)
+    assert isinstance(bench.client({"id": 500, "method": "tasks/get", "params": {"taskId": f"{long}7"}}), Forward)
+    assert error(bench.client({"id": 501, "method": "tasks/get", "params": {"taskId": long}})) == (-32602, 501)

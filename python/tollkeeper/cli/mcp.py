@@ -191,6 +191,7 @@ def _on_http(arguments: argparse.Namespace, gate: Gate, name: str, pins: Pins) -
             sampling_model=arguments.sampling_model,
             check_headers=check,
             waits=False,
+            one_client=session is not None,
             say=say,
         )
 

@@ -91,6 +91,7 @@ PAGES_MAX: Final = 1000
 CHAIN_TOOLS_MAX: Final = 20_000
 SAID_MAX: Final = 256
 SHOWN_CHARS: Final = 80
+KEPT_CHARS: Final = 256
 _ID: Final = re.compile(rb'"id"\s*:\s*(-?[0-9]{1,18}(?=[\s,}])|"(?:[^"\\]|\\.){0,256}")')
 # How far a message that cannot be read is searched for its id.
 GUESSED_BYTES: Final = 4096
@@ -261,6 +262,7 @@ class Screen:
         check_headers: For HTTP: says what of a request's headers and its body differs, or None. Asked before the gate.
         waits: Whether `from_client` and `from_server` may wait for the disk, where a policy or the configuration asks
             for that. If not, `Forward.record` says what has to be waited for.
+        one_client: Whether all exchanges are those of one client, whose ids are then used once among all of them.
         say: Takes a line for the operator.
 
     Raises:
@@ -280,11 +282,13 @@ class Screen:
         sampling_model: str = "sampling",
         check_headers: HeaderCheck | None = None,
         waits: bool = True,
+        one_client: bool = False,
         say: Callable[[str], None] = _to_stderr,
     ) -> None:
         self._gate, self._pins, self._limits = gate, pins, limits
         self._resource = str(EntityUid("Mcp", server))
         self._model, self._check_headers, self._waits, self._say = sampling_model, check_headers, waits, say
+        self._one_client = one_client
         self._client = _Side("client", CLIENT_REQUESTS, CLIENT_NOTIFICATIONS, limits.client_bytes, fold=True)
         self._server = _Side("server", SERVER_REQUESTS, SERVER_NOTIFICATIONS, limits.server_bytes, fold=False)
         self._lock = threading.RLock()
@@ -527,7 +531,7 @@ class Screen:
     def _note(self, method: str, params: dict[str, Any], pending: _Pending) -> None:
         """What of a request that passes is needed for its answer, or later."""
         if method == "tools/list" and type(cursor := params.get("cursor")) is str:
-            pending.cursor = cursor
+            pending.cursor = _short(cursor)
         elif method == "initialize":
             self._agent = _name_of(params.get("clientInfo"))
 
@@ -543,9 +547,9 @@ class Screen:
     @staticmethod
     def _own_task(side: _Side, params: dict[str, Any]) -> str:
         task = params.get("taskId")
-        if type(task) is not str or task not in side.tasks:
+        if type(task) is not str or _short(task) not in side.tasks:
             raise _Refusal(PARAMS_WRONG, "no call that was allowed here has made this task")
-        return task
+        return _short(task)
 
     def _decided(
         self, side: _Side, message: dict[str, Any], params: dict[str, Any], key: Key, pending: _Pending
@@ -699,6 +703,9 @@ class Screen:
             if side is self._client and key in self._waiting:
                 self._cancelled.add(key)
             pending = side.pending.pop(key)
+            if pending is None and side is self._client and self._one_client:
+                # On HTTP the client says so in a request of its own.
+                pending = side.pending.pop_anywhere(id_)
             if pending is None and side is self._server:
                 # A server ends a subscription of the client in this way, and nothing else.
                 listening = self._client.pending.get(key)
@@ -754,7 +761,9 @@ class Screen:
             return self._listed(message, result, raw, pending)
         if method == "tasks/list":
             tasks = result.get("tasks")
-            return _filtered(message, result, raw, "tasks", tasks, lambda task: task.get("taskId") in asker.tasks)
+            return _filtered(
+                message, result, raw, "tasks", tasks, lambda task: _short(str(task.get("taskId"))) in asker.tasks
+            )
         if method == "initialize" and type(info := result.get("serverInfo")) is dict:
             self.server_info = cast("dict[str, Any]", info)
         return Forward(raw)
@@ -764,6 +773,7 @@ class Screen:
         found = cast("dict[str, Any]", task).get("taskId") if type(task) is dict else result.get("taskId")
         if type(found) is not str:
             return
+        found = _short(found)
         with self._lock:
             while len(asker.tasks) >= self._limits.tasks:
                 del asker.tasks[next(iter(asker.tasks))]
@@ -776,7 +786,7 @@ class Screen:
             return None
         if type(inputs) is not dict:
             return "input.unrepresentable", "the server asks for input in a way that cannot be read."
-        decided = self._client.tasks.get(task) if type(task) is str else None
+        decided = self._client.tasks.get(_short(task)) if type(task) is str else None
         for name, request in cast("dict[str, Any]", inputs).items():
             asked = cast("dict[str, Any]", request) if type(request) is dict else {}
             try:
@@ -972,7 +982,7 @@ class _Listing:
         self, tools: list[dict[str, Any]], cursor: str | None, following: str | None, ttl_ms: object
     ) -> list[dict[str, Any]] | None:
         """Takes one page; the whole list once all of it was seen."""
-        before = [] if cursor is None else self._chains.pop(cursor, None)
+        before = [] if cursor is None else self._chains.pop(_short(cursor), None)
         so_far = None if before is None else [*before, *tools]
         own = self.cursor == cursor and self._id is None and not self._wanted
         if so_far is not None and len(so_far) > CHAIN_TOOLS_MAX:
@@ -981,7 +991,7 @@ class _Listing:
             if so_far is not None:
                 while len(self._chains) >= CHAINS_MAX:
                     del self._chains[next(iter(self._chains))]
-                self._chains[following] = so_far
+                self._chains[_short(following)] = so_far
             if own and not self._known:
                 self.cursor, self._wanted = following, True
             return None
@@ -1124,6 +1134,11 @@ def _guessed_id(raw: bytes) -> Id | None:
     except Malformed:
         return None
     return cast("Id", value)
+
+
+def _short(text: str) -> str:
+    """Text of somebody else, to be compared later: thousands of long ones are not kept."""
+    return text if len(text) <= KEPT_CHARS else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _shown(text: str) -> str:

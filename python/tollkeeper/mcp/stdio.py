@@ -38,6 +38,8 @@ READ_BYTES: Final = 64 << 10
 HEAD_BYTES: Final = 4096
 # Written by nobody but the proxy itself: refusals of what the server asks for, and calls that had to wait.
 OUTBOX_MAX: Final = 10_000
+# Of calls that wait for the server to list its tools, before no more are read.
+HELD_BYTES_MAX: Final = 64 << 20
 NAP_SECONDS: Final = 0.005
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GONE: Final = "the MCP server has ended; this request was not answered, and may or may not have been carried out"
@@ -165,6 +167,7 @@ class Proxy:
         # Held from asking the screen about a message of the client to having put it where it belongs.
         self._order = threading.Lock()
         self._held: deque[bytes] = deque()
+        self._held_bytes = 0
         self._timer: threading.Timer | None = None
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
@@ -286,8 +289,15 @@ class Proxy:
                 with self._order:
                     verdict = self._screen.from_client(line)
                     if type(verdict) is Wait:
-                        self._held.append(line)
+                        self._hold(line)
                 self._pass_on(verdict)
+                while self._held_bytes > HELD_BYTES_MAX and not (self._signal or self._server_gone.is_set()):
+                    # Until the server has listed its tools, or the time for that is over.
+                    time.sleep(NAP_SECONDS)
+
+    def _hold(self, line: bytes) -> None:
+        self._held.append(line)
+        self._held_bytes += len(line)
 
     def _read_client(self) -> bytes:
         # What cannot be read any more has ended.
@@ -374,9 +384,10 @@ class Proxy:
                 self._timer = None
             for _ in range(len(self._held)):
                 line = self._held.popleft()
+                self._held_bytes -= len(line)
                 verdict = self._screen.from_client(line)
                 if type(verdict) is Wait:
-                    self._held.append(line)
+                    self._hold(line)
                 elif type(verdict) is Forward:
                     self._later(verdict.raw)
                 elif type(verdict) is Reply:
