@@ -30,16 +30,6 @@ CLIENT: Final = {"name": "tollkeeper", "version": "1"}
 PAGES_MAX: Final = 1000
 READ_BYTES: Final = 64 << 10
 
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """What a server names as another place is not asked: it may be one that only this machine reaches."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-_OPENER: Final = urllib.request.build_opener(_NoRedirect)
-
 # Sends a message; returns the answer's, or an empty one to a notification.
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -157,6 +147,7 @@ def of_url(url: str, timeout: float = 30.0) -> list[dict[str, Any]]:
     if not url.startswith(("http://", "https://")):
         raise ConfigError("--upstream: not a URL of http or https", "mcp.url", "https://mcp.example.com/mcp")
     session: list[str] = []
+    opener = _without_redirects()
 
     def ask(message: dict[str, Any]) -> dict[str, Any]:
         body = strict.write({"jsonrpc": "2.0", **message})
@@ -169,7 +160,7 @@ def of_url(url: str, timeout: float = 30.0) -> list[dict[str, Any]]:
             headers["Mcp-Session-Id"] = session[0]
         request = urllib.request.Request(url, body, headers)  # noqa: S310 - the scheme is looked at above
         try:
-            with _OPENER.open(request, timeout=timeout) as response:
+            with opener.open(request, timeout=timeout) as response:
                 if response.headers.get("Mcp-Session-Id") and not session:
                     session.append(response.headers["Mcp-Session-Id"])
                 return _answer(response, message.get("id"))
@@ -184,6 +175,20 @@ def of_url(url: str, timeout: float = 30.0) -> list[dict[str, Any]]:
             raise _failed(str(error)) from None
 
     return _tools(ask)
+
+
+def _without_redirects() -> urllib.request.OpenerDirector:
+    """What a server names as another place is not asked: it may be one that only this machine reaches."""
+    made = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        made.add_handler(handler)
+    return made
 
 
 def _unless_malformed(raw: bytes) -> dict[str, Any]:
