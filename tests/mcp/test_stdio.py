@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -424,3 +425,30 @@ def test_a_lock_file_that_cannot_be_written_starts_nothing(folder: Path) -> None
         done = run(folder, *words)
         assert done.returncode == 2
         assert "there is no such folder" in done.stderr
+
+
+def test_a_client_that_does_not_read_standard_error_gets_its_answers(folder: Path) -> None:
+    listed = folder / "tools.json"
+    tools = [{"name": f"t{number}", "description": "x" * 3000, "inputSchema": {}} for number in range(60)]
+    listed.write_text(json.dumps(tools))
+    with Client(folder, "--tools", str(listed)) as client:
+        client.ask({"id": 1, "method": "tools/list"})
+    listed.write_text(json.dumps([{**tool, "description": "y" * 3000} for tool in tools]))
+    server = [sys.executable, str(SERVER), "--tools", str(listed)]
+    words = ["mcp", "--principal", PRINCIPAL, "--server", "plain", "--", *server]
+    process = subprocess.Popen(  # noqa: S603 - the words are above
+        [sys.executable, "-m", "tollkeeper", *words],
+        cwd=folder,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}\n')
+    ready, _, _ = select.select([process.stdout], [], [], 20)
+    process.kill()
+    process.communicate()
+    assert ready
