@@ -412,8 +412,9 @@ class Proxy:
             return
         self._outbox.put(raw)
         if self._writer is None:
-            self._writer = threading.Thread(target=self._write_later, name="tollkeeper-mcp-outbox", daemon=True)
-            self._writer.start()
+            writer = threading.Thread(target=self._write_later, name="tollkeeper-mcp-outbox", daemon=True)
+            writer.start()
+            self._writer = writer
 
     def _write_later(self) -> None:
         while (raw := self._outbox.get()) is not None:
@@ -428,9 +429,12 @@ class Proxy:
         while self._held and not self._server_gone.is_set() and time.monotonic() < end:
             # Calls that came before the end, and wait for the server to list its tools.
             time.sleep(NAP_SECONDS)
-        if self._writer is not None:
+        with self._order:
+            # Whoever lets go of the calls that waited has put all of them into the outbox by now.
+            writer = self._writer
+        if writer is not None:
             self._outbox.put(None)
-            self._writer.join(self._timing.server_obeys)
+            writer.join(self._timing.server_obeys)
         os.dup2(self._nothing, self._server_in, inheritable=False)
         for seconds, number in (
             (self._timing.server_ends if not self._signal else self._timing.server_obeys, signal.SIGTERM),
