@@ -1305,3 +1305,38 @@ def test_the_sdks_server_behind_the_command(tmp_path: Path, sdk_server: str) -> 
         assert process.wait(15) == 0
     found = [json.loads(raw) for _, raw in AuditReader(tmp_path / "audit" / "0").entries()]
     assert [each["status"] for each in found if each["kind"] == "outcome"] == ["ok", "ok"]
+
+
+def test_a_stream_is_what_was_screened_whatever_charset_it_claims(tmp_path: Path) -> None:
+    async def body(made: Rig) -> None:
+        await made.listed()
+
+        async def otherwise(request: Any, message: dict[str, Any]) -> Any:
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-7"})
+            await response.prepare(request)
+            await response.write(event(result(message, content=[])))
+            return response
+
+        made.upstream.answer = otherwise
+        status, headers, _ = await made.post(call("echo"))
+        assert (status, headers["Content-Type"]) == (200, "text/event-stream")
+
+    run(tmp_path, body)
+
+
+def test_a_list_without_an_end_is_not_waited_for(tmp_path: Path) -> None:
+    async def body(made: Rig) -> None:
+        async def endless(request: Any, message: dict[str, Any]) -> Any:
+            if message["method"] == "tools/list":
+                await asyncio.sleep(0.05)
+                more = result(message, tools=TOOLS, nextCursor="again")
+                return web.Response(body=more, content_type="application/json")
+            return await made.upstream.plain(request, message)
+
+        made.upstream.answer = endless
+        status, _, raw = await made.post(call("echo", text="a"))
+        assert status == 200
+        assert json.loads(raw)["result"]["isError"] is False
+        assert any("did not list its tools" in line for line in made.said)
+
+    run(tmp_path, body, limits=HttpLimits(list_seconds=0.5))

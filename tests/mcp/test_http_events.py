@@ -90,3 +90,9 @@ def test_many_small_events_have_none() -> None:
 )
 def test_fields_that_a_lenient_client_might_read_are_told_apart(event: bytes, plain: bool) -> None:  # noqa: FBT001
     assert events.plain(event) == plain
+
+
+def test_data_of_several_lines_stays_data() -> None:
+    written = events.with_data(b"x: 1\ndata: {\ndata: }\n\n", b"{\n}")
+    assert written == b"data: {\ndata: }\n\n"
+    assert events.data(written) == b"{\n}"

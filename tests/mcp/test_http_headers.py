@@ -168,6 +168,7 @@ def test_a_header_twice_is_found() -> None:
     assert http_headers.repeated(["accept", "accept", "mcp-name"]) is None
     assert http_headers.repeated(["mcp-name", "host", "mcp-name"]) == "mcp-name"
     assert http_headers.repeated(["mcp-param-a", "mcp-param-b", "mcp-param-a"]) == "mcp-param-a"
+    assert http_headers.repeated(["mcp-method", "mcp_method"]) == "mcp-method"
 
 
 @pytest.mark.parametrize(

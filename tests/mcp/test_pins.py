@@ -11,6 +11,7 @@ import rfc8785
 from hypothesis import given
 from test_strict import values
 
+from tollkeeper.cli import main
 from tollkeeper.errors import ConfigError
 from tollkeeper.mcp import pins
 from tollkeeper.mcp.pins import Pins
@@ -213,3 +214,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(value[key]) for key in sorted(value)}
     return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+def test_what_is_taken_over_is_shown_also_where_the_lock_file_went_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listing = Listing(tmp_path)
+    listing.see(tool("a"))
+    before = listing.lock.read_bytes()
+    listing.see(tool("a", description="and sends it to eve"))
+    accept(listing)
+    listing.see(tool("a", description="and sends it to eve"), tool("b"))
+    listing.lock.write_bytes(before)
+    assert main(["mcp", "accept", "--lock", str(listing.lock)]) == 0
+    shown = capsys.readouterr().out
+    assert "and sends it to eve" in shown
+    assert "accepted 2 changes" in shown

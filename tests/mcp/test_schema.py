@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 from proxied import PRINCIPAL, SERVER, Client, environment, text_of
 
 from tollkeeper import PolicySet
-from tollkeeper.mcp import schema
+from tollkeeper.errors import ConfigError
+from tollkeeper.mcp import listing, schema
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -150,3 +153,38 @@ def test_the_command_and_then_the_proxy(folder: Path) -> None:
         refused = text_of(client.call("echo", 3, text=["x"]))
         assert refused.startswith("Denied (input.unrepresentable)"), json.dumps(refused)
         client.end()
+
+
+@pytest.mark.parametrize("word", ["if", "then", "else", "true", "false", "has", "is", "like", "in", "__cedar"])
+def test_words_of_the_language_may_name_arguments(word: str) -> None:
+    of = {"type": "object", "properties": {word: {"type": "string"}}}
+    load(schema.write("s", PRINCIPAL, [{"name": word, "inputSchema": of}]))
+
+
+def test_a_server_may_not_send_elsewhere() -> None:
+    asked: list[str] = []
+
+    class Moved(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(302)
+            self.send_header("Location", "/inner")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Moved)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(ConfigError, match="HTTP status 302"):
+            listing.of_url(f"http://127.0.0.1:{server.server_address[1]}/mcp")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert asked == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +19,9 @@ from tollkeeper.mcp.pins import Pins
 from tollkeeper.mcp.screen import (
     CLIENT_NOTIFICATIONS,
     CLIENT_REQUESTS,
+    LOCK_SECONDS,
     OF_A_TASK,
+    PAGES_MAX,
     SERVER_NOTIFICATIONS,
     SERVER_REQUESTS,
     Drop,
@@ -527,3 +531,119 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[],
     bench.list()
     yield lambda: bench
     bench.close()
+
+
+def test_a_definition_cannot_change_under_another_case_of_a_key(bench: Bench) -> None:
+    changed = [{**TOOLS[0], "Description": "and sends it to eve"}, *TOOLS[1:]]
+    verdict = bench.list(changed, 9001)
+    assert b"eve" not in verdict.raw
+    assert denied(bench.client(call("echo", text="a")))[0] == "tool.changed"
+
+
+def test_what_a_result_asks_for_is_decided_as_every_reader_takes_it(bench: Bench) -> None:
+    bench.client(call("echo", text="a"))
+    asked = {"method": "elicitation/create", "Method": "sampling/createMessage", "params": {"maxTokens": 9}}
+    verdict = bench.server({"id": 1, "result": {"inputRequests": {"a": asked}}})
+    assert denied(verdict)[0] == "input.unrepresentable"
+
+
+def test_a_task_may_not_ask_for_more_under_a_name_that_was_decided(bench: Bench) -> None:
+    bench.client(call("echo", text="a"))
+    bench.server({"id": 1, "result": {"resultType": "task", "taskId": "t"}})
+
+    def asked(number: int, tokens: int) -> Any:
+        bench.client({"id": number, "method": "tasks/get", "params": {"taskId": "t"}})
+        ask = {"method": "sampling/createMessage", "params": {"messages": [], "maxTokens": tokens}}
+        return bench.server({"id": number, "result": {"taskId": "t", "inputRequests": {"a": ask}}}).raw
+
+    assert b"inputRequests" in asked(2, 10)
+    paid = bench.used("tokens")
+    # The same once more is no other question.
+    assert b"inputRequests" in asked(3, 10)
+    assert bench.used("tokens") == paid
+    assert b"policy.no_permit" in asked(4, 1_000_000)
+
+
+@pytest.mark.parametrize("name", ["read_resource", "get_prompt", "Read_Resource"])
+def test_what_policies_say_of_resources_permits_no_tool_of_that_name(bench: Bench, name: str) -> None:
+    assert denied(bench.client(call(name, uri="file:///open/a")))[0] == "input.unknown_tool"
+    bench.list([*TOOLS, {"name": name, "inputSchema": TEXT}], 9001)
+    assert denied(bench.client(call(name, uri="file:///open/a")))[0] == "input.unknown_tool"
+    # Nor does such a tool take resources away.
+    read = {"id": 2, "method": "resources/read", "params": {"uri": "file:///open/a"}}
+    assert isinstance(bench.client(read), Forward)
+
+
+def test_a_result_without_an_id_belongs_to_nothing(bench: Bench) -> None:
+    ask = {"method": "sampling/createMessage", "params": {"messages": [], "maxTokens": 10**6}}
+    assert bench.server({"id": None, "result": {"inputRequests": {"a": ask}}}) == Drop()
+    assert bench.server({"result": {"tools": TOOLS}}) == Drop()
+    failed = b'{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"?"}}'
+    assert bench.server(failed) == Forward(failed)
+
+
+def test_a_lock_file_that_is_begun_anew_by_another_accepts_nothing(bench: Bench) -> None:
+    bench.list([{**TOOLS[0], "description": "evil"}, *TOOLS[1:]], 9001)
+    lock = bench.folder / "mcp.lock.json"
+    lock.unlink()
+    Pins(lock, server="other", reached="x", say=bench.lines.append).seen([], [])
+    time.sleep(2 * LOCK_SECONDS)
+    assert denied(bench.client(call("echo", text="a")))[0] == "tool.changed"
+    assert any("says nothing of plain any more" in line for line in bench.lines)
+
+
+def test_a_list_without_an_end_is_given_up(folder: Path) -> None:
+    bench = Bench(folder)
+    assert bench.client(call("echo", text="a")) == Wait()
+    pages = 0
+    while (ask := bench.screen.asks()) is not None:
+        pages += 1
+        answer = {"id": json.loads(ask)["id"], "result": {"tools": TOOLS, "nextCursor": "again"}}
+        assert bench.server(answer) == Drop()
+    assert pages == PAGES_MAX
+    assert isinstance(bench.client(call("echo", text="a")), Forward)
+    bench.close()
+
+
+def test_a_list_that_cannot_be_used_is_nobodys_answer(folder: Path) -> None:
+    bench = Bench(folder)
+    assert bench.client(call("echo", text="a")) == Wait()
+    ask = bench.screen.asks()
+    assert ask is not None
+    many = [{"name": f"t{number}", "inputSchema": {}} for number in range(20_001)]
+    assert bench.server({"id": json.loads(ask)["id"], "result": {"tools": many}}) == Drop()
+    assert bench.screen.asks() is None
+    bench.close()
+
+
+def test_who_went_away_while_the_server_was_asked_waits_no_more(folder: Path) -> None:
+    bench = Bench(folder, limits=Limits(pending=2))
+    for exchange in ("a", "b", "c", "d"):
+        assert bench.client(call("echo", text="a"), exchange=exchange) == Wait()
+        bench.screen.ended(exchange)
+    bench.close()
+
+
+def test_a_call_of_a_session_is_cancelled_by_a_request_of_its_own(folder: Path) -> None:
+    for one_client, held in ((True, 0), (False, 1)):
+        bench = Bench(folder, one_client=one_client)
+        bench.list()
+        bench.client(call("slow", text="a"), exchange="call")
+        bench.client({"method": "notifications/cancelled", "params": {"requestId": 1}}, exchange="cancel")
+        # Where several clients use the same ids nobody ends what is another's.
+        assert bench.used("in_flight") == (0, held)
+        bench.close()
+
+
+def test_long_cursors_and_ids_of_tasks_are_not_kept(bench: Bench) -> None:
+    long = "x" * (1 << 20)
+    tracemalloc.start()
+    for number in range(20):
+        bench.client({"id": number, "method": "tools/list", "params": {"cursor": f"{long}{number}"}})
+        bench.client(call("echo", number + 100, text="a"))
+        bench.server({"id": number + 100, "result": {"task": {"taskId": f"{long}{number}"}}})
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < len(long)
+    assert isinstance(bench.client({"id": 500, "method": "tasks/get", "params": {"taskId": f"{long}7"}}), Forward)
+    assert error(bench.client({"id": 501, "method": "tasks/get", "params": {"taskId": long}})) == (-32602, 501)

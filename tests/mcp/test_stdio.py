@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -332,3 +334,121 @@ def test_lines_are_cut_as_they_come_whatever_the_chunks(parts: list[bytes], byte
         expected.pop()
     assert [too_long for _, too_long in found] == [len(line) > bytes_max for line in expected]
     assert [line for line, _ in found] == expected
+
+
+TIRED = """import json, os, subprocess, sys, time
+for line in sys.stdin:
+    message = json.loads(line)
+    if message["method"] == "tools/list":
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": {"tools": []}}), flush=True)
+        if sys.argv[1] == "deaf":
+            os.close(0)
+            time.sleep(60)
+    elif message["method"] == "tools/call":
+        subprocess.Popen(["sleep", "60"], start_new_session=True, stdin=subprocess.DEVNULL)
+        os._exit(3)
+"""
+
+
+@pytest.mark.parametrize("how", ["deaf", "left a process with its output behind"])
+def test_a_server_that_answers_no_more_is_not_waited_for(folder: Path, how: str) -> None:
+    with Client(folder, command=(sys.executable, "-c", TIRED, how)) as client:
+        client.ask({"id": 1, "method": "tools/list"})
+        assert "has ended" in client.call("echo", 2, text="a")["error"]["message"]
+        assert client.process.wait(20) == 1
+    assert outcomes(folder) == [("unknown", "ServerGone")]
+
+
+def test_a_signal_ends_it_though_the_client_does_not_read(folder: Path) -> None:
+    with Client(folder) as client:
+        client.ask({"id": 1, "method": "tools/list"})
+        assert client.process.stdin is not None
+        os.set_blocking(client.process.stdin.fileno(), False)
+        line = json.dumps({"jsonrpc": "2.0", **call("nobody", 2)}).encode() + b"\n"
+        with contextlib.suppress(BlockingIOError):
+            while os.write(client.process.stdin.fileno(), line):
+                pass
+        client.process.send_signal(signal.SIGTERM)
+        assert client.process.wait(20) == 128 + signal.SIGTERM
+    run(folder, "audit", "verify", "audit")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_nothing_that_is_written_takes_the_place_of_a_stream_that_is_closed(folder: Path, closed: str) -> None:
+    (folder / "calls").write_text(json.dumps({"jsonrpc": "2.0", **call("echo", 7, text="7!")}) + "\n")
+    words = [sys.executable, "-m", "tollkeeper", "mcp", "--principal", PRINCIPAL, "--server", "plain", "--"]
+    script = f'"$@" {"" if "<" in closed else "<calls"} {closed}'
+    done = subprocess.run(  # noqa: S603 - the words are above
+        ["/bin/sh", "-c", script, "sh", *words, sys.executable, str(SERVER)],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    entries(folder)
+    assert not [file for file in (folder / "audit").rglob("*") if file.is_file() and b"jsonrpc" in file.read_bytes()]
+
+
+def test_an_operator_who_reads_no_more_changes_nothing(folder: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = ["mcp", "--principal", PRINCIPAL, "--server", "plain", "--", sys.executable, str(SERVER)]
+    done = subprocess.run(  # noqa: S603 - the words are above
+        [sys.executable, "-m", "tollkeeper", *words],
+        cwd=folder,
+        env=environment(),
+        input=b'{"jsonrpc":"2.0","id":3,"method":"bogus"}\n{"jsonrpc":"2.0","id":4,"method":"ping"}\n',
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        check=False,
+        timeout=30,
+    )
+    os.close(writer)
+    assert done.returncode == 0
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [3, 4]
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://a:99999/", "http://a b/", "http://a/x y"])
+@pytest.mark.parametrize("words", [("mcp", "--listen", "127.0.0.1:0"), ("mcp", "schema", "--server", "s")])
+def test_a_url_that_is_none_is_said(folder: Path, url: str, words: tuple[str, ...]) -> None:
+    done = run(folder, *words, "--principal", PRINCIPAL, "--upstream", url)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: --upstream: not a URL")
+
+
+def test_a_lock_file_that_cannot_be_written_starts_nothing(folder: Path) -> None:
+    for words in (
+        ("mcp", "--principal", PRINCIPAL, "--server", "s", "--lock", "no/x.json", "--", "true"),
+        ("mcp", "accept", "--lock", "."),
+    ):
+        done = run(folder, *words)
+        assert done.returncode == 2
+        assert "there is no such folder" in done.stderr
+
+
+def test_a_client_that_does_not_read_standard_error_gets_its_answers(folder: Path) -> None:
+    listed = folder / "tools.json"
+    tools = [{"name": f"t{number}", "description": "x" * 3000, "inputSchema": {}} for number in range(60)]
+    listed.write_text(json.dumps(tools))
+    with Client(folder, "--tools", str(listed)) as client:
+        client.ask({"id": 1, "method": "tools/list"})
+    listed.write_text(json.dumps([{**tool, "description": "y" * 3000} for tool in tools]))
+    server = [sys.executable, str(SERVER), "--tools", str(listed)]
+    words = ["mcp", "--principal", PRINCIPAL, "--server", "plain", "--", *server]
+    process = subprocess.Popen(  # noqa: S603 - the words are above
+        [sys.executable, "-m", "tollkeeper", *words],
+        cwd=folder,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}\n')
+    ready, _, _ = select.select([process.stdout], [], [], 20)
+    process.kill()
+    process.communicate()
+    assert ready

@@ -20,6 +20,8 @@ from tollkeeper.cli.terminal import EXIT_BAD_INPUT, EXIT_DEFECT, InputError, rep
 
 __all__ = ["main"]
 
+STDERR = 2
+
 # Verb -> (module, what it does). The order is that of the help text.
 VERBS = {
     "init": ("init", "write a working example of every file"),
@@ -119,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; ``None`` takes those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -134,6 +137,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last resort: no input may end in exit code 1, which means no
         return report_failure(error)
     return code
+
+
+def _open_standard_streams() -> None:
+    """Where the shell has closed one of them, the next file that is opened, a log say, would take its place."""
+    while (free := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(free, True)  # noqa: FBT003 - its only form
+    os.close(free)
+    for descriptor, name in enumerate(("stdout", "stderr"), 1):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 - stays
 
 
 def _run(words: list[str]) -> int:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gc
 import os
+import select
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tollkeeper.cli import gates, inputs
-from tollkeeper.cli.terminal import InputError, note, shown
+from tollkeeper.cli.terminal import InputError, shown
 
 if TYPE_CHECKING:
     import argparse
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from tollkeeper.mcp.pins import Pins
     from tollkeeper.mcp.screen import Limits, Screen
 
+STDERR = 2
+# How long a line waits for a reader of standard error who has fallen behind.
+SAY_SECONDS = 0.2
+_behind = threading.Event()
 HTTP_OPTIONS = ("listen", "allow_remote", "allow_origin", "forward_authorization", "token_file")
 
 
@@ -115,8 +121,19 @@ def reached_as(arguments: argparse.Namespace) -> str:
 
 
 def say(text: str) -> None:
-    """A line for the operator."""
-    note(f"tollkeeper: {shown(text)}")
+    """A line for the operator; where nobody reads it, no reason to stop deciding or to wait."""
+    raw = f"tollkeeper: {shown(text)}\n".encode(errors="backslashreplace")
+    try:
+        for at in range(0, len(raw), select.PIPE_BUF):
+            # So many bytes are taken at once by a pipe that is said to take any.
+            patience = 0.0 if _behind.is_set() else SAY_SECONDS
+            if not select.select([], [STDERR], [], patience)[1]:
+                _behind.set()
+                return
+            _behind.clear()
+            os.write(STDERR, raw[at : at + select.PIPE_BUF])
+    except (OSError, ValueError):
+        return
 
 
 def _pins(arguments: argparse.Namespace, name: str, reached: str) -> Pins:
@@ -186,6 +203,7 @@ def _on_http(arguments: argparse.Namespace, gate: Gate, name: str, pins: Pins) -
             sampling_model=arguments.sampling_model,
             check_headers=check,
             waits=False,
+            one_client=session is not None,
             say=say,
         )
 
@@ -198,6 +216,6 @@ def _on_http(arguments: argparse.Namespace, gate: Gate, name: str, pins: Pins) -
             forward_authorization=arguments.forward_authorization,
             token_file=arguments.token_file,
         )
-        return http.serve(settings, made)
+        return http.serve(settings, made, say)
     except http.UsageError as error:
         raise InputError(str(error)) from None

@@ -39,6 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
             out(f"{coloured(shown(tool), 'bold')}: {shown(reason)}")
         elif tool not in seen.tools:
             out(f"{coloured(shown(tool), 'bold')}: the server does not list it any more")
+        elif not arguments.tools and pinned.get(tool) != seen.tools[tool]:
+            # The lock file has changed since that was written down, as when an older one was restored.
+            out(f"{coloured(shown(tool), 'bold')}: it differs from what is pinned now")
         else:
             continue
         for line in pins.difference(pinned.get(tool), seen.tools.get(tool)):

@@ -123,7 +123,7 @@ def with_data(event: bytes, value: bytes | None) -> bytes:
 
     Args:
         event: With the empty line that ends it.
-        value: Without ends of lines; `None` for no data.
+        value: With no end of a line but LF; `None` for no data.
 
     Example:
         >>> from tollkeeper.mcp.events import with_data
@@ -133,5 +133,5 @@ def with_data(event: bytes, value: bytes | None) -> bytes:
     kept = (b"event", b"id", b"retry") if value is not None else (b"id", b"retry")
     lines = [line for line in event.splitlines() if _field(line)[0] in kept]
     if value is not None:
-        lines.append(b"data: " + value)
+        lines += [b"data: " + line for line in value.split(b"\n")]
     return b"".join(line + b"\n" for line in lines) + b"\n" if lines else b""

@@ -671,7 +671,9 @@ class Proxy:
         self, exchange: _Exchange, upstream: aiohttp.ClientResponse, headers: list[tuple[str, str]]
     ) -> web.StreamResponse:
         """Sends on what comes, event by event, each as soon as it is whole."""
-        response = web.StreamResponse(status=upstream.status, headers=headers)
+        # A stream of events is UTF-8, whatever is said beside: it is screened as that, and some clients obey a charset.
+        headers = [(name, value) for name, value in headers if name.lower() != "content-type"]
+        response = web.StreamResponse(status=upstream.status, headers=[*headers, ("Content-Type", SSE)])
         await response.prepare(exchange.request)
         exchange.streaming = True
         failure = "the server behind this proxy ended its answer unfinished"
@@ -723,14 +725,14 @@ class Proxy:
         """Asks the upstream for its tools, because a call came before anybody has."""
         headers = _own(self._headers(exchange.request))
         headers += [("Accept", f"{JSON}, {SSE}"), (METHOD, "tools/list")]
-        while (ask := session.screen.asks()) is not None:
-            try:
-                async with asyncio.timeout(self._limits.list_seconds):
+        try:
+            # For all pages together: a server may say for ever that there is another one.
+            async with asyncio.timeout(self._limits.list_seconds):
+                while (ask := session.screen.asks()) is not None:
                     await self._asked(session, headers, ask)
-            except (Refused, TimeoutError) as error:
-                self._say(f"the upstream did not list its tools: {type(error).__name__}: {error}")
-                session.screen.asked_in_vain()
-                return
+        except (Refused, TimeoutError) as error:
+            self._say(f"the upstream did not list its tools: {type(error).__name__}: {error}")
+            session.screen.asked_in_vain()
 
     async def _asked(self, session: _Session, headers: list[tuple[str, str]], ask: bytes) -> None:
         id_ = _envelope(ask).id
@@ -803,12 +805,13 @@ def _to_stderr(text: str) -> None:
     sys.stderr.flush()
 
 
-def serve(settings: Settings, make_screen: MakeScreen) -> int:
+def serve(settings: Settings, make_screen: MakeScreen, say: Callable[[str], None]) -> int:
     """Serves until SIGTERM or SIGINT.
 
     Args:
         settings: Where to listen, and in front of what.
         make_screen: As in `Proxy`.
+        say: As in `Proxy`.
 
     Returns:
         The exit status.
@@ -817,7 +820,7 @@ def serve(settings: Settings, make_screen: MakeScreen) -> int:
         UsageError: The settings cannot be.
         OSError: The address cannot be listened on.
     """
-    proxy = Proxy(settings, make_screen)
+    proxy = Proxy(settings, make_screen, say)
 
     async def served() -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
@@ -826,7 +829,7 @@ def serve(settings: Settings, make_screen: MakeScreen) -> int:
         try:
             # A query may hold a key.
             upstream = urlsplit(settings.upstream)._replace(query="").geturl()
-            _to_stderr(f"listening on {await proxy.start()}, in front of {upstream}")
+            say(f"listening on {await proxy.start()}, in front of {upstream}")
             await stop.wait()
         finally:
             await proxy.stop()

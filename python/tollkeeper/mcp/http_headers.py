@@ -91,7 +91,8 @@ def repeated(names: Iterable[str]) -> str | None:
         names: Of all headers, as they came, in lower case.
     """
     seen: set[str] = set()
-    for name in names:
+    # Behind gateways that hand headers on as variables, these two signs are one.
+    for name in (each.replace("_", "-") for each in names):
         if name in ONCE or name.startswith(PARAM_PREFIX):
             if name in seen:
                 return name

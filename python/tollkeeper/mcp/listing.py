@@ -147,6 +147,7 @@ def of_url(url: str, timeout: float = 30.0) -> list[dict[str, Any]]:
     if not url.startswith(("http://", "https://")):
         raise ConfigError("--upstream: not a URL of http or https", "mcp.url", "https://mcp.example.com/mcp")
     session: list[str] = []
+    opener = _without_redirects()
 
     def ask(message: dict[str, Any]) -> dict[str, Any]:
         body = strict.write({"jsonrpc": "2.0", **message})
@@ -159,7 +160,7 @@ def of_url(url: str, timeout: float = 30.0) -> list[dict[str, Any]]:
             headers["Mcp-Session-Id"] = session[0]
         request = urllib.request.Request(url, body, headers)  # noqa: S310 - the scheme is looked at above
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 - as above
+            with opener.open(request, timeout=timeout) as response:
                 if response.headers.get("Mcp-Session-Id") and not session:
                     session.append(response.headers["Mcp-Session-Id"])
                 return _answer(response, message.get("id"))
@@ -174,6 +175,20 @@ def of_url(url: str, timeout: float = 30.0) -> list[dict[str, Any]]:
             raise _failed(str(error)) from None
 
     return _tools(ask)
+
+
+def _without_redirects() -> urllib.request.OpenerDirector:
+    """What a server names as another place is not asked: it may be one that only this machine reaches."""
+    made = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        made.add_handler(handler)
+    return made
 
 
 def _unless_malformed(raw: bytes) -> dict[str, Any]:

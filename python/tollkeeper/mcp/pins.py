@@ -35,6 +35,7 @@ FILE_NAME: Final = "mcp.lock.json"
 VERSION: Final = 1
 # What of a definition is pinned: all that a model or a client acts on.
 FIELDS: Final = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
+FOLDED_FIELDS: Final = frozenset(map(folded, FIELDS))
 # The two tools that the proxy itself makes of a server.
 BUILT_IN: Final = frozenset({"read_resource", "get_prompt"})
 LOCK_BYTES_MAX: Final = 64 << 20
@@ -117,7 +118,8 @@ def digest(server: str, reached: str, definition: Definition) -> str:
 
 
 def _reduced(definition: Definition) -> Definition:
-    return {name: definition[name] for name in FIELDS if name in definition}
+    """What of a definition is pinned; also by a name that only some readers take for it: they compare without case."""
+    return {name: value for name, value in definition.items() if folded(name) in FOLDED_FIELDS}
 
 
 def difference(before: Definition | None, after: Definition | None) -> list[str]:
@@ -336,11 +338,15 @@ class Pins:
         if stamp is None:
             self._say(f"{path} is gone; what it said holds until this process ends")
             return False
+        had = self._lock.servers.get(self._server)
         try:
             self._lock = _load_lock(path)
         except (ConfigError, OSError) as error:
             self._say(f"what is pinned stays as it was: {error}")
             return False
+        if had is not None and self._lock.servers.setdefault(self._server, had) is had:
+            # Deleted, and perhaps written anew for another server: that accepts nothing of this one.
+            self._say(f"{path} says nothing of {self._server} any more; what it said holds until this process ends")
         self._judge()
         return True
 

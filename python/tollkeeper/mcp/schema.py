@@ -38,6 +38,7 @@ IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 KEYWORDS: Final = frozenset({
     "action", "appliesTo", "attributes", "Bool", "Boolean", "context", "entity", "enum", "in", "Long", "namespace",
     "principal", "Record", "resource", "Set", "String", "tags", "type",
+    "__cedar", "else", "false", "has", "if", "is", "like", "then", "true",
 })  # fmt: skip
 
 

@@ -9,6 +9,7 @@ message.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from tollkeeper import _native
 from tollkeeper._native import EntityUid
-from tollkeeper.errors import AuditError, Denied, StateError, TollkeeperError
+from tollkeeper.errors import AuditError, ConfigError, Denied, StateError, TollkeeperError
 from tollkeeper.mcp import strict
 from tollkeeper.mcp.strict import INVALID, Malformed
 
@@ -41,6 +42,7 @@ BAD_REQUEST: Final = 400
 
 READ_RESOURCE: Final = "read_resource"
 GET_PROMPT: Final = "get_prompt"
+BUILT_IN: Final = frozenset({READ_RESOURCE, GET_PROMPT})
 SAMPLING: Final = "sampling/createMessage"
 CLIENT_BYTES_MAX: Final = 4 << 20
 SERVER_BYTES_MAX: Final = 16 << 20
@@ -84,8 +86,12 @@ LIST_SECONDS_MIN: Final = 30.0
 # How soon calls see that the lock file has changed.
 LOCK_SECONDS: Final = 0.1
 CHAINS_MAX: Final = 64
+# Of one list: in how many answers the proxy itself takes it, and how many tools it may have at most.
+PAGES_MAX: Final = 1000
+CHAIN_TOOLS_MAX: Final = 20_000
 SAID_MAX: Final = 256
 SHOWN_CHARS: Final = 80
+KEPT_CHARS: Final = 256
 _ID: Final = re.compile(rb'"id"\s*:\s*(-?[0-9]{1,18}(?=[\s,}])|"(?:[^"\\]|\\.){0,256}")')
 # How far a message that cannot be read is searched for its id.
 GUESSED_BYTES: Final = 4096
@@ -224,7 +230,7 @@ class _Side:
     """Whether keys that are equal but for case are refused everywhere, and not just around the data."""
     pending: _Open = field(default_factory=_Open)
     tasks: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
-    """Ids of tasks that allowed requests of this side have made, each with the inputs that were decided for it."""
+    """Ids of tasks that allowed requests of this side have made, each with digests of the inputs that were decided."""
 
 
 class _Refusal(Exception):  # noqa: N818 - it is the answer, not an error
@@ -256,6 +262,7 @@ class Screen:
         check_headers: For HTTP: says what of a request's headers and its body differs, or None. Asked before the gate.
         waits: Whether `from_client` and `from_server` may wait for the disk, where a policy or the configuration asks
             for that. If not, `Forward.record` says what has to be waited for.
+        one_client: Whether all exchanges are those of one client, whose ids are then used once among all of them.
         say: Takes a line for the operator.
 
     Raises:
@@ -275,11 +282,13 @@ class Screen:
         sampling_model: str = "sampling",
         check_headers: HeaderCheck | None = None,
         waits: bool = True,
+        one_client: bool = False,
         say: Callable[[str], None] = _to_stderr,
     ) -> None:
         self._gate, self._pins, self._limits = gate, pins, limits
         self._resource = str(EntityUid("Mcp", server))
         self._model, self._check_headers, self._waits, self._say = sampling_model, check_headers, waits, say
+        self._one_client = one_client
         self._client = _Side("client", CLIENT_REQUESTS, CLIENT_NOTIFICATIONS, limits.client_bytes, fold=True)
         self._server = _Side("server", SERVER_REQUESTS, SERVER_NOTIFICATIONS, limits.server_bytes, fold=False)
         self._lock = threading.RLock()
@@ -295,7 +304,7 @@ class Screen:
         """What the server calls itself: for people to read, and for nothing else."""
         gate.register(READ_RESOURCE, self._resource)
         gate.register(GET_PROMPT, self._resource)
-        gate.withhold(pins.withheld)
+        gate.withhold({name: reason for name, reason in pins.withheld.items() if name not in BUILT_IN})
 
     def from_client(
         self, raw: bytes, *, headers: Mapping[str, str] | None = None, exchange: Hashable = None
@@ -346,6 +355,9 @@ class Screen:
     def ended(self, exchange: Hashable) -> None:
         """That exchange is over: what is unanswered in it ends, as cancelled."""
         with self._lock:
+            for waiting in (self._waiting, self._cancelled):
+                # Whoever went away while the server was asked for its tools waits no more.
+                waiting -= {key for key in waiting if key[0] == exchange}
             over = [*self._client.pending.pop_exchange(exchange), *self._server.pending.pop_exchange(exchange)]
         for _, pending in over:
             _finish(pending, "cancelled", "ExchangeEnded")
@@ -519,7 +531,7 @@ class Screen:
     def _note(self, method: str, params: dict[str, Any], pending: _Pending) -> None:
         """What of a request that passes is needed for its answer, or later."""
         if method == "tools/list" and type(cursor := params.get("cursor")) is str:
-            pending.cursor = cursor
+            pending.cursor = _short(cursor)
         elif method == "initialize":
             self._agent = _name_of(params.get("clientInfo"))
 
@@ -535,9 +547,9 @@ class Screen:
     @staticmethod
     def _own_task(side: _Side, params: dict[str, Any]) -> str:
         task = params.get("taskId")
-        if type(task) is not str or task not in side.tasks:
+        if type(task) is not str or _short(task) not in side.tasks:
             raise _Refusal(PARAMS_WRONG, "no call that was allowed here has made this task")
-        return task
+        return _short(task)
 
     def _decided(
         self, side: _Side, message: dict[str, Any], params: dict[str, Any], key: Key, pending: _Pending
@@ -548,6 +560,9 @@ class Screen:
             self._remember(side, key, pending)
             return self._model_called(side, message, ask, key, pending)
         tool, arguments = _action(method, params)
+        if method == "tools/call" and strict.folded(tool) in BUILT_IN:
+            # What policies say of these names they say of reading and of prompts; no server has such a tool.
+            return Reply(_refused(method, key[1], "input.unknown_tool", _TAKEN_NAME, modern=pending.modern))
         if side is self._client and method == "tools/call" and (verdict := self._list_first(key, message)) is not None:
             return verdict
         if self._pins.refresh(LOCK_SECONDS):
@@ -688,6 +703,9 @@ class Screen:
             if side is self._client and key in self._waiting:
                 self._cancelled.add(key)
             pending = side.pending.pop(key)
+            if pending is None and side is self._client and self._one_client:
+                # On HTTP the client says so in a request of its own.
+                pending = side.pending.pop_anywhere(id_)
             if pending is None and side is self._server:
                 # A server ends a subscription of the client in this way, and nothing else.
                 listening = self._client.pending.get(key)
@@ -701,8 +719,8 @@ class Screen:
     def _answered(self, side: _Side, message: dict[str, Any], raw: bytes, exchange: Hashable) -> Verdict:
         id_ = message.get("id")
         if id_ is None:
-            # An error that belongs to no request: to one that could not be read.
-            return Forward(raw)
+            # An error that belongs to no request: to one that could not be read. A result belongs to one.
+            return Forward(raw) if "error" in message else DROP
         if type(id_) is not str and type(id_) is not int:
             raise Malformed("an id is text or an integer", INVALID)
         asker = self._server if side is self._client else self._client
@@ -743,7 +761,9 @@ class Screen:
             return self._listed(message, result, raw, pending)
         if method == "tasks/list":
             tasks = result.get("tasks")
-            return _filtered(message, result, raw, "tasks", tasks, lambda task: task.get("taskId") in asker.tasks)
+            return _filtered(
+                message, result, raw, "tasks", tasks, lambda task: _short(str(task.get("taskId"))) in asker.tasks
+            )
         if method == "initialize" and type(info := result.get("serverInfo")) is dict:
             self.server_info = cast("dict[str, Any]", info)
         return Forward(raw)
@@ -753,6 +773,7 @@ class Screen:
         found = cast("dict[str, Any]", task).get("taskId") if type(task) is dict else result.get("taskId")
         if type(found) is not str:
             return
+        found = _short(found)
         with self._lock:
             while len(asker.tasks) >= self._limits.tasks:
                 del asker.tasks[next(iter(asker.tasks))]
@@ -765,16 +786,25 @@ class Screen:
             return None
         if type(inputs) is not dict:
             return "input.unrepresentable", "the server asks for input in a way that cannot be read."
-        decided = self._client.tasks.get(task) if type(task) is str else None
+        decided = self._client.tasks.get(_short(task)) if type(task) is str else None
         for name, request in cast("dict[str, Any]", inputs).items():
             asked = cast("dict[str, Any]", request) if type(request) is dict else {}
-            if asked.get("method") in INPUTS or (decided is not None and name in decided):
+            try:
+                # Whoever reads keys without case must find the same method.
+                strict.refuse_folded(asked)
+            except Malformed as error:
+                return "input.unrepresentable", f"the server asks for input in a way that cannot be read: {error}"
+            if asked.get("method") in INPUTS:
+                continue
+            # What was decided is this very request, and not the name under which another may come later.
+            known = hashlib.sha256(strict.write([name, asked])).hexdigest()
+            if decided is not None and known in decided:
                 continue
             refusal = self._input_refused(asked)
             if refusal is not None:
                 return refusal
             if decided is not None:
-                decided.add(name)
+                decided.add(known)
         return None
 
     def _input_refused(self, asked: dict[str, Any]) -> tuple[str, str] | None:
@@ -826,9 +856,10 @@ class Screen:
             return True
         try:
             self._take(cast("list[object]", tools), given, cursor)
-        except Exception:
+            self._listing.refuse_endless()
+        except Exception as error:  # noqa: BLE001 - whoever asked is the proxy, and nobody else is to be answered
+            self._say(f"the list of tools cannot be used: {_named(error)}")
             self.asked_in_vain()
-            raise
         return True
 
     def _listed(self, message: dict[str, Any], result: dict[str, Any], raw: bytes, pending: _Pending) -> Verdict:
@@ -862,7 +893,8 @@ class Screen:
                 else:
                     withheld[name] = reason
             self._listing.withheld = withheld
-            self._gate.withhold(withheld)
+            # To the gate these two names are what the proxy itself asks; calls of such a tool do not get that far.
+            self._gate.withhold({name: reason for name, reason in withheld.items() if name not in BUILT_IN})
 
     def _registered(self, name: str, definition: dict[str, Any]) -> str | None:
         """Registers a tool; why it cannot be used, if it cannot."""
@@ -900,6 +932,8 @@ class _Listing:
         """Of the request that has no answer yet."""
         self._given_up_at: float | None = None
         self._meta: dict[str, Any] = {}
+        self._pages = 0
+        """Of the list that the proxy itself asks for."""
         self._chains: dict[str, list[dict[str, Any]]] = {}
         """Pages so far, by the cursor of the page that comes next."""
 
@@ -915,7 +949,7 @@ class _Listing:
     def want(self, meta: dict[str, Any]) -> None:
         """Somebody waits; what their request says of the revision it speaks is said in ours too."""
         if self._id is None and not self._wanted:
-            self._wanted, self.cursor = True, None
+            self._wanted, self.cursor, self._pages = True, None, 0
             self._meta = {key: value for key, value in meta.items() if key.startswith(META)}
 
     def ask(self) -> bytes | None:
@@ -933,23 +967,31 @@ class _Listing:
         if self._id is None or id_ != self._id:
             return False
         self._id = None
+        self._pages += 1
         return True
 
+    def refuse_endless(self) -> None:
+        """Ends a list without an end, as of a server that does not look at the cursor."""
+        if self._pages >= PAGES_MAX and self._wanted:
+            raise ConfigError(f"the list of tools has more than {PAGES_MAX} pages", "mcp.tools")
+
     def give_up(self) -> None:
-        self._given_up_at, self._id, self._wanted = time.monotonic(), None, False
+        self._given_up_at, self._id, self._wanted, self._pages = time.monotonic(), None, False, 0
 
     def page(
         self, tools: list[dict[str, Any]], cursor: str | None, following: str | None, ttl_ms: object
     ) -> list[dict[str, Any]] | None:
         """Takes one page; the whole list once all of it was seen."""
-        before = [] if cursor is None else self._chains.pop(cursor, None)
+        before = [] if cursor is None else self._chains.pop(_short(cursor), None)
         so_far = None if before is None else [*before, *tools]
         own = self.cursor == cursor and self._id is None and not self._wanted
+        if so_far is not None and len(so_far) > CHAIN_TOOLS_MAX:
+            so_far = None
         if following is not None:
             if so_far is not None:
                 while len(self._chains) >= CHAINS_MAX:
                     del self._chains[next(iter(self._chains))]
-                self._chains[following] = so_far
+                self._chains[_short(following)] = so_far
             if own and not self._known:
                 self.cursor, self._wanted = following, True
             return None
@@ -962,6 +1004,7 @@ class _Listing:
 
 
 _MALFORMED_ANSWER: Final = "the server's answer could not be read safely, so it was withheld."
+_TAKEN_NAME: Final = "this name stands for resources/read or prompts/get, and is no tool that can be called."
 _DEFECT: Final = "the gate failed while it looked at this message, so nothing was let through."
 
 
@@ -1091,6 +1134,11 @@ def _guessed_id(raw: bytes) -> Id | None:
     except Malformed:
         return None
     return cast("Id", value)
+
+
+def _short(text: str) -> str:
+    """Text of somebody else, to be compared later: thousands of long ones are not kept."""
+    return text if len(text) <= KEPT_CHARS else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _shown(text: str) -> str:

@@ -46,14 +46,27 @@ def server_name(given: str | None, command: Sequence[str], url: str | None) -> s
         'mcp.example.com'
     """
     hint = "--server mail"
+    host = "" if url is None else _host_of(url)
     if given is not None:
         if NAME.fullmatch(given) is None:
             raise ConfigError("--server: a name has 1 to 64 letters, digits, `.`, `_` or `-`", "mcp.server", hint)
         return given
-    name = (urlsplit(url).hostname or "") if url is not None else Path(command[0]).stem
+    name = host if url is not None else Path(command[0]).stem
     if NAME.fullmatch(name) is None or name in LAUNCHERS or INTERPRETER.fullmatch(name) is not None:
         raise ConfigError("the server needs a name, which policies and pins then use", "mcp.server", hint)
     return name
+
+
+def _host_of(url: str) -> str:
+    """The host of a URL, which may be missing; refused is what cannot be taken apart, or not be sent."""
+    try:
+        parts = urlsplit(url)
+        good = (parts.port or 1) > 0 and url.isprintable() and not any(map(str.isspace, url))
+    except ValueError:
+        good, parts = False, urlsplit("")
+    if not good:
+        raise ConfigError("--upstream: not a URL", "mcp.url", "https://mcp.example.com/mcp")
+    return parts.hostname or ""
 
 
 def reached_by_command(command: Sequence[str]) -> str:
@@ -83,5 +96,12 @@ def reached_by_url(url: str) -> str:
 
 
 def lock_path(given: Path | None, config: Path) -> Path:
-    """The lock file: the one that is named, or the one beside the configuration."""
-    return given if given is not None else config.absolute().parent / FILE_NAME
+    """The lock file: the one that is named, or the one beside the configuration.
+
+    Raises:
+        ConfigError: There is no folder that could hold it.
+    """
+    path = given if given is not None else config.absolute().parent / FILE_NAME
+    if not path.name or not path.parent.is_dir():
+        raise ConfigError(f"--lock {path}: there is no such folder, or this is no file", "mcp.lock", "--lock FILE")
+    return path

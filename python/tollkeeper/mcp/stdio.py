@@ -38,6 +38,8 @@ READ_BYTES: Final = 64 << 10
 HEAD_BYTES: Final = 4096
 # Written by nobody but the proxy itself: refusals of what the server asks for, and calls that had to wait.
 OUTBOX_MAX: Final = 10_000
+# Of calls that wait for the server to list its tools, before no more are read.
+HELD_BYTES_MAX: Final = 64 << 20
 NAP_SECONDS: Final = 0.005
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GONE: Final = "the MCP server has ended; this request was not answered, and may or may not have been carried out"
@@ -165,11 +167,14 @@ class Proxy:
         # Held from asking the screen about a message of the client to having put it where it belongs.
         self._order = threading.Lock()
         self._held: deque[bytes] = deque()
+        self._held_bytes = 0
         self._timer: threading.Timer | None = None
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._ending = threading.Event()
         self._server_gone = threading.Event()
+        self._deaf = threading.Event()
+        self._writing: int | None = None
         self._signal = 0
         self._wake_out, self._wake_in = -1, -1
         self._nothing = -1
@@ -186,9 +191,9 @@ class Proxy:
         before = {number: signal.signal(number, self._signalled) for number in SIGNALS}
         woken = signal.set_wakeup_fd(self._wake_in, warn_on_full_buffer=False)
         watcher = threading.Thread(target=self._watch, name="tollkeeper-mcp-watch", daemon=True)
-        reaper = threading.Thread(target=self._reap, name="tollkeeper-mcp-reap", daemon=True)
         answers = threading.Thread(target=self._carry_answers, name="tollkeeper-mcp-answers", daemon=True)
-        for thread in (watcher, reaper, answers):
+        reaper = threading.Thread(target=self._reap, args=(answers,), name="tollkeeper-mcp-reap", daemon=True)
+        for thread in (watcher, answers, reaper):
             thread.start()
         try:
             self._carry_requests()
@@ -200,12 +205,13 @@ class Proxy:
             self._wake()
             # It may be about to send its signal, which nobody may take for one that ends the process.
             watcher.join()
+            if self._timer is not None:
+                self._timer.cancel()
+            # Before the handlers go: a second Ctrl-C must not keep what is held from being settled.
+            self._screen.close()
             signal.set_wakeup_fd(woken)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            if self._timer is not None:
-                self._timer.cancel()
-            self._screen.close()
         if self._signal:
             return 128 + self._signal
         if first_gone:
@@ -223,22 +229,49 @@ class Proxy:
 
     def _watch(self) -> None:
         """Ends the main thread's waiting, whatever it waits for: its two pipes end here, and the call begins anew."""
-        number = os.read(self._wake_out, 1)[0]
-        if self._ending.is_set():
+        number = self._woken()
+        if number is None:
             return
         self._signal = number
         # First the descriptors: a call that has not begun yet finds them so, and one that has is interrupted.
         os.dup2(self._nothing, self._client_in, inheritable=False)
         os.dup2(self._nothing, self._server_in, inheritable=False)
-        main = threading.main_thread().ident
-        if main is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pthread_kill(main, signal.SIGHUP)
+        _interrupt(threading.main_thread().ident)
+        if not number:
+            # That interruption comes back as a signal of its own.
+            ours = True
+            while not number or (ours and number == signal.SIGHUP):
+                ours = ours and not number
+                number = self._woken()
+                if number is None:
+                    return
+            self._signal = number
+        self._let_go_of_client()
 
-    def _reap(self) -> None:
+    def _woken(self) -> int | None:
+        """The signal that has woken the watcher, 0 if the proxy itself has; None at the end."""
+        number = os.read(self._wake_out, 1)[0]
+        return None if self._ending.is_set() else number
+
+    def _let_go_of_client(self) -> None:
+        """A signal ends the proxy also where its client does not read what is written to it."""
+        while not self._ending.is_set():
+            if self._to_client.acquire(timeout=self._timing.server_obeys):
+                self._to_client.release()
+                self._ending.wait(NAP_SECONDS)
+                continue
+            os.dup2(self._nothing, self._client_out, inheritable=False)
+            _interrupt(self._writing)
+
+    def _reap(self, answers: threading.Thread) -> None:
         """What the server has started in its group ends with it, and with that the last who holds its output."""
         self._server.wait()
         self._to_group(signal.SIGTERM)
+        answers.join(self._timing.server_obeys)
+        if answers.is_alive() and not self._server_gone.is_set() and not self._ending.is_set():
+            # What left the group may hold the server's output for ever, and answers nothing.
+            self._server_gone.set()
+            self._wake()
 
     def _to_group(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -256,8 +289,15 @@ class Proxy:
                 with self._order:
                     verdict = self._screen.from_client(line)
                     if type(verdict) is Wait:
-                        self._held.append(line)
+                        self._hold(line)
                 self._pass_on(verdict)
+                while self._held_bytes > HELD_BYTES_MAX and not (self._signal or self._server_gone.is_set()):
+                    # Until the server has listed its tools, or the time for that is over.
+                    time.sleep(NAP_SECONDS)
+
+    def _hold(self, line: bytes) -> None:
+        self._held.append(line)
+        self._held_bytes += len(line)
 
     def _read_client(self) -> bytes:
         # What cannot be read any more has ended.
@@ -275,13 +315,27 @@ class Proxy:
             self._ask(asks)
 
     def _write_server(self, raw: bytes) -> None:
-        with self._to_server, contextlib.suppress(BrokenPipeError):
+        try:
+            with self._to_server:
+                _write_line(self._server_in, raw)
+        except BrokenPipeError:
             # A server that does not read any more has ended, or is about to: its other pipe says so.
-            _write_line(self._server_in, raw)
+            if not self._deaf.is_set():
+                self._deaf.set()
+                threading.Thread(target=self._end_deaf, name="tollkeeper-mcp-deaf", daemon=True).start()
+
+    def _end_deaf(self) -> None:
+        """A server that has closed its input, and stays: it can answer nothing that is asked from now on."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._server.wait(self._timing.server_obeys)
+                return
+            self._to_group(number)
 
     def _write_client(self, raw: bytes) -> None:
         try:
             with self._to_client:
+                self._writing = threading.get_ident()
                 _write_line(self._client_out, raw)
         except OSError:
             # Nobody reads: the client is gone.
@@ -330,9 +384,10 @@ class Proxy:
                 self._timer = None
             for _ in range(len(self._held)):
                 line = self._held.popleft()
+                self._held_bytes -= len(line)
                 verdict = self._screen.from_client(line)
                 if type(verdict) is Wait:
-                    self._held.append(line)
+                    self._hold(line)
                 elif type(verdict) is Forward:
                     self._later(verdict.raw)
                 elif type(verdict) is Reply:
@@ -357,8 +412,9 @@ class Proxy:
             return
         self._outbox.put(raw)
         if self._writer is None:
-            self._writer = threading.Thread(target=self._write_later, name="tollkeeper-mcp-outbox", daemon=True)
-            self._writer.start()
+            writer = threading.Thread(target=self._write_later, name="tollkeeper-mcp-outbox", daemon=True)
+            writer.start()
+            self._writer = writer
 
     def _write_later(self) -> None:
         while (raw := self._outbox.get()) is not None:
@@ -373,9 +429,12 @@ class Proxy:
         while self._held and not self._server_gone.is_set() and time.monotonic() < end:
             # Calls that came before the end, and wait for the server to list its tools.
             time.sleep(NAP_SECONDS)
-        if self._writer is not None:
+        with self._order:
+            # Whoever lets go of the calls that waited has put all of them into the outbox by now.
+            writer = self._writer
+        if writer is not None:
             self._outbox.put(None)
-            self._writer.join(self._timing.server_obeys)
+            writer.join(self._timing.server_obeys)
         os.dup2(self._nothing, self._server_in, inheritable=False)
         for seconds, number in (
             (self._timing.server_ends if not self._signal else self._timing.server_obeys, signal.SIGTERM),
@@ -389,6 +448,13 @@ class Proxy:
         self._to_group(signal.SIGKILL)
         # A client that does not read keeps it; what is open is then ended without it.
         answers.join(self._timing.server_obeys)
+
+
+def _interrupt(thread: int | None) -> None:
+    """Has a thread's system call begin anew; the handler of the signal does nothing."""
+    if thread is not None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pthread_kill(thread, signal.SIGHUP)
 
 
 def _write_line(descriptor: int, raw: bytes) -> None:
