@@ -12,6 +12,8 @@ import datetime as dt
 import decimal
 import enum
 import gc
+import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -445,3 +447,51 @@ def test_a_tool_is_described_once_for_as_long_as_it_lives() -> None:
     assert key not in _base._DESCRIBED
     # What cannot be watched is described each time.
     assert [_base.described(5, describe) for _ in range(2)] == ["text 2", "text 3"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("resource", "crm", ValueError),
+        ("resource", 5, TypeError),
+        ("max_output_tokens", -5, ValueError),
+        ("max_output_tokens", "many", TypeError),
+        ("max_output_tokens", True, TypeError),
+        ("timeout", -1, ValueError),
+        ("timeout", float("nan"), ValueError),
+        ("timeout", "1", TypeError),
+        ("approval_timeout", 0, ValueError),
+        ("halt", "yes", TypeError),
+        ("models", None, TypeError),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_an_error_at_once(
+    gate: Gate, option: str, value: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=option):
+        Crossing(gate, "test", **{option: value})
+
+
+def test_a_guard_needs_a_gate() -> None:
+    with pytest.raises(TypeError, match=r"Gate\.open"):
+        Crossing("tollkeeper.toml", "test")  # type: ignore[arg-type] - what a beginner tries
+
+
+def test_a_guard_without_an_owner_says_how_to_give_one(gate: Gate) -> None:
+    for refusal in (
+        Crossing(gate, "test").enter("stranger", {}, {}),
+        asyncio.run(Crossing(gate, "test").aenter("stranger", {}, {})),
+    ):
+        assert isinstance(refusal, Refusal)
+        assert "[tools.stranger]" in refusal.text
+        assert "`resource=`" in refusal.text
+
+
+@pytest.mark.parametrize("name", list(_hosts.TABLE))
+def test_an_adapter_without_its_runtime_says_what_to_install(name: str) -> None:
+    if importlib.util.find_spec({"maf": "agent_framework", "openai_agents": "agents"}.get(name, name)) is not None:
+        pytest.skip("it is here")
+    with pytest.raises(ImportError, match="is not installed") as missing:
+        importlib.import_module(f"tollkeeper.adapters.{name}")
+    assert isinstance(missing.value, ConfigError)
+    assert f"[{name.replace('_', '-')}]" in str(missing.value)

@@ -19,6 +19,7 @@ import pytest
 import tollkeeper
 from tollkeeper import cli as package
 from tollkeeper import config
+from tollkeeper.adapters._hosts import TABLE
 from tollkeeper.cli import doctor, doctor_folders, doctor_host
 from tollkeeper.cli.doctor_folders import Folders, Place
 from tollkeeper.cli.doctor_line import Line, watched
@@ -329,14 +330,16 @@ def installed(folder: Path, name: str, content: str) -> None:
 def test_what_is_installed_has_no_adapter_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(tmp_path, "mcp", "Metadata-Version: 2.1\nName: mcp\nVersion: 1.9\n")
     installed(tmp_path, "watchfiles", "Metadata-Version: 2.1\nName: watchfiles\nVersion: 1.0\n")
-    installed(tmp_path, "langchain_core", "Metadata-Version: 2.1\nName: langchain-core\nVersion: 0.3\n")
+    installed(tmp_path, "langchain", "Metadata-Version: 2.1\nName: langchain\nVersion: 0.3\n")
+    installed(tmp_path, "openai_agents", "Metadata-Version: 2.1\nName: openai-agents\nVersion: 0.24.0\n")
     # As a removal that was cut short leaves it.
     installed(tmp_path, "ray", "")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     texts = [line.text for line in doctor_host.hosts()]
-    assert "mcp 1.9: installed, adapter not yet in this version" in texts
-    assert "langchain 0.3: installed, adapter not yet in this version" in texts
+    assert "mcp 1.9, any of its servers can stand behind `tollkeeper mcp`" in texts
+    assert f"langchain 0.3: the adapter works from {TABLE['langchain'].oldest}" in texts
+    assert "openai-agents 0.24.0, tollkeeper.adapters.openai_agents is for it (`tollkeeper hosts`)" in texts
     assert any(text.startswith("watchfiles 1.0, hooked: ") for text in texts)
     missing = texts[-1]
     assert missing.startswith("not installed: ")

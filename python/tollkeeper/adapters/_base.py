@@ -17,6 +17,7 @@ import decimal
 import enum
 import json
 import logging
+import math
 import os
 import pathlib
 import threading
@@ -27,6 +28,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from tollkeeper import _native
+from tollkeeper._native import EntityUid
 from tollkeeper.errors import Denied, TollkeeperError
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ log = logging.getLogger("tollkeeper.adapters")
 
 # Ids of calls whose model call is remembered, so that a tool call names it as what led to it.
 ASKED_MAX: Final = 4096
+# Far more than any model says, and far less than what overflows.
+OUTPUT_TOKENS_MAX: Final = 1 << 40
 # Bytes of text that make a token, at least: English takes four, code and most other scripts three.
 BYTES_PER_TOKEN: Final = 3
 # Characters that make a token on average, for text that has appeared and is settled by the host's own count later.
@@ -255,6 +260,10 @@ class Crossing:
         timeout: Seconds that a call may wait for room in the audit log and for its record.
         approval_timeout: Seconds to wait for an approval that a call needs; without it the call is refused, and the
             refusal says that it needs one.
+
+    Raises:
+        TypeError: An option is of another type.
+        ValueError: An option cannot be used.
     """
 
     def __init__(  # noqa: PLR0913 - as many as a guard has
@@ -265,10 +274,14 @@ class Crossing:
         resource: str | Callable[[str], str] | None = None,
         halt: bool = False,
         models: bool = True,
-        max_output_tokens: int = 4096,
+        max_output_tokens: int = 4000,
         timeout: float = 1.0,
         approval_timeout: float | None = None,
     ) -> None:
+        _refuse_options(gate, resource, halt=halt, models=models, most=max_output_tokens)
+        _refuse_seconds("timeout", timeout, least=0.0)
+        if approval_timeout is not None:
+            _refuse_seconds("approval_timeout", approval_timeout, least=0.001)
         self.gate, self.runtime, self.halt, self.models = gate, runtime, halt, models
         self.max_output_tokens, self.timeout, self.approval_timeout = max_output_tokens, timeout, approval_timeout
         self._resource = resource
@@ -316,7 +329,7 @@ class Crossing:
             copied = snapshot(arguments)
             decided = plain(copied)
             decision = self._wait_check(name, decided, asserted)
-            return Passage(name, copied, decided, decision, self.gate) if decision.allowed else _refused(decision)
+            return Passage(name, copied, decided, decision, self.gate) if decision.allowed else self._refused(decision)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not let the call through
             return failure(f"tool call `{name}`", error)
 
@@ -333,7 +346,7 @@ class Crossing:
                 approval_timeout=self.approval_timeout,
                 asserted={"runtime": self.runtime, **asserted},
             )
-            return Passage(name, copied, decided, decision, self.gate) if decision.allowed else _refused(decision)
+            return Passage(name, copied, decided, decision, self.gate) if decision.allowed else self._refused(decision)
         except Exception as error:  # noqa: BLE001 - as above
             return failure(f"tool call `{name}`", error)
 
@@ -346,6 +359,12 @@ class Crossing:
             self.gate.approval(decision, timeout=self.approval_timeout).wait(self.approval_timeout)
         # Whatever was answered: the check says what came of it.
         return self.gate.check_blocking(name, arguments, parent=decision.id, timeout=self.timeout, asserted=ids)
+
+    def _refused(self, decision: Decision) -> Refusal:
+        refusal = _refused(decision)
+        if refusal.code == "input.unknown_tool" and self._resource is None:
+            refusal.text += "\nOr give the guard `resource=`, which then owns all tools that the file does not name."
+        return refusal
 
     def admitted(self, name: str, arguments: Any) -> bool:  # noqa: ANN401 - as above
         """Whether a hook has let exactly this call through; true once. For the choke point."""
@@ -413,6 +432,41 @@ def _scope() -> object:
     from tollkeeper.gate import _CURRENT  # noqa: PLC0415 - as below # pyright: ignore[reportPrivateUsage]
 
     return _CURRENT.get()
+
+
+def _refuse_options(gate: object, resource: object, *, halt: object, models: object, most: object) -> None:
+    """What a guard was given, before the first call of an agent fails for it."""
+    if not isinstance(gate, _native.Gate):
+        message = f"gate is a Gate, not a {type(gate).__name__}; open one with Gate.open(...)"
+        raise TypeError(message)
+    if isinstance(resource, str):
+        try:
+            EntityUid.parse(resource)
+        except TollkeeperError as error:
+            message = f"resource={resource!r}: {error}; write a uid such as 'Mcp::\"crm\"'"
+            raise ValueError(message) from None
+    elif resource is not None and not callable(resource):
+        message = f"resource is a uid as text or a function, not a {type(resource).__name__}"
+        raise TypeError(message)
+    for name, flag in (("halt", halt), ("models", models)):
+        if not isinstance(flag, bool):
+            message = f"{name} is True or False, not {flag!r}"
+            raise TypeError(message)
+    if type(most) is not int:
+        message = f"max_output_tokens is an int, not {most!r}"
+        raise TypeError(message)
+    if not 1 <= most <= OUTPUT_TOKENS_MAX:
+        message = f"max_output_tokens={most}, not 1 to {OUTPUT_TOKENS_MAX}"
+        raise ValueError(message)
+
+
+def _refuse_seconds(name: str, seconds: object, least: float) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        message = f"{name} is a number of seconds, not {seconds!r}"
+        raise TypeError(message)
+    if not least <= seconds < math.inf:
+        message = f"{name}={seconds}, not {least} or more seconds"
+        raise ValueError(message)
 
 
 def _denied(denied: Denied) -> Refusal:

@@ -13,11 +13,15 @@ from typing import Any, Final
 
 from tollkeeper.errors import ConfigError
 
-__all__ = ["CASES", "TABLE", "Host", "guarantees"]
+__all__ = ["CASES", "TABLE", "Host", "HostMissingError", "guarantees"]
 
 log = logging.getLogger("tollkeeper.adapters")
 
 GUARANTEES: Final = Path(__file__).parent / "guarantees.json"
+
+
+class HostMissingError(ConfigError, ImportError):
+    """A runtime is not installed: an `ImportError` too, for programs that go on without it."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Host:
     """One agent runtime, and what is known of it."""
 
     name: str
-    """Module and extra."""
+    """Of the module."""
     title: str
     """What people call it."""
     distribution: str
@@ -35,6 +39,15 @@ class Host:
     newest: str
     """The newest one."""
 
+    @property
+    def extra(self) -> str:
+        """The extra of the wheel that brings it."""
+        return self.name.replace("_", "-")
+
+    def is_too_old(self, version: str) -> bool:
+        """Whether a version is older than the oldest tested one."""
+        return _numbers(version) < _numbers(self.oldest)
+
     def check(self) -> str:
         """The installed version, if the adapter can be used with it.
 
@@ -42,18 +55,21 @@ class Host:
         are replaced.
 
         Raises:
-            ConfigError: The runtime is not installed, or is older than the oldest tested version.
+            HostMissingError: The runtime is not installed.
+            ConfigError: It is older than the oldest tested version.
         """
         try:
             found = metadata.version(self.distribution)
         except metadata.PackageNotFoundError:
-            message = f"{self.title} is not installed: there is no `{self.distribution}`"
-            raise ConfigError(message, "host.missing", f"pip install 'tollkeeper[{self.name}]'") from None
-        if _numbers(found) < _numbers(self.oldest):
+            help_ = f"install it, or this package's wheel with the extra: pip install 'tollkeeper-….whl[{self.extra}]'"
+            message = f"{self.title} is not installed: there is no `{self.distribution}`; {help_}"
+            raise HostMissingError(message, "host.missing", help_) from None
+        if self.is_too_old(found):
+            help_ = f"pip install '{self.distribution}>={self.oldest}'"
             message = (
-                f"{self.distribution} {found} is older than {self.oldest}, the oldest version this was tested with"
+                f"{self.distribution} {found} is older than {self.oldest}, the oldest version that was tested; {help_}"
             )
-            raise ConfigError(message, "host.unsupported", f"pip install '{self.distribution}>={self.oldest}'")
+            raise ConfigError(message, "host.unsupported", help_)
         if _numbers(found)[:2] > _numbers(self.newest)[:2]:
             log.warning("%s %s is newer than %s, the newest tested version", self.distribution, found, self.newest)
         return found

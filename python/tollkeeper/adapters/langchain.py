@@ -21,17 +21,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextvars import ContextVar
 from typing import Any, Final, get_args, get_origin
 
-from langchain.agents.middleware import AgentMiddleware
-from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import ToolMessage, convert_to_messages
-from langchain_core.prompt_values import PromptValue
-from langchain_core.runnables.config import ensure_config, merge_configs, var_child_runnable_config
-from langchain_core.tools import BaseTool, InjectedToolCallId, Tool
-from langgraph.errors import GraphBubbleUp
-from langgraph.prebuilt import InjectedState, InjectedStore, ToolNode, ToolRuntime
-from pydantic import BaseModel, ValidationError, create_model
-
 from tollkeeper.adapters._base import (
     PLAIN,
     Crossing,
@@ -46,9 +35,22 @@ from tollkeeper.adapters._base import (
 from tollkeeper.adapters._hosts import TABLE
 from tollkeeper.errors import ConfigError, Denied
 
+HOST: Final = TABLE["langchain"]
+HOST.check()
+
+from langchain.agents.middleware import AgentMiddleware  # noqa: E402 - behind what says that it is missing or too old
+from langchain_core.callbacks import BaseCallbackHandler  # noqa: E402 - behind what says that it is missing or too old
+from langchain_core.language_models import BaseChatModel  # noqa: E402 - behind what says that it is missing or too old
+from langchain_core.messages import ToolMessage, convert_to_messages  # noqa: E402 - behind what says that it is missing or too old
+from langchain_core.prompt_values import PromptValue  # noqa: E402 - behind what says that it is missing or too old
+from langchain_core.runnables.config import ensure_config, merge_configs, var_child_runnable_config  # noqa: E402 - behind what says that it is missing or too old
+from langchain_core.tools import BaseTool, InjectedToolCallId, Tool  # noqa: E402 - behind what says that it is missing or too old
+from langgraph.errors import GraphBubbleUp  # noqa: E402 - behind what says that it is missing or too old
+from langgraph.prebuilt import InjectedState, InjectedStore, ToolNode, ToolRuntime  # noqa: E402 - behind what says that it is missing or too old
+from pydantic import BaseModel, ValidationError, create_model  # noqa: E402 - behind what says that it is missing or too old
+
 __all__ = ["HOST", "Guard", "Halted"]
 
-HOST: Final = TABLE["langchain"]
 
 # What the runtime itself puts among a tool's arguments, whatever the model gave: policies do not see it.
 SUPPLIED: Final = (InjectedState, InjectedStore, InjectedToolCallId)

@@ -21,8 +21,15 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Final
 
-import agent_framework
-from agent_framework import (
+from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, described, failure, snapshot
+from tollkeeper.adapters._hosts import TABLE
+from tollkeeper.errors import ConfigError
+
+HOST: Final = TABLE["maf"]
+HOST.check()
+
+import agent_framework  # noqa: E402 - behind what says that it is missing or too old
+from agent_framework import (  # noqa: E402 - behind what says that it is missing or too old
     AgentContext,
     AgentMiddleware,
     BaseChatClient,
@@ -34,15 +41,10 @@ from agent_framework import (
     FunctionTool,
     MiddlewareFailure,
 )
-from pydantic import BaseModel, ValidationError
-
-from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, described, failure, snapshot
-from tollkeeper.adapters._hosts import TABLE
-from tollkeeper.errors import ConfigError
+from pydantic import BaseModel, ValidationError  # noqa: E402 - behind what says that it is missing or too old
 
 __all__ = ["HOST", "Guard"]
 
-HOST: Final = TABLE["maf"]
 
 Next = Callable[[], Awaitable[None]]
 # The tool whose `invoke` runs in this context, until it calls its function: that call has been decided.

@@ -29,8 +29,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, I
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import agents
-from agents import (
+from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, described, failure
+from tollkeeper.adapters._hosts import TABLE
+from tollkeeper.errors import ConfigError
+
+HOST: Final = TABLE["openai_agents"]
+HOST.check()
+
+import agents  # noqa: E402 - behind what says that it is missing or too old
+from agents import (  # noqa: E402 - behind what says that it is missing or too old
     ApplyPatchTool,
     ComputerTool,
     FunctionTool,
@@ -46,13 +53,9 @@ from agents import (
     ToolInputGuardrailData,
     ToolInputGuardrailTripwireTriggered,
 )
-from agents.agent import AgentBase
-from agents.editor import ApplyPatchResult
-from agents.tracing import get_current_trace
-
-from tollkeeper.adapters._base import Crossing, ModelPassage, Passage, Refusal, described, failure
-from tollkeeper.adapters._hosts import TABLE
-from tollkeeper.errors import ConfigError
+from agents.agent import AgentBase  # noqa: E402 - behind what says that it is missing or too old
+from agents.editor import ApplyPatchResult  # noqa: E402 - behind what says that it is missing or too old
+from agents.tracing import get_current_trace  # noqa: E402 - behind what says that it is missing or too old
 
 if TYPE_CHECKING:
     from agents.items import ModelResponse
@@ -61,7 +64,6 @@ __all__ = ["HOST", "Guard", "Stopped"]
 
 log = logging.getLogger("tollkeeper.adapters")
 
-HOST: Final = TABLE["openai_agents"]
 
 # Newer than the oldest supported version.
 CustomTool: Final[type[Any] | None] = getattr(agents, "CustomTool", None)

@@ -13,24 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from tollkeeper.adapters import _hosts
 from tollkeeper.cli.doctor_line import Line
 
 # Distribution -> what of this package works with it; None where nothing does yet.
 HOSTS: Final[dict[str, str | None]] = {
-    "agent-framework": None,
-    "langchain": None,
-    "openai-agents": None,
     "claude-agent-sdk": None,
-    "mcp": None,
+    "mcp": "any of its servers can stand behind `tollkeeper mcp`",
     "vllm": None,
     "sglang": None,
     "ray": None,
     "opentelemetry-api": "hooked: entries name the trace they belong to",
     "watchfiles": "hooked: [gate] watch = true reloads by itself",
 }
-# Parts of a host that is sold whole, or under another name.
-ALSO: Final = {"agent-framework": ("agent-framework-core",), "langchain": ("langchain-core",)}
-
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 # What the kernel gives the namespaces it starts with, by include/uapi/linux/nsfs.h.
 FIRST_PID_NAMESPACE: Final = "pid:[4026531836]"
@@ -148,8 +143,18 @@ def _link(path: str) -> str | None:
 def hosts() -> Iterator[Line]:
     """What of the agent hosts is installed, and whether this version works with it."""
     missing: list[str] = []
+    for host in _hosts.TABLE.values():
+        found = version_of(host.distribution)
+        if found is None:
+            missing.append(host.distribution)
+        elif host.is_too_old(found):
+            text = f"{host.distribution} {found}: the adapter works from {host.oldest}"
+            yield Line("warn", "hosts", text, f"pip install '{host.distribution}>={host.oldest}'")
+        else:
+            text = f"{host.distribution} {found}, tollkeeper.adapters.{host.name} is for it (`tollkeeper hosts`)"
+            yield Line("ok", "hosts", text)
     for name, what in HOSTS.items():
-        version = next((found for one in (name, *ALSO.get(name, ())) if (found := version_of(one))), None)
+        version = version_of(name)
         if version is None:
             missing.append(name)
         elif what is None:

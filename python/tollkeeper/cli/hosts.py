@@ -29,10 +29,10 @@ def run(arguments: argparse.Namespace) -> int:
             for case, row in cases.items():
                 out_json({"host": name, "case": case, "what": _hosts.CASES[case], **row})
         return EXIT_OK
-    heads = ("", *(_hosts.TABLE[name].name for name in found))
+    heads = ("", *(_hosts.TABLE[name].name for name in found), "")
     rows = [
-        (case, *(BY[found[name][case]["by"]][0] if case in found[name] else "-" for name in found))
-        for case in _hosts.CASES
+        (case, *(BY[found[name][case]["by"]][0] if case in found[name] else "-" for name in found), what)
+        for case, what in _hosts.CASES.items()
     ]
     for line in table(heads, rows):
         out(line)
@@ -49,13 +49,14 @@ def run(arguments: argparse.Namespace) -> int:
                 head = f"  {case}: "
                 out(head + f"\n{' ' * len(head)}".join(wrapped(row["reason"], len(head))))
     out()
-    out("Every other client of MCP servers can be guarded without its code: tollkeeper mcp -- COMMAND")
+    out("Every other client of MCP servers can be guarded without its code: tollkeeper mcp --help")
     return EXIT_OK
 
 
 def installed(host: _hosts.Host) -> str:
     """Which version is here."""
     try:
-        return f"{metadata.version(host.distribution)} is installed"
+        version = metadata.version(host.distribution)
     except metadata.PackageNotFoundError:
         return "not installed here"
+    return f"{version} is installed, which is too old" if host.is_too_old(version) else f"{version} is installed"

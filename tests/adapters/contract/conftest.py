@@ -70,7 +70,7 @@ def driver(request: pytest.FixtureRequest) -> Any:
     except ImportError as missing:
         if request.param in os.environ.get("TOLLKEEPER_HOSTS", ""):
             raise
-        pytest.skip(f"no {request.param} ({missing.name}): run `make test-hosts`")
+        pytest.skip(f"no {request.param} ({missing.name or 'its package'}): run `make test-hosts`")
     return module.Driver()
 
 
