@@ -179,6 +179,14 @@ def test_a_lock_file_that_cannot_be_used_starts_nothing_and_changes_nothing(tmp_
     assert any("stays as it was" in line for line in listing.lines)
 
 
+def test_what_cannot_be_written_down_is_withheld_all_the_same(tmp_path: Path) -> None:
+    listing = Listing(tmp_path)
+    listing.see(tool("a"))
+    pins.pending_path(listing.lock).mkdir()
+    assert list(listing.see(tool("a", title="x"))) == ["a"]
+    assert any("cannot be written down" in line for line in listing.lines)
+
+
 def test_a_definition_that_was_edited_by_hand_is_refused(tmp_path: Path) -> None:
     listing = Listing(tmp_path)
     listing.see(tool("a"))

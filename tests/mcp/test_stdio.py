@@ -308,6 +308,8 @@ def test_a_list_that_changed_is_asked_for_before_the_next_call(folder: Path) -> 
         (("--principal", PRINCIPAL, "--server", "x", "--", "no-such-program-anywhere"), "no-such-program-anywhere"),
         (("--principal", PRINCIPAL, "--server", "x", "--env", "NO_SUCH", "--", "true"), "NO_SUCH"),
         (("--principal", PRINCIPAL, "--server", "x", "--budget", "nobody", "--", "true"), "nobody"),
+        (("--principal", PRINCIPAL, "--server", "x", "--lock", "no/such", "--", "touch", "started"), "--lock no/such"),
+        (("--principal", PRINCIPAL, "--server", "x", "--lock", "/proc/x", "--", "touch", "started"), "be written"),
     ],
 )
 def test_wrong_usage_starts_nothing(folder: Path, words: tuple[str, ...], what: str) -> None:
@@ -315,6 +317,7 @@ def test_wrong_usage_starts_nothing(folder: Path, words: tuple[str, ...], what: 
     assert (done.returncode, done.stdout) == (2, "")
     assert what in done.stderr
     assert "defect" not in done.stderr
+    assert not (folder / "started").exists()
 
 
 def test_servers_are_named_by_what_they_are() -> None:

@@ -197,6 +197,19 @@ def _alone(folder: Path) -> Generator[None]:
         os.close(handle)
 
 
+def _refuse_unwritable(path: Path) -> None:
+    """Does what `_store` does, but for the last step: only the system knows whether it works."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with _alone(path.parent):
+            draft.unlink(missing_ok=True)
+            os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+            draft.unlink()
+    except OSError as error:
+        message = f"{path}: the lock file cannot be written: {(error.strerror or str(error)).lower()}"
+        raise ConfigError(message, "mcp.lock", "name a file in a folder that can be written: --lock FILE") from None
+
+
 def _store(path: Path, document: Lock | Pending) -> None:
     text = json.dumps(msgspec.to_builtins(document), ensure_ascii=True, indent=1, sort_keys=True) + "\n"
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
@@ -308,11 +321,13 @@ class Pins:
         list may leave out for one what it has for another."""
         self.withheld: dict[str, str] = {}
         """Why tools are withheld, for the model: nothing that the server has written is repeated."""
-        # What is missing is said now and not with the first list.
+        # What is missing, or cannot be written, is said now and not with the first list.
         digest(server, reached, {})
         if path is not None:
             self._stamp = _stamp(path)
             self._lock = _load_lock(path)
+            if server not in self._lock.servers and not locked:
+                _refuse_unwritable(path)
 
     def refresh(self, within_seconds: float = 0.0) -> bool:
         """Looks whether the lock file has changed, and judges anew if it has.
@@ -479,14 +494,21 @@ class Pins:
         if news and self._path is not None:
             self._say(f"read the difference, and accept it: tollkeeper mcp accept --lock {self._path}")
         if (news or over) and self._path is not None:
-            with _alone(self._path.parent):
-                pending = read_pending(self._path)
-                if self.withheld:
-                    listed = {n: t for n, t in self.current.items() if n not in self._gone or n in self.withheld}
-                    pending.servers[self._server] = Seen(self._reached, listed, dict(self.withheld))
-                else:
-                    pending.servers.pop(self._server, None)
-                _store_pending(self._path, pending)
+            try:
+                self._write_pending(self._path)
+            except (ConfigError, OSError) as error:
+                # What is withheld is withheld, whether or not it can be written down for `accept`.
+                self._say(f"what waits to be accepted cannot be written down: {error}")
+
+    def _write_pending(self, path: Path) -> None:
+        with _alone(path.parent):
+            pending = read_pending(path)
+            if self.withheld:
+                listed = {n: t for n, t in self.current.items() if n not in self._gone or n in self.withheld}
+                pending.servers[self._server] = Seen(self._reached, listed, dict(self.withheld))
+            else:
+                pending.servers.pop(self._server, None)
+            _store_pending(path, pending)
 
 
 def _changed(before: Definition, after: Definition) -> str:
