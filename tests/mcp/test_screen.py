@@ -190,8 +190,10 @@ def test_a_tool_that_changes_is_withheld_until_it_is_accepted(bench: Bench) -> N
     assert b"Ignore" not in listed.raw
     code, text = denied(bench.client(call("echo", 1, text="x")))
     assert code == "tool.changed"
-    assert "description" in text
-    assert "Ignore" not in text
+    assert text == (
+        "Denied (tool.changed): the definition of `echo` changed since it was accepted (description). "
+        "The operator has to accept it: tollkeeper mcp accept"
+    )
     assert any("Ignore all previous" in line for line in bench.lines)
 
 

@@ -301,6 +301,11 @@ def test_a_list_that_changed_is_asked_for_before_the_next_call(folder: Path) -> 
     [
         (("--principal", "x", "--", "true"), "principal"),
         (("--principal", PRINCIPAL), "name one server"),
+        (("--server", "x", "--", "true"), "--principal is missing"),
+        (("--prinzipal", "x"), "unrecognized arguments: --prinzipal\nhint: tollkeeper mcp --help"),
+        (("accept", "--foo"), "unrecognized arguments: --foo\nhint: tollkeeper mcp accept --help"),
+        (("schema", "--server", "x", "--", "true"), "--principal is missing"),
+        (("--principal", PRINCIPAL, "--", "npx", "some-server"), "hint: add --server NAME"),
         (("--principal", PRINCIPAL, "--upstream", "http://127.0.0.1:1/", "--", "true"), "name one server"),
         (("--principal", PRINCIPAL, "--listen", "127.0.0.1:0", "--", "true"), "--listen"),
         (("--principal", PRINCIPAL, "--", "npx", "some-server"), "needs a name"),
