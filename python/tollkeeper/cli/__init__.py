@@ -160,7 +160,7 @@ def _run(words: list[str]) -> int:
         # --help and --version have printed what they are for.
         return EXIT_BAD_INPUT if done.code else 0
     if unknown:
-        used = [word for word, known in zip(words, (VERBS, GROUPS.get(words[0], {})), strict=False) if word in known]
+        used = words[: 1 + (words[1:2] != [] and words[1] in GROUPS.get(words[0], {}))] if words[0] in VERBS else []
         raise InputError(f"unrecognized arguments: {' '.join(unknown)}", " ".join(("tollkeeper", *used, "--help")))
     if not hasattr(arguments, "run"):
         verb = f" {words[0]}" if words and words[0] in GROUPS else ""
