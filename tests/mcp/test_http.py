@@ -1159,7 +1159,7 @@ def test_a_defect_of_the_proxy_lets_nothing_through(tmp_path: Path, monkeypatch:
         ({"upstream": "ftp://127.0.0.1/"}, "--upstream"),
         ({"upstream": "http:///mcp"}, "--upstream"),
         ({"upstream": "http://user:pass@127.0.0.1/mcp"}, "--upstream"),
-        ({"token_file": Path("missing")}, "missing"),
+        ({"token_file": Path("missing")}, "^--token-file missing: no such file or directory$"),
         ({"token_file": Path("tokens"), "forward_authorization": True}, "exclude each other"),
         ({"token_file": Path("tokens")}, "at least 16"),
     ],

@@ -15,6 +15,7 @@ from tollkeeper.cli import main
 from tollkeeper.errors import ConfigError
 from tollkeeper.mcp import pins
 from tollkeeper.mcp.pins import Pins
+from tollkeeper.mcp.settings import reached_by_command, reached_by_url
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,10 +140,43 @@ def test_a_server_that_is_reached_another_way_is_another(tmp_path: Path) -> None
     Listing(tmp_path).see(tool("a"))
     listing = Listing(tmp_path, reached="there")
     assert list(listing.see(tool("a"))) == ["a"]
+    assert "before: here; now: there" in listing.pins.withheld["a"]
+    assert listing.lines[-4:-2] == ["accepted as: here", "reached now: there"]
     with pytest.raises(ConfigError, match="all its tools"):
         accept(listing, "s", "a")
     assert accept(listing) == ["a"]
     assert Listing(tmp_path, reached="there").see(tool("a")) == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (reached_by_command(["x", "k1"]), reached_by_command(["x", "k2"]), "same program with other arguments"),
+        (reached_by_url("http://h/s1"), reached_by_url("http://h/s2"), "now: http://h, another path of the same host"),
+        (
+            reached_by_url("http://h:1/s1"),
+            reached_by_command(["/b/y", "k"]),
+            "before: http://h:1; now: the program `y`",
+        ),
+    ],
+)
+def test_what_a_model_reads_of_the_way_to_a_server_holds_no_secret(before: str, after: str, said: str) -> None:
+    text = pins.moved(before, after)
+    assert said in text
+    assert not any(secret in text for secret in ("k1", "k2", "s1", "s2"))
+
+
+def test_what_is_accepted_is_named_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Listing(tmp_path).see(tool("a"))
+    listing = Listing(tmp_path, reached="there")
+    listing.see(tool("a"))
+    assert main(["mcp", "accept", "--lock", str(listing.lock), "typo"]) == 2
+    caught = capsys.readouterr()
+    assert (caught.out, "no such tool waits" in caught.err) == ("", True)
+    assert main(["mcp", "accept", "--lock", str(listing.lock), "--show"]) == 1
+    shown = capsys.readouterr().out
+    assert "  - here\n  + there\n" in shown
+    assert "its definition is the one that was accepted" in shown
 
 
 def test_locked_pins_nothing(tmp_path: Path) -> None:
@@ -177,6 +211,14 @@ def test_a_lock_file_that_cannot_be_used_starts_nothing_and_changes_nothing(tmp_
     assert listing.see(tool("a")) == {}
     assert list(listing.see(tool("a", title="x"))) == ["a"]
     assert any("stays as it was" in line for line in listing.lines)
+
+
+def test_what_cannot_be_written_down_is_withheld_all_the_same(tmp_path: Path) -> None:
+    listing = Listing(tmp_path)
+    listing.see(tool("a"))
+    pins.pending_path(listing.lock).mkdir()
+    assert list(listing.see(tool("a", title="x"))) == ["a"]
+    assert any("cannot be written down" in line for line in listing.lines)
 
 
 def test_a_definition_that_was_edited_by_hand_is_refused(tmp_path: Path) -> None:

@@ -88,9 +88,23 @@ def test_a_policy_can_use_what_was_written() -> None:
         PolicySet.from_cedar(policy.replace("input.path", "input.pathh"), written.schema)
 
 
-@pytest.mark.parametrize("principal", ['Agent::"x"', 'Corp::Agent::"a b"', 'Mcp::"self"', 'User::"q\\"uote"'])
+@pytest.mark.parametrize(
+    "principal", ['Agent::"x"', 'Corp::Agent::"a b"', 'Session::"x"', 'Mcp::"self"', 'User::"q\\"uote"']
+)
 def test_any_principal(principal: str) -> None:
     assert len(load(schema.write("s", principal, TOOLS))) == 1
+
+
+@pytest.mark.parametrize("kind", ["Action", "Corp::Action", "Corp::Session"])
+def test_a_principal_whose_type_no_schema_can_have_is_refused(kind: str) -> None:
+    with pytest.raises(ConfigError, match=kind):
+        schema.write("s", f'{kind}::"a"', TOOLS)
+
+
+def test_prompts_are_text_of_others_too() -> None:
+    written = schema.write("s", PRINCIPAL, TOOLS)
+    assert tomllib.loads(written.tools)["tools"]["get_prompt"]["reads"] == ["untrusted"]
+    assert "        input: {\n            name: String,\n            arguments: {}\n        }," in written.schema
 
 
 kinds = st.sampled_from(["string", "integer", "number", "boolean", "null", "array", "object", "odd", 7])

@@ -301,6 +301,11 @@ def test_a_list_that_changed_is_asked_for_before_the_next_call(folder: Path) -> 
     [
         (("--principal", "x", "--", "true"), "principal"),
         (("--principal", PRINCIPAL), "name one server"),
+        (("--server", "x", "--", "true"), "--principal is missing"),
+        (("--prinzipal", "x"), "unrecognized arguments: --prinzipal\nhint: tollkeeper mcp --help"),
+        (("accept", "--foo"), "unrecognized arguments: --foo\nhint: tollkeeper mcp accept --help"),
+        (("schema", "--server", "x", "--", "true"), "--principal is missing"),
+        (("--principal", PRINCIPAL, "--", "npx", "some-server"), "hint: add --server NAME"),
         (("--principal", PRINCIPAL, "--upstream", "http://127.0.0.1:1/", "--", "true"), "name one server"),
         (("--principal", PRINCIPAL, "--listen", "127.0.0.1:0", "--", "true"), "--listen"),
         (("--principal", PRINCIPAL, "--", "npx", "some-server"), "needs a name"),
@@ -308,6 +313,8 @@ def test_a_list_that_changed_is_asked_for_before_the_next_call(folder: Path) -> 
         (("--principal", PRINCIPAL, "--server", "x", "--", "no-such-program-anywhere"), "no-such-program-anywhere"),
         (("--principal", PRINCIPAL, "--server", "x", "--env", "NO_SUCH", "--", "true"), "NO_SUCH"),
         (("--principal", PRINCIPAL, "--server", "x", "--budget", "nobody", "--", "true"), "nobody"),
+        (("--principal", PRINCIPAL, "--server", "x", "--lock", "no/such", "--", "touch", "started"), "--lock no/such"),
+        (("--principal", PRINCIPAL, "--server", "x", "--lock", "/proc/x", "--", "touch", "started"), "be written"),
     ],
 )
 def test_wrong_usage_starts_nothing(folder: Path, words: tuple[str, ...], what: str) -> None:
@@ -315,6 +322,7 @@ def test_wrong_usage_starts_nothing(folder: Path, words: tuple[str, ...], what: 
     assert (done.returncode, done.stdout) == (2, "")
     assert what in done.stderr
     assert "defect" not in done.stderr
+    assert not (folder / "started").exists()
 
 
 def test_servers_are_named_by_what_they_are() -> None:

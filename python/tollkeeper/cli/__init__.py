@@ -155,10 +155,13 @@ def _run(words: list[str]) -> int:
             raise InputError(f"argument {position} is not UTF-8 text: {word!r}", "write it in UTF-8")
     parser = _parser(words)
     try:
-        arguments = parser.parse_args(words)
+        arguments, unknown = parser.parse_known_args(words)
     except SystemExit as done:
         # --help and --version have printed what they are for.
         return EXIT_BAD_INPUT if done.code else 0
+    if unknown:
+        used = words[: 1 + (words[1:2] != [] and words[1] in GROUPS.get(words[0], {}))] if words[0] in VERBS else []
+        raise InputError(f"unrecognized arguments: {' '.join(unknown)}", " ".join(("tollkeeper", *used, "--help")))
     if not hasattr(arguments, "run"):
         verb = f" {words[0]}" if words and words[0] in GROUPS else ""
         raise InputError("no command given", f"tollkeeper{verb} --help")

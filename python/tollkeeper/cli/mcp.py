@@ -28,13 +28,17 @@ STDERR = 2
 # How long a line waits for a reader of standard error who has fallen behind.
 SAY_SECONDS = 0.2
 _behind = threading.Event()
+SERVER_HELP = (
+    'its name, as in Mcp::"NAME"; default: the host of the URL, or the name of the program, unless that runs what its '
+    "arguments name, as npx and python do: then it has to be given"
+)
 HTTP_OPTIONS = ("listen", "allow_remote", "allow_origin", "forward_authorization", "token_file")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     add_server(parser)
-    parser.add_argument("--principal", metavar="UID", required=True, help="who acts, such as 'Agent::\"researcher\"'")
+    parser.add_argument("--principal", metavar="UID", help="who acts, such as 'Agent::\"researcher\"'; has to be given")
     parser.add_argument("--session", metavar="ID", help="default: one of its own for each run")
     parser.add_argument("--budget", metavar="PATH", help="the budget that pays")
     parser.add_argument(
@@ -68,7 +72,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments that say which server."""
     parser.add_argument("command", metavar="-- COMMAND", nargs="*", help="what starts the server, on stdio")
     parser.add_argument("--upstream", metavar="URL", help="the server, on streamable HTTP")
-    parser.add_argument("--server", metavar="NAME", help='its name, as in Mcp::"NAME"; default: after the command')
+    parser.add_argument("--server", metavar="NAME", help=SERVER_HELP)
     parser.add_argument(
         "--env",
         metavar="NAME",
@@ -84,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tollkeeper.mcp.screen import Limits  # noqa: PLC0415 - as above
 
     one_server(arguments)
-    inputs.uid_argument(arguments.principal, "principal")
+    principal(arguments)
     name = settings.server_name(arguments.server, arguments.command, arguments.upstream)
     reached = reached_as(arguments)
     pins = _pins(arguments, name, reached)
@@ -109,6 +113,13 @@ def one_server(arguments: argparse.Namespace) -> None:
     stray = [option for option in HTTP_OPTIONS if getattr(arguments, option, None)]
     if arguments.upstream is None and stray:
         raise InputError(f"--{stray[0].replace('_', '-')} is for --upstream", "leave it out")
+
+
+def principal(arguments: argparse.Namespace) -> None:
+    """Refuses a missing principal, and one that is no uid. Not by argparse: it would hide options that are none."""
+    if arguments.principal is None:
+        raise InputError("--principal is missing: who acts", "--principal 'Agent::\"researcher\"'")
+    inputs.uid_argument(arguments.principal, "principal")
 
 
 def reached_as(arguments: argparse.Namespace) -> str:
@@ -182,6 +193,7 @@ def _on_stdio(arguments: argparse.Namespace, limits: Limits, made: Callable[[], 
 
 
 def _on_http(arguments: argparse.Namespace, gate: Gate, name: str, pins: Pins) -> int:
+    from tollkeeper.mcp.pins import INSTALL  # noqa: PLC0415 - as above
     from tollkeeper.mcp.screen import Screen  # noqa: PLC0415 - as above
 
     if arguments.listen is None:
@@ -189,7 +201,7 @@ def _on_http(arguments: argparse.Namespace, gate: Gate, name: str, pins: Pins) -
     try:
         from tollkeeper.mcp import http, http_headers  # noqa: PLC0415 - as above
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is not installed", "pip install 'tollkeeper[mcp]'") from None
+        raise InputError(f"{error.name} is not installed", INSTALL) from None
     check = http_headers.HeaderCheck(pins)
 
     def made(session: str | None) -> Screen:

@@ -34,6 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_OK
     name = _named(arguments.server, sorted(waiting))
     seen, pinned = waiting[name], pins.pinned(lock, name)
+    pins.refuse_unknown(seen, arguments.tools)
+    before = pins.reached(lock, name)
+    if before is not None and before != seen.reached:
+        out(f"{coloured(shown(name), 'bold')}: it is reached another way than when its tools were accepted")
+        out(f"  {coloured(shown(f'- {before}'), 'red')}")
+        out(f"  {coloured(shown(f'+ {seen.reached}'), 'green')}")
     for tool in arguments.tools or sorted(set(seen.tools) | set(pinned)):
         if (reason := seen.withheld.get(tool)) is not None:
             out(f"{coloured(shown(tool), 'bold')}: {shown(reason)}")
@@ -44,7 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
             out(f"{coloured(shown(tool), 'bold')}: it differs from what is pinned now")
         else:
             continue
-        for line in pins.difference(pinned.get(tool), seen.tools.get(tool)):
+        lines = pins.difference(pinned.get(tool), seen.tools.get(tool))
+        if not lines:
+            out("  its definition is the one that was accepted")
+        for line in lines:
             colour = COLOURS.get(line[:1])
             out("  " + (shown(line) if colour is None else coloured(shown(line), colour)))
     if arguments.show:

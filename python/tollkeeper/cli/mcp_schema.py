@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from tollkeeper.cli import inputs, mcp
+from tollkeeper.cli import mcp
 from tollkeeper.cli.terminal import EXIT_OK, InputError, note, out, shown
 
 
@@ -15,7 +15,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     mcp.add_server(parser)
     parser.add_argument(
-        "--principal", metavar="UID", default='Agent::"researcher"', help="who may call what only reads"
+        "--principal",
+        metavar="UID",
+        help="who may call what only reads, such as 'Agent::\"researcher\"'; has to be given",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path(), help="default: this folder")
     parser.epilog = "Read what it writes: a server says of itself which of its tools only read."
@@ -26,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tollkeeper.mcp import listing, schema, settings, stdio  # noqa: PLC0415 - help needs none of it
 
     mcp.one_server(arguments)
-    inputs.uid_argument(arguments.principal, "principal")
+    mcp.principal(arguments)
     name = settings.server_name(arguments.server, arguments.command, arguments.upstream)
     folder: Path = arguments.out
     files = {kind: folder / f"{name}.{kind}" for kind in ("cedarschema", "cedar", "toml")}

@@ -163,7 +163,8 @@ class Settings:
         try:
             lines = [line.strip() for line in self.token_file.read_text().splitlines()]
         except (OSError, UnicodeDecodeError) as error:
-            message = f"{self.token_file}: {error}"
+            reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error.strerror or error).lower()
+            message = f"--token-file {self.token_file}: {reason}"
             raise UsageError(message) from error
         tokens = [line for line in lines if line and not line.startswith("#")]
         if not tokens or min(map(len, tokens)) < TOKEN_CHARS_MIN:

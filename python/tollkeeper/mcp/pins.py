@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
     from pathlib import Path
 
-__all__ = ["BUILT_IN", "FILE_NAME", "Pins", "accept", "difference", "digest", "pending_path", "pinned", "read_pending"]
+__all__ = [
+    "BUILT_IN", "FILE_NAME", "INSTALL", "Pins", "accept", "difference", "digest", "moved", "pending_path", "pinned",
+    "reached", "read_pending", "refuse_unknown",
+]  # fmt: skip
 
 FILE_NAME: Final = "mcp.lock.json"
 VERSION: Final = 1
@@ -44,7 +47,10 @@ NAME_BYTES_MAX: Final = 256
 # JCS writes numbers as doubles do; beyond this not every integer is one.
 JCS_INTEGER_MAX: Final = (1 << 53) - 1
 DIFF_LINES_MAX: Final = 200
-DIGEST_SHOWN: Final = 12
+# The name alone would fetch what somebody else has put on an index.
+INSTALL: Final = "install the wheel with its extra: pip install 'tollkeeper-VERSION-....whl[mcp]'"
+# What a refusal ends with where a person can lift it; for the model, which tells its user.
+ACCEPT: Final = " The operator has to accept it: tollkeeper mcp accept"
 
 Definition = dict[str, Any]
 
@@ -112,7 +118,7 @@ def digest(server: str, reached: str, definition: Definition) -> str:
     try:
         import rfc8785  # noqa: PLC0415 - of the extra `mcp`
     except ModuleNotFoundError:
-        raise ConfigError("rfc8785 is not installed", "mcp.extra", "pip install 'tollkeeper[mcp]'") from None
+        raise ConfigError("rfc8785 is not installed", "mcp.extra", INSTALL) from None
     pinned = {"server": {"name": server, "reached": reached}, **_reduced(definition)}
     return "sha256:" + hashlib.sha256(rfc8785.dumps(_exact(pinned))).hexdigest()
 
@@ -184,6 +190,16 @@ def pinned(lock: Path, server: str) -> dict[str, Definition]:
     return {} if found is None else {name: entry.definition for name, entry in found.tools.items()}
 
 
+def reached(lock: Path, server: str) -> str | None:
+    """How a server was reached when its tools were accepted.
+
+    Raises:
+        ConfigError: The lock file cannot be used.
+    """
+    found = _load_lock(lock).servers.get(server)
+    return None if found is None else found.reached
+
+
 @contextlib.contextmanager
 def _alone(folder: Path) -> Generator[None]:
     """Keeps others who change the files of this folder in the same way out, other processes too."""
@@ -195,6 +211,19 @@ def _alone(folder: Path) -> Generator[None]:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Does what `_store` does, but for the last step: only the system knows whether it works."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with _alone(path.parent):
+            draft.unlink(missing_ok=True)
+            os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+            draft.unlink()
+    except OSError as error:
+        message = f"{path}: the lock file cannot be written: {(error.strerror or str(error)).lower()}"
+        raise ConfigError(message, "mcp.lock", "name a file in a folder that can be written: --lock FILE") from None
 
 
 def _store(path: Path, document: Lock | Pending) -> None:
@@ -218,6 +247,17 @@ def _entries(server: str, reached: str, tools: dict[str, Definition]) -> dict[st
     return {name: Entry(digest(server, reached, tool), _reduced(tool)) for name, tool in tools.items()}
 
 
+def refuse_unknown(seen: Seen, tools: Iterable[str]) -> None:
+    """Refuses names that do not wait.
+
+    Raises:
+        ConfigError: One of them does not.
+    """
+    if unknown := sorted(set(tools) - set(seen.withheld)):
+        waiting = ", ".join(map(_shown, sorted(seen.withheld)))
+        raise ConfigError(f"{unknown[0]}: no such tool waits to be accepted", "mcp.accept", f"what waits: {waiting}")
+
+
 def accept(path: Path, server: str, seen: Seen, tools: Iterable[str] | None = None) -> list[str]:
     """Takes over what waits, into the lock file.
 
@@ -234,8 +274,8 @@ def accept(path: Path, server: str, seen: Seen, tools: Iterable[str] | None = No
         ConfigError: A file cannot be used, or a name is not among those that wait.
     """
     wanted = None if tools is None else set(tools)
-    if wanted is not None and (unknown := sorted(wanted - set(seen.withheld))):
-        raise ConfigError(f"{unknown[0]}: no such tool waits to be accepted", "mcp.accept", "tollkeeper mcp accept")
+    if wanted is not None:
+        refuse_unknown(seen, wanted)
     with _alone(path.parent):
         lock = _load_lock(path)
         had = lock.servers.get(server)
@@ -308,11 +348,13 @@ class Pins:
         list may leave out for one what it has for another."""
         self.withheld: dict[str, str] = {}
         """Why tools are withheld, for the model: nothing that the server has written is repeated."""
-        # What is missing is said now and not with the first list.
+        # What is missing, or cannot be written, is said now and not with the first list.
         digest(server, reached, {})
         if path is not None:
             self._stamp = _stamp(path)
             self._lock = _load_lock(path)
+            if server not in self._lock.servers and not locked:
+                _refuse_unwritable(path)
 
     def refresh(self, within_seconds: float = 0.0) -> bool:
         """Looks whether the lock file has changed, and judges anew if it has.
@@ -429,39 +471,40 @@ class Pins:
     def _reason(self, name: str, tool: Definition, had: Server | None) -> str | None:
         """Why one tool is withheld; `None` if it is as it was accepted."""
         if name in self._twice:
-            return "the server lists two tools of this name."
+            return f"the server lists two tools named `{_shown(name)}`."
         pinned: Iterable[str] = self._first if had is None else had.tools
         if (clash := self._clash(name, pinned)) is not None:
             return clash
         if had is None and self._locked:
-            return "the lock file knows nothing of this server, and only what it holds may be called."
+            return f"the lock file knows nothing of this server, and only what it holds may be called.{ACCEPT}"
         if had is None:
             first = self._first.get(name)
-            return None if first is None or first == tool else _changed(first, tool)
+            return None if first is None or first == tool else _changed(name, first, tool)
         return self._difference(name, tool, had)
 
     def _difference(self, name: str, tool: Definition, had: Server) -> str | None:
         if had.reached != self._reached:
-            return "the server is reached another way than when its tools were accepted."
+            way = moved(had.reached, self._reached)
+            return f"the server is reached another way than when its tools were accepted ({way}).{ACCEPT}"
         entry = had.tools.get(name)
         if entry is None:
-            return "the server has added this tool, and nobody has accepted it yet."
+            return f"the server has added `{_shown(name)}`, and nobody has accepted it yet.{ACCEPT}"
         if entry.digest == digest(self._server, self._reached, tool):
             return None
-        return _changed(entry.definition, tool)
+        return _changed(name, entry.definition, tool)
 
     def _clash(self, name: str, pinned: Iterable[str]) -> str | None:
         """Why a name cannot be told from another's."""
         key = folded(name)
         if key in BUILT_IN:
-            return "its name is that of a tool which the proxy makes of every server."
+            return f"the name `{_shown(name)}` is that of a tool which the proxy makes of every server."
         if name in pinned and self._server in self._lock.servers:
             return None
         if any(other != name and folded(other) == key for other in (*self.current, *pinned)):
-            return "its name differs by case alone from that of another tool."
+            return f"the name `{_shown(name)}` differs by case alone from that of another tool.{ACCEPT}"
         for server, known in self._lock.servers.items():
             if server != self._server and any(folded(other) == key for other in known.tools):
-                return "its name is that of a tool of another server."
+                return f"the name `{_shown(name)}` is that of a tool of another server.{ACCEPT}"
         return None
 
     def _tell(self, had: Server | None) -> None:
@@ -470,28 +513,72 @@ class Pins:
         over = [name for name in self._told if name not in self.withheld]
         self._told = dict(self.withheld)
         for name, reason in news.items():
-            self._say(f"withheld: {_shown(name)}: {reason}")
+            self._say(f"withheld: {_shown(name)}: {reason.removesuffix(ACCEPT)}")
             entry = None if had is None else had.tools.get(name)
             for line in difference(None if entry is None else entry.definition, self.current[name])[:DIFF_LINES_MAX]:
                 self._say(f"  {line}")
+        if news and had is not None and had.reached != self._reached:
+            self._say(f"accepted as: {had.reached}")
+            self._say(f"reached now: {self._reached}")
+            self._say("if that is meant, accept it; if not, start the server as before")
         for name in over:
             self._say(f"no longer withheld: {_shown(name)}")
         if news and self._path is not None:
             self._say(f"read the difference, and accept it: tollkeeper mcp accept --lock {self._path}")
         if (news or over) and self._path is not None:
-            with _alone(self._path.parent):
-                pending = read_pending(self._path)
-                if self.withheld:
-                    listed = {n: t for n, t in self.current.items() if n not in self._gone or n in self.withheld}
-                    pending.servers[self._server] = Seen(self._reached, listed, dict(self.withheld))
-                else:
-                    pending.servers.pop(self._server, None)
-                _store_pending(self._path, pending)
+            try:
+                self._write_pending(self._path)
+            except (ConfigError, OSError) as error:
+                # What is withheld is withheld, whether or not it can be written down for `accept`.
+                self._say(f"what waits to be accepted cannot be written down: {error}")
+
+    def _write_pending(self, path: Path) -> None:
+        with _alone(path.parent):
+            pending = read_pending(path)
+            if self.withheld:
+                listed = {n: t for n, t in self.current.items() if n not in self._gone or n in self.withheld}
+                reasons = {name: reason.removesuffix(ACCEPT) for name, reason in self.withheld.items()}
+                pending.servers[self._server] = Seen(self._reached, listed, reasons)
+            else:
+                pending.servers.pop(self._server, None)
+            _store_pending(path, pending)
 
 
-def _changed(before: Definition, after: Definition) -> str:
-    fields = [name for name in FIELDS if before.get(name) != after.get(name) or (name in before) != (name in after)]
-    return f"its {' and '.join(fields) or 'definition'} changed since it was accepted."
+def _changed(name: str, before: Definition, after: Definition) -> str:
+    fields = [part for part in FIELDS if before.get(part) != after.get(part) or (part in before) != (part in after)]
+    what = f" ({', '.join(fields)})" if fields else ""
+    return f"the definition of `{_shown(name)}` changed since it was accepted{what}.{ACCEPT}"
+
+
+def moved(before: str, after: str) -> str:
+    """What of the way to a server has changed, in words that a model may read: no arguments, and no path of a URL.
+
+    Args:
+        before: How it was reached when its tools were accepted, as the lock file has it.
+        after: How it is reached now.
+
+    Example:
+        >>> from tollkeeper.mcp.pins import moved
+        >>> moved("stdio npx sha256:0a1b2c3d4e5f6071", "http https://mcp.example.com/mcp")
+        'before: the program `npx` (command sha256:0a1b2c3d4e5f6071); now: https://mcp.example.com'
+    """
+    same = ""
+    if before.split(" ")[:-1] == after.split(" ")[:-1] and after.startswith("stdio "):
+        same = ", the same program with other arguments"
+    elif _way(before) == _way(after):
+        same = ", another path of the same host"
+    return f"before: {_way(before)}; now: {_way(after)}{same}"
+
+
+def _way(reached: str) -> str:
+    kind, _, rest = reached.partition(" ")
+    if kind == "http":
+        scheme, _, host = rest.partition("://")
+        return f"{scheme}://{host.partition('/')[0]}"
+    if kind == "stdio":
+        program, _, words = rest.rpartition(" ")
+        return f"the program `{program}` (command {words})"
+    return reached
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

@@ -13,7 +13,8 @@ import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from tollkeeper._native import EntityUid
+from tollkeeper._native import EntityUid, PolicySet
+from tollkeeper.errors import ConfigError, PolicyError
 from tollkeeper.mcp.pins import BUILT_IN
 from tollkeeper.mcp.strict import folded
 
@@ -67,8 +68,10 @@ def write(server: str, principal: str, tools: list[dict[str, Any]]) -> Written:
 
     Raises:
         EntityError: The principal is no uid.
+        ConfigError: Its type has a name that a schema has for something else, as `Action`.
     """
     kind = EntityUid.parse(principal).type
+    _refuse_type(kind)
     fit: list[dict[str, Any]] = []
     left_out: list[str] = []
     seen = set(BUILT_IN)
@@ -82,6 +85,14 @@ def write(server: str, principal: str, tools: list[dict[str, Any]]) -> Written:
         fit.append(tool)
     fit.sort(key=lambda tool: cast("str", tool["name"]))
     return Written(_schema(server, kind, fit), _policies(server, principal, fit), _sections(server, fit), left_out)
+
+
+def _refuse_type(kind: str) -> None:
+    try:
+        PolicySet.from_cedar("", _schema("server", kind, []))
+    except PolicyError:
+        message = f"--principal: no schema can have entities of the type `{kind}`, whose name stands for something else"
+        raise ConfigError(message, "mcp.principal", "--principal 'Agent::\"researcher\"'") from None
 
 
 def _name_problem(name: str, seen: set[str]) -> str | None:
@@ -117,7 +128,8 @@ def _schema(server: str, kind: str, tools: list[dict[str, Any]]) -> str:
         "action call_tool;",
         "",
         *_action("read_resource", kind, ["uri: String"]),
-        *_action("get_prompt", kind, ["name: String"]),
+        "// The arguments of prompts, by the names that policies read; all are text: { topic?: String }",
+        *_action("get_prompt", kind, ["name: String", "arguments: {}"]),
     ]
     for tool in tools:
         fields, notes = _input(tool.get("inputSchema"))
@@ -332,7 +344,7 @@ def _sections(server: str, tools: list[dict[str, Any]]) -> str:
         "# What they return was written by others; policies can read that a session has seen it. Each tool's schema",
         "# comes from the server, pinned; write one here, and it holds instead.",
     ]
-    for name in ["read_resource", *(cast("str", tool["name"]) for tool in tools)]:
+    for name in ["read_resource", "get_prompt", *(cast("str", tool["name"]) for tool in tools)]:
         found = next((tool for tool in tools if tool["name"] == name), cast("dict[str, Any]", {}))
         lines += ["", f"[tools.{_key(name)}]", f"resource = {_toml(resource)}", 'reads = ["untrusted"]']
         schema = found.get("inputSchema")

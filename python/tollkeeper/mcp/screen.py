@@ -485,7 +485,8 @@ class Screen:
             guess = _guessed_id(raw)
             with self._lock:
                 pending = None if guess is None else self._client.pending.pop((exchange, guess))
-            if guess is not None:
+                own = pending is None and self._listing.own(guess)
+            if guess is not None and not own:
                 # Taken from among those that wait before it failed, or just now.
                 if pending is not None:
                     _finish(pending, "error", "InternalError")
@@ -930,6 +931,8 @@ class _Listing:
         self._wanted = False
         self._id: str | None = None
         """Of the request that has no answer yet."""
+        self._last_id: str | None = None
+        """Of the request that was asked last, also once it has its answer."""
         self._given_up_at: float | None = None
         self._meta: dict[str, Any] = {}
         self._pages = 0
@@ -957,11 +960,15 @@ class _Listing:
             return None
         self._wanted = False
         # Nobody can know it but the server that it is sent to.
-        self._id = f"tollkeeper-{os.urandom(16).hex()}"
+        self._id = self._last_id = f"tollkeeper-{os.urandom(16).hex()}"
         params: dict[str, Any] = {} if self.cursor is None else {"cursor": self.cursor}
         if self._meta:
             params["_meta"] = self._meta
         return strict.write({"jsonrpc": "2.0", "id": self._id, "method": "tools/list", "params": params})
+
+    def own(self, id_: Id | None) -> bool:
+        """Whether this is the id of what was asked last: the client knows nothing of that request."""
+        return id_ is not None and id_ == self._last_id
 
     def answers(self, id_: str) -> bool:
         if self._id is None or id_ != self._id:

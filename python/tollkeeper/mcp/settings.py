@@ -45,7 +45,7 @@ def server_name(given: str | None, command: Sequence[str], url: str | None) -> s
         >>> server_name(None, [], "https://mcp.example.com/mcp")
         'mcp.example.com'
     """
-    hint = "--server mail"
+    hint = "add --server NAME"
     host = "" if url is None else _host_of(url)
     if given is not None:
         if NAME.fullmatch(given) is None:
@@ -53,7 +53,8 @@ def server_name(given: str | None, command: Sequence[str], url: str | None) -> s
         return given
     name = host if url is not None else Path(command[0]).stem
     if NAME.fullmatch(name) is None or name in LAUNCHERS or INTERPRETER.fullmatch(name) is not None:
-        raise ConfigError("the server needs a name, which policies and pins then use", "mcp.server", hint)
+        message = f"the server needs a name, which policies and pins then use; `{name}` does not say which server it is"
+        raise ConfigError(message, "mcp.server", hint)
     return name
 
 
