@@ -225,7 +225,7 @@ fn a_full_ring_becomes_several_frames() {
     loop {
         let private = Private::Arguments { structure: &structure, text: &text, more: &[] };
         let big = Record { kind: Kind::Approve, private, ..record(&members) };
-        let Ok(mut claim) = log.claim(tollkeeper_core::audit::log::LogClaim::bytes_for(&big)) else { break };
+        let Ok(claim) = log.claim(tollkeeper_core::audit::log::LogClaim::bytes_for(&big)) else { break };
         assert!(claim.publish(&big));
         put += 1;
     }

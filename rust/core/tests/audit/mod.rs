@@ -98,7 +98,7 @@ pub(crate) fn append(log: &Log, text: &str) -> u64 {
 pub(crate) fn try_append(log: &Log, text: &str) -> Result<u64, Refused> {
     let members = note(text);
     let bytes = Log::bytes_for(members.len());
-    let mut claim = log.claim(bytes)?;
+    let claim = log.claim(bytes)?;
     let seq = claim.seq();
     assert!(claim.publish(&record(&members)));
     Ok(seq)
