@@ -26,7 +26,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from tollkeeper import _native
 from tollkeeper._native import EntityUid
@@ -61,6 +61,7 @@ PLAIN: Final = (str, int, float, bool, type(None))
 _ADMITTED: ContextVar[Passage | None] = ContextVar("tollkeeper_admitted", default=None)
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """What each host module's `Guard` offers beside the hooks of its runtime.
 

@@ -18,6 +18,7 @@ from driver import Call, Plan, Ran, Sub, Turn
 
 from conftest import entries
 from tollkeeper import Decision, Denied, Gate
+from tollkeeper.adapters._base import Adapter
 from tollkeeper.adapters._hosts import CASES
 
 RESOURCE = 'Mcp::"crm"'
@@ -85,6 +86,7 @@ DONE = Turn(text="all done now")
 def guarded(driver: Any, gate: Gate, *, installed: bool = False, **options: Any) -> Iterator[Any]:
     """A guard, installed or not; never left installed."""
     guard = driver.guard(gate, resource=options.pop("resource", RESOURCE), **options)
+    assert isinstance(guard, Adapter)
     if installed:
         guard.install()
     try:
